@@ -1,0 +1,87 @@
+"""Backends by name. A framework is imported only when one of its backends is chosen."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from backends.interface import REQUIRED, REQUIRED_ATTRIBUTES, Backend, Gradients
+from reference.errors import BackendError, MissingPackageError
+
+__all__ = ["BACKENDS", "Backend", "Gradients", "load_backend"]
+
+#: name -> module whose ``make_backend(name)`` builds it
+BACKENDS = {
+    "reference": "backends.reference_backend",
+    "torch-cpu": "backends.torch.backend",
+    "torch-cuda": "backends.torch.backend",
+}
+
+
+def load_backend(name: str) -> Backend:
+    """Build a backend from one of the names in ``BACKENDS``, or from ``module:factory``.
+
+    ``factory`` is called without arguments and returns an object with the functions of ``interface.Backend``.
+
+    Raises:
+        BackendError: unknown name, a module that cannot be imported, or a port without one of the functions.
+        DeviceUnavailableError: the device that the name promises is missing; there is no fallback.
+        MissingPackageError: the backend's framework is not installed.
+
+    Clauses: BACK-1, BACK-2, ERR-3. Source: ours.
+
+    >>> load_backend("reference").device
+    'cpu'
+    """
+    if name in BACKENDS:
+        try:
+            module = importlib.import_module(BACKENDS[name])
+        except ModuleNotFoundError as error:
+            extra = name.partition("-")[0]
+            raise MissingPackageError(
+                f"backend {name}",
+                got=f"no package named {error.name}",
+                allowed=f"an installation with the extra '{extra}'",
+                remedy=f"pip install 'crma[{extra}]'",
+            ) from error
+        return cast(Backend, module.make_backend(name))
+    if ":" not in name:
+        raise BackendError(
+            "backend",
+            got=repr(name),
+            allowed=", ".join(BACKENDS) + ", or module:factory",
+            remedy="name one of these, or a factory such as my_port.crma:make_backend",
+        )
+    return _load_port(name)
+
+
+def _load_port(name: str) -> Backend:
+    module_name, _, factory_name = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BackendError(
+            "backend",
+            got=f"{name!r} ({error})",
+            allowed="module:factory, importable from here",
+            remedy="install the port, or put its folder on PYTHONPATH, and check the spelling",
+        ) from error
+    try:
+        port = factory()
+    except Exception as error:
+        raise BackendError(
+            "backend",
+            got=f"{name!r}, whose factory failed with {type(error).__name__}: {error}",
+            allowed="a factory that returns a backend when called without arguments",
+            remedy=f"call {factory_name}() by hand",
+        ) from error
+    missing = [item for item in (*REQUIRED_ATTRIBUTES, *REQUIRED) if not hasattr(port, item)]
+    missing += [item for item in REQUIRED if hasattr(port, item) and not callable(getattr(port, item))]
+    if missing:
+        raise BackendError(
+            "backend",
+            got=f"{name!r} without {', '.join(missing)}",
+            allowed="everything in backends.interface.Backend",
+            remedy="add what is missing; backends/reference_backend.py is the shortest example",
+        )
+    return cast(Backend, port)
