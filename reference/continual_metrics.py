@@ -1,4 +1,7 @@
-"""Metrics of continual learning, from the matrix of holdout losses. Source: paper section 6.1.3. Clauses: CL-1..CL-4."""
+"""Metrics of continual learning, from the matrix of holdout losses.
+
+Source: paper section 6.1.3. Clauses: CL-1..CL-4.
+"""
 
 from __future__ import annotations
 

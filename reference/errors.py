@@ -17,7 +17,7 @@ class CRMAError(Exception):
         self.field, self.got, self.allowed, self.remedy = field, got, allowed, remedy
         super().__init__(f"{field}: got {got}; allowed: {allowed}. Try: {remedy}")
 
-    def __reduce__(self):  # the default would call __init__ with the message alone
+    def __reduce__(self) -> tuple[object, ...]:  # the default would call __init__ with the message alone
         return (_rebuild, (type(self), self.field, str(self.got), self.allowed, self.remedy))
 
 

@@ -71,7 +71,7 @@ def squared_norm_bound_vjp(basis: Array, cotangent: float) -> Array:
 
     Source: ours. Clauses: GRAD-6.
     """
-    normalised, trace = _normalised_gram(basis)
+    normalised, _ = _normalised_gram(basis)
     squared = normalised @ normalised
     seventh = squared @ squared @ squared @ normalised
     trace_eighth = np.trace(seventh @ normalised)

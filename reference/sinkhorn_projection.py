@@ -100,7 +100,7 @@ def _sinkhorn(logits: Array, iterations: int) -> _Trace:
 
 
 def _log_normalise(log_matrix: Array, axis: int) -> Array:
-    # The maximum goes first and on its own: "X - (max + log sum)" would lose the decimals of the log beside a large max.
+    # The maximum goes first and on its own: "X - (max + log sum)" loses the decimals of the log beside a large max.
     shifted = log_matrix - log_matrix.max(axis=axis, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 

@@ -1,0 +1,26 @@
+"""CRMA for PyTorch.
+
+>>> import torch
+>>> from backends.torch import CRMAAdapter
+>>> adapter = CRMAAdapter(hidden_size=64)
+>>> adapter(torch.zeros(2, 10, 64)).shape
+torch.Size([2, 10, 64])
+"""
+
+from backends.torch.adapter import CRMAAdapter
+from backends.torch.attach import attach_crma
+from backends.torch.backbone import CRMABackbone
+from backends.torch.certificates import AdapterState, Certificate
+from backends.torch.sinkhorn_projection import sinkhorn_projection
+from backends.torch.state import load_state, save_state
+
+__all__ = [
+    "AdapterState",
+    "CRMAAdapter",
+    "CRMABackbone",
+    "Certificate",
+    "attach_crma",
+    "load_state",
+    "save_state",
+    "sinkhorn_projection",
+]

@@ -1,0 +1,153 @@
+"""CRMABackbone: the adapters of all layers of one model, projected in one call per forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from backends.torch import certificates
+from backends.torch.adapter import CRMAAdapter
+from backends.torch.certificates import AdapterState, Certificate
+from backends.torch.residual_mixing import adapter_strength
+from backends.torch.sinkhorn_projection import require_finite, sinkhorn_projection
+from backends.torch.state import load_state, save_state
+from reference.adapter import AdapterConfig
+from reference.errors import StateFileError
+
+
+class CRMABackbone(nn.Module):
+    """The stack of adapters that all tasks of a model share. ``attach_crma`` builds it.
+
+    ``backbone.parameters()`` are all its trainables; ``parameter_groups()`` names them for an optimizer with a learning
+    rate and a clipping norm for each group, since their gradients differ by orders of magnitude.
+    """
+
+    def __init__(self, adapters: Sequence[CRMAAdapter], detach: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(adapters)
+        self._detach = detach
+
+    @property
+    def config(self) -> AdapterConfig:
+        """Sizes of one layer; all layers have the same."""
+        return self._layers()[0].config
+
+    def _layers(self) -> list[CRMAAdapter]:
+        return [adapter for adapter in self.adapters if isinstance(adapter, CRMAAdapter)]
+
+    def prepare(self) -> None:
+        """Project all layers' logits in one batched call, and hand each adapter its M and alpha.
+
+        Runs before each forward pass of the model. Clauses: SINK-1, MIX-5.
+        """
+        layers = self._layers()
+        if not layers[0].enabled:
+            return
+        state = self._stacked()
+        mixing = sinkhorn_projection(state.mix_logits, self.config.iterations)
+        strength = adapter_strength(state.gate_logits, state.bases)
+        for adapter, layer_mixing, layer_strength in zip(layers, mixing.unbind(), strength.unbind(), strict=True):
+            adapter.prepare(layer_mixing, layer_strength)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Bypass every adapter inside the block: the inference toggle. Source: paper section 6.1.4."""
+        before = [adapter.enabled for adapter in self._layers()]
+        try:
+            for adapter in self._layers():
+                adapter.enabled = False
+            yield
+        finally:
+            for adapter, enabled in zip(self._layers(), before, strict=True):
+                adapter.enabled = enabled
+
+    def detach_from_model(self) -> None:
+        """Take the adapters out of the model; it is then what it was before ``attach_crma``."""
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``{"basis": [...], "mixing": [...], "gate": [...]}``, one parameter per layer in each."""
+        layers = self._layers()
+        return {
+            "basis": [adapter.basis for adapter in layers],
+            "mixing": [adapter.mix_logits for adapter in layers],
+            "gate": [adapter.gate_logit for adapter in layers],
+        }
+
+    def state(self) -> AdapterState:
+        """A copy of all parameters, stacked over layers. Clause: STATE-1."""
+        with torch.no_grad():
+            return AdapterState(*(tensor.clone() for tensor in self._stacked()))
+
+    def load_state(self, state: AdapterState) -> None:
+        """Set all parameters. Raises: StateFileError if the shapes are another model's; then nothing is changed."""
+        for field, new, old in zip(AdapterState._fields, state, self._stacked(), strict=True):
+            if new.shape != old.shape:
+                raise StateFileError(
+                    field,
+                    got=tuple(new.shape),
+                    allowed=f"{tuple(old.shape)}, as this model has it",
+                    remedy="load the state onto the model it was trained on, with the same streams and rank",
+                )
+        with torch.no_grad():
+            for index, adapter in enumerate(self._layers()):
+                adapter.mix_logits.copy_(state.mix_logits[index])
+                adapter.gate_logit.copy_(state.gate_logits[index])
+                adapter.basis.copy_(state.bases[index])
+
+    def save(self, path: Path | str) -> None:
+        """Write the state file, atomically. Clauses: STATE-1..STATE-3."""
+        save_state(path, self.state(), self.config)
+
+    def load(self, path: Path | str) -> None:
+        """Read a state file into the adapters. Raises: StateFileError; then nothing is changed. Clauses: STATE-4."""
+        state, config = load_state(path)
+        if config != self.config:
+            raise StateFileError(
+                str(path),
+                got=f"{config}",
+                allowed=f"{self.config}, as this model has it",
+                remedy="attach adapters with the configuration of the file",
+            )
+        self.load_state(state)
+
+    def certificate(self) -> Certificate:
+        """Bounds measured on the present parameters, per layer. Raises: NonFiniteError. Clause: CERT-1."""
+        state = self.state()
+        for field, tensor in zip(AdapterState._fields, state, strict=True):
+            require_finite(field, tensor)
+        return certificates.certificate(state, self.config.iterations)
+
+    def displacement(self, anchor: AdapterState) -> Tensor:
+        """``||G_now - G_anchor||_2`` per layer, shape (L,), float64. Clause: CERT-2."""
+        return certificates.displacement(anchor, self.state(), self.config.iterations)
+
+    def limit_displacement(self, anchor: AdapterState, delta: float) -> Tensor:
+        """Pull each layer back along the segment to ``anchor`` until it is within ``delta`` of it.
+
+        Call it after an optimizer step. A layer that is inside already keeps its bits.
+
+        Returns:
+            The fraction of the way from the anchor that was kept, shape (L,); 1 where nothing changed.
+
+        Raises: ConfigError for delta <= 0. Clauses: BUDGET-1, BUDGET-2. Source: ours.
+        """
+        now = self.state()
+        fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
+        if bool((fraction < 1).any()):
+            self.load_state(certificates.interpolate(anchor, now, fraction))
+        return fraction
+
+    def _stacked(self) -> AdapterState:
+        layers = self._layers()
+        return AdapterState(
+            torch.stack([adapter.mix_logits for adapter in layers]),
+            torch.cat([adapter.gate_logit for adapter in layers]),
+            torch.stack([adapter.basis for adapter in layers]),
+        )

@@ -1,0 +1,122 @@
+"""Certificates and the displacement budget for a stack of layers, batched and in float64.
+
+With the two states' bases stacked, ``[A_p; A_q]^T = Q R``, every state on the segment between them has its basis in
+the span of Q too, so one QR serves a whole search along the segment.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from backends.torch.residual_mixing import adapter_strength
+from backends.torch.sinkhorn_projection import sinkhorn_projection
+from reference.errors import ConfigError
+
+BISECTIONS = 20
+
+
+class AdapterState(NamedTuple):
+    """Stacked parameters of L layers: mix_logits (L, n, n), gate_logits (L,), bases (L, n, r, d). Clause: STATE-1."""
+
+    mix_logits: Tensor
+    gate_logits: Tensor
+    bases: Tensor
+
+
+class Certificate(NamedTuple):
+    """Per layer, shape (L,), float64. Clauses: SINK-5, SINK-6, CERT-1."""
+
+    sum_error: Tensor  # worst |row or column sum of M - 1|
+    mixing_norm: Tensor  # spectral norm of M
+    largest: Tensor  # singular values of the whole adapter
+    smallest: Tensor
+
+
+def certificate(state: AdapterState, iterations: int) -> Certificate:
+    """Measure M as it is used (float32), and the adapter's singular values. Source: ours. Clauses: CERT-1."""
+    mixing = sinkhorn_projection(state.mix_logits.float(), iterations).double()
+    sums = torch.cat([mixing.sum(-1), mixing.sum(-2)], dim=-1)
+    hidden_size, width = state.bases.shape[-1], state.bases.shape[1] * state.bases.shape[2]
+    _, triangle = torch.linalg.qr(state.bases.double().flatten(1, 2).mT)
+    change = _change(mixing, state.gate_logits.double(), triangle, state.bases.shape[2])
+    singular_values = torch.linalg.svdvals(torch.eye(width, dtype=torch.float64, device=change.device) + change)
+    if hidden_size > width:  # off the span of the basis the adapter is the identity
+        singular_values = torch.cat([singular_values, torch.ones_like(singular_values[:, :1])], dim=-1)
+    return Certificate(
+        sum_error=(sums - 1).abs().amax(-1),
+        mixing_norm=torch.linalg.matrix_norm(mixing, ord=2),
+        largest=singular_values.amax(-1),
+        smallest=singular_values.amin(-1),
+    )
+
+
+def displacement(first: AdapterState, second: AdapterState, iterations: int) -> Tensor:
+    """``||G_first - G_second||_2`` per layer, shape (L,), float64, exact. Clause: CERT-2. Source: ours."""
+    return _Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
+
+
+def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, iterations: int) -> Tensor:
+    """How far each layer may go from ``anchor`` towards ``now``: the fraction t in [0, 1], shape (L,).
+
+    t = 1 where ``now`` is within ``delta`` of the anchor; else a t, found by bisection, whose displacement is at most
+    ``delta``. Raises: ConfigError for a delta that is not positive. Clauses: BUDGET-1, BUDGET-2. Source: ours.
+    """
+    if not delta > 0:
+        raise ConfigError(
+            "delta", got=delta, allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
+        )
+    segment = _Segment(anchor, now, iterations)
+    inside = torch.zeros(len(now.bases), dtype=torch.float64, device=now.bases.device)
+    outside = torch.ones_like(inside)
+    within = segment.displacement(outside) <= delta
+    if bool(within.all()):
+        return outside
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        fits = segment.displacement(middle) <= delta
+        inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
+    return torch.where(within, torch.ones_like(inside), inside)
+
+
+def interpolate(anchor: AdapterState, now: AdapterState, fraction: Tensor) -> AdapterState:
+    """``anchor + t (now - anchor)`` per layer; exactly ``now`` where t = 1."""
+
+    def blend(start: Tensor, end: Tensor) -> Tensor:
+        t = fraction.to(end.dtype).view(-1, *[1] * (end.ndim - 1))
+        return torch.where(t == 1, end, start + t * (end - start))
+
+    return AdapterState(*(blend(start, end) for start, end in zip(anchor, now, strict=True)))
+
+
+class _Segment:
+    """States between two of one shape, in coordinates of the joint span of their bases."""
+
+    def __init__(self, start: AdapterState, end: AdapterState, iterations: int) -> None:
+        self.iterations, self.rank = iterations, start.bases.shape[2]
+        flat_start, flat_end = (state.bases.double().flatten(1, 2) for state in (start, end))
+        _, triangle = torch.linalg.qr(torch.cat([flat_start, flat_end], dim=1).mT)
+        width = flat_start.shape[1]
+        self.start = AdapterState(start.mix_logits.double(), start.gate_logits.double(), triangle[..., :width])
+        self.end = AdapterState(end.mix_logits.double(), end.gate_logits.double(), triangle[..., width:])
+        self.change_at_start = self._change(self.start)
+
+    def displacement(self, fraction: Tensor) -> Tensor:
+        at_fraction = interpolate(self.start, self.end, fraction.to(self.start.bases.device))
+        difference = self._change(at_fraction) - self.change_at_start
+        return torch.linalg.eigvalsh(difference.mT @ difference)[..., -1].clamp(min=0).sqrt()
+
+    def _change(self, state: AdapterState) -> Tensor:
+        mixing = sinkhorn_projection(state.mix_logits, self.iterations)
+        return _change(mixing, state.gate_logits, state.bases, self.rank)
+
+
+def _change(mixing: Tensor, gate_logits: Tensor, coordinates: Tensor, rank: int) -> Tensor:
+    """``alpha A^T D A`` where the columns of A^T have these ``coordinates`` (L, k, n r) in an orthonormal basis."""
+    layers, n, _ = mixing.shape
+    by_stream = coordinates.mT.reshape(layers, n, rank, -1)
+    moved = torch.einsum("lij,ljrk->lirk", mixing, by_stream) - by_stream
+    strength = adapter_strength(gate_logits, by_stream)
+    return strength[:, None, None] * (coordinates @ moved.flatten(1, 2))

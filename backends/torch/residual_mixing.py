@@ -1,0 +1,111 @@
+"""Residual mixing in PyTorch: one layer's streams, with the gradient in closed form, and the gate's strength."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
+    """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
+
+    Args:
+        x: residual stream, shape (..., d), any floating dtype.
+        mixing: M, shape (n, n). strength: alpha, one value. basis: A, shape (n, r, d). All float32 (or float64).
+
+    Returns:
+        y, shape and dtype of x. What is added to x is computed in the parameters' dtype.
+
+    Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    """
+    mixed: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)
+    return mixed
+
+
+class _ResidualMixing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, mixing, strength, basis)
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
+            flat = basis.flatten(0, 1)
+            moved = _mix(tokens @ flat.T, mixing)
+            return torch.addmm(tokens, moved * strength, flat).to(x.dtype).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        x, mixing, strength, basis = ctx.saved_tensors
+        needs_x, needs_mixing, needs_strength, needs_basis = ctx.needs_input_grad
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
+            upstream = grad_output.reshape(-1, x.shape[-1]).to(basis.dtype)
+            flat = basis.flatten(0, 1)
+            streams, grad_streams = tokens @ flat.T, upstream @ flat.T
+            moved_back = _mix(grad_streams, mixing.T)
+            grad_x = grad_mixing = grad_strength = grad_basis = None
+            if needs_x:
+                grad_x = torch.addmm(upstream, moved_back * strength, flat).to(x.dtype).view(x.shape)
+            if needs_mixing or needs_strength:
+                n = mixing.shape[0]
+                by_stream = (tensor.view(-1, n, basis.shape[1]) for tensor in (grad_streams, streams))
+                correlation = torch.einsum("tir,tjr->ij", *by_stream)
+                grad_mixing = strength * correlation
+                # sum_t u . (M z - z) from the n x n correlation: no second pass over the tokens
+                grad_strength = ((mixing * correlation).sum() - correlation.trace()).reshape(strength.shape)
+            if needs_basis:
+                moved = _mix(streams, mixing)
+                grad_basis = (strength * (moved.T @ upstream + moved_back.T @ tokens)).view(basis.shape)
+        return grad_x, grad_mixing, grad_strength, grad_basis
+
+
+def _mix(streams: Tensor, mixing: Tensor) -> Tensor:
+    """(tokens, n r) -> what mixing adds: ``(M (x) I_r) z - z``."""
+    by_stream = streams.view(streams.shape[0], mixing.shape[0], -1)
+    return (mixing @ by_stream - by_stream).view(streams.shape)
+
+
+def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
+    """``alpha = sigmoid(gamma) / kappa``, ``kappa = (trace (A A^T)^8)^(1/8)``, batched over leading axes.
+
+    Args:
+        gate_logit: gamma, shape (...). basis: A, shape (..., n, r, d).
+
+    Returns:
+        alpha, shape (...); NaN where A is zero.
+
+    Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    """
+    return gate_logit.sigmoid() / squared_norm_bound(basis)
+
+
+def squared_norm_bound(basis: Tensor) -> Tensor:
+    """kappa of ``basis`` (..., n, r, d), shape (...). Clauses: MIX-6, GRAD-6. Source: ours."""
+    bound: Tensor = _SquaredNormBound.apply(basis)
+    return bound
+
+
+class _SquaredNormBound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, basis: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        with torch.autocast(basis.device.type, enabled=False):
+            flat = basis.flatten(-3, -2)
+            gram = flat @ flat.mT
+            trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+            normalised = gram / trace[..., None, None]
+            squared = normalised @ normalised
+            fourth = squared @ squared
+            trace_eighth = (fourth * fourth.mT).sum((-2, -1))
+            kappa = trace * trace_eighth**0.125
+            seventh = fourth @ squared @ normalised
+            ctx.save_for_backward(basis, seventh * (kappa / (trace * trace_eighth))[..., None, None])
+            return kappa
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_kappa: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        basis, weighted_seventh = ctx.saved_tensors
+        with torch.autocast(basis.device.type, enabled=False):
+            grad_flat = 2 * grad_kappa[..., None, None] * (weighted_seventh @ basis.flatten(-3, -2))
+        return grad_flat.view(basis.shape)
