@@ -77,7 +77,7 @@ def attach_crma(
             block.__class__ = original_class
             del block.crma
 
-    backbone = CRMABackbone(adapters, detach)
+    backbone = CRMABackbone(adapters, base_model=_description(_base_model(model).config), detach=detach)
     hook = decoder.register_forward_pre_hook(lambda *_: backbone.prepare())
     return backbone
 
@@ -94,6 +94,12 @@ def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     # accelerate and FSDP find blocks by the name of their class
     BlockWithCRMA.__name__, BlockWithCRMA.__qualname__ = block_class.__name__, block_class.__qualname__
     return BlockWithCRMA
+
+
+def _description(config: Any) -> str:
+    """The architecture in words, the same for every release of transformers."""
+    fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    return " ".join([str(config.model_type), *(f"{field}={getattr(config, field, None)}" for field in fields)])
 
 
 def _base_model(model: Any) -> Any:

@@ -26,9 +26,12 @@ class CRMABackbone(nn.Module):
     rate and a clipping norm for each group, since their gradients differ by orders of magnitude.
     """
 
-    def __init__(self, adapters: Sequence[CRMAAdapter], detach: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, adapters: Sequence[CRMAAdapter], *, base_model: str = "", detach: Callable[[], None] | None = None
+    ) -> None:
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
+        self.base_model = base_model
         self._detach = detach
 
     @property
@@ -103,18 +106,19 @@ class CRMABackbone(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write the state file, atomically. Clauses: STATE-1..STATE-3."""
-        save_state(path, self.state(), self.config)
+        save_state(path, self.state(), self.config, self.base_model)
 
     def load(self, path: Path | str) -> None:
         """Read a state file into the adapters. Raises: StateFileError; then nothing is changed. Clauses: STATE-4."""
-        state, config = load_state(path)
-        if config != self.config:
-            raise StateFileError(
-                str(path),
-                got=f"{config}",
-                allowed=f"{self.config}, as this model has it",
-                remedy="attach adapters with the configuration of the file",
-            )
+        state, config, base_model = load_state(path)
+        for got, own in ((config, self.config), (base_model or self.base_model, self.base_model or base_model)):
+            if got != own:
+                raise StateFileError(
+                    str(path),
+                    got=got,
+                    allowed=f"{own}, as this model has it",
+                    remedy="load the state onto the model it was trained on, with adapters of its configuration",
+                )
         self.load_state(state)
 
     def certificate(self) -> Certificate:

@@ -30,7 +30,7 @@ class _ResidualMixing(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
             flat = basis.flatten(0, 1)
-            moved = _mix(tokens @ flat.T, mixing)
+            moved = _mix(tokens @ flat.T, _mixer(mixing))
             return torch.addmm(tokens, moved * strength, flat).to(x.dtype).view(x.shape)
 
     @staticmethod
@@ -43,7 +43,8 @@ class _ResidualMixing(torch.autograd.Function):
             upstream = grad_output.reshape(-1, x.shape[-1]).to(basis.dtype)
             flat = basis.flatten(0, 1)
             streams, grad_streams = tokens @ flat.T, upstream @ flat.T
-            moved_back = _mix(grad_streams, mixing.T)
+            mixer = _mixer(mixing)
+            moved_back = _mix(grad_streams, mixer.T)
             grad_x = grad_mixing = grad_strength = grad_basis = None
             if needs_x:
                 grad_x = torch.addmm(upstream, moved_back * strength, flat).to(x.dtype).view(x.shape)
@@ -53,17 +54,22 @@ class _ResidualMixing(torch.autograd.Function):
                 correlation = torch.einsum("tir,tjr->ij", *by_stream)
                 grad_mixing = strength * correlation
                 # sum_t u . (M z - z) from the n x n correlation: no second pass over the tokens
-                grad_strength = ((mixing * correlation).sum() - correlation.trace()).reshape(strength.shape)
+                grad_strength = (mixer * correlation).sum().reshape(strength.shape)
             if needs_basis:
-                moved = _mix(streams, mixing)
+                moved = _mix(streams, mixer)
                 grad_basis = (strength * (moved.T @ upstream + moved_back.T @ tokens)).view(basis.shape)
         return grad_x, grad_mixing, grad_strength, grad_basis
 
 
-def _mix(streams: Tensor, mixing: Tensor) -> Tensor:
-    """(tokens, n r) -> what mixing adds: ``(M (x) I_r) z - z``."""
-    by_stream = streams.view(streams.shape[0], mixing.shape[0], -1)
-    return (mixing @ by_stream - by_stream).view(streams.shape)
+def _mixer(mixing: Tensor) -> Tensor:
+    """``D = M - I``."""
+    return mixing - torch.eye(mixing.shape[0], dtype=mixing.dtype, device=mixing.device)
+
+
+def _mix(streams: Tensor, mixer: Tensor) -> Tensor:
+    """(tokens, n r) -> what mixing adds to each stream: ``(D (x) I_r) z``."""
+    by_stream = streams.view(streams.shape[0], mixer.shape[0], -1)
+    return (mixer @ by_stream).view(streams.shape)
 
 
 def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -18,21 +19,27 @@ from reference.errors import ConfigError, StateFileError
 KEYS = ("mix_logits", "gate_logits", "bases")
 
 
-def save_state(path: Path | str, state: AdapterState, config: AdapterConfig) -> None:
+class StateFile(NamedTuple):
+    """Content of a state file; ``base_model`` describes the model the adapters were trained on, or is empty."""
+
+    state: AdapterState
+    config: AdapterConfig
+    base_model: str
+
+
+def save_state(path: Path | str, state: AdapterState, config: AdapterConfig, base_model: str = "") -> None:
     """Write ``state`` to ``path``, atomically. Raises: DiskSpaceError. Clauses: STATE-1..STATE-3. Source: ours."""
-    atomic_write(Path(path), state_bytes(state, config))
-
-
-def state_bytes(state: AdapterState, config: AdapterConfig) -> bytes:
-    """The content of a state file."""
-    metadata = {"format": "crma", "spec_version": SPEC_VERSION, "config": json.dumps(dataclasses.asdict(config))}
+    sizes = dataclasses.asdict(config) | {"layers": len(state.bases)}
+    metadata = {"format": "crma", "spec_version": SPEC_VERSION, "config": json.dumps(sizes)}
+    if base_model:
+        metadata["base_model"] = base_model
     tensors = {
         key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in zip(KEYS, state, strict=True)
     }
-    return safetensors.torch.save(tensors, metadata)
+    atomic_write(Path(path), safetensors.torch.save(tensors, metadata))
 
 
-def load_state(path: Path | str) -> tuple[AdapterState, AdapterConfig]:
+def load_state(path: Path | str) -> StateFile:
     """Read a state file. Raises: StateFileError, naming what is wrong. Clauses: STATE-1, STATE-2, STATE-4."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -43,23 +50,25 @@ def load_state(path: Path | str) -> tuple[AdapterState, AdapterConfig]:
     if metadata.get("format") != "crma":
         raise _refusal(path, f"format {metadata.get('format')!r}")
     version = metadata.get("spec_version", "none")
-    if version.partition(".")[0] != SPEC_VERSION.partition(".")[0]:
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) > int(SPEC_VERSION.partition(".")[0]):
         raise _refusal(path, f"spec_version {version}, while this program reads {SPEC_VERSION}")
     try:
-        config = AdapterConfig(**json.loads(metadata.get("config", "")))
-    except (ValueError, TypeError, ConfigError) as error:
+        sizes = json.loads(metadata.get("config", ""))
+        layers = sizes.pop("layers")
+        config = AdapterConfig(**sizes)
+    except (ValueError, TypeError, AttributeError, KeyError, ConfigError) as error:
         raise _refusal(path, f"config {metadata.get('config')!r} ({error})") from error
     if sorted(tensors) != sorted(KEYS):
         raise _refusal(path, f"tensors {sorted(tensors)}")
-    state = AdapterState(*(tensors[key] for key in KEYS))
-    layers, n = state.gate_logits.numel(), config.streams
+    state, n = AdapterState(*(tensors[key] for key in KEYS)), config.streams
     expected = ((layers, n, n), (layers,), (layers, n, config.rank, config.hidden_size))
     for key, tensor, shape in zip(KEYS, state, expected, strict=True):
         if tensor.shape != shape or tensor.dtype != torch.float32:
             raise _refusal(path, f"{key} {tensor.dtype} {tuple(tensor.shape)}, expected float32 {shape}")
         if not bool(torch.isfinite(tensor).all()):
             raise _refusal(path, f"{key} with NaN or infinity")
-    return state, config
+    return StateFile(state, config, metadata.get("base_model", ""))
 
 
 def _refusal(path: Path | str, got: str) -> StateFileError:

@@ -1,0 +1,107 @@
+"""The command ``crma``. A user's mistake ends in one message and a non-zero exit code, never in a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reference.errors import CRMAError, MissingPackageError
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    # The base model is a folder on this machine; the libraries underneath must not look for it anywhere else.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except CRMAError as error:
+        print(f"crma: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except ModuleNotFoundError as error:
+        missing = MissingPackageError(
+            "package",
+            got=f"no package named {error.name}",
+            allowed="an installation with the extra 'finetune'",
+            remedy="pip install 'crma[finetune]'",
+        )
+        print(f"crma: {missing}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crma", description="CRMA: continual fine-tuning on a shared, bounded backbone."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    finetune = commands.add_parser("finetune", help="fine-tune a model through a sequence of tasks")
+    finetune.add_argument("protocol", help="a protocol's name (see `crma protocols`) or a .toml file")
+    finetune.add_argument("--model", help="a local Hugging Face folder, or smollm2")
+    finetune.add_argument("--backend", default="torch-cpu", help="torch-cpu (default) or torch-cuda")
+    finetune.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the protocol's")
+    finetune.add_argument("--conditions", nargs="+", metavar="CONDITION", help="of naive, frozen, modular")
+    finetune.add_argument(
+        "--task",
+        action="append",
+        metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl",
+        help="a task of your own, once per task in order, instead of the protocol's; lines of"
+        ' {"prompt": ..., "response": ...} or {"text": ...}',
+    )
+    finetune.add_argument(
+        "--out", type=Path, help="run folder; an interrupted run goes on in it (default: runs/PROTOCOL)"
+    )
+    finetune.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    finetune.set_defaults(run=_finetune)
+
+    report = commands.add_parser("report", help="write table, pictures and HTML of a run folder again")
+    report.add_argument("folder", type=Path)
+    report.set_defaults(run=_report)
+
+    protocols = commands.add_parser("protocols", help="list the protocols")
+    protocols.set_defaults(run=_protocols)
+    return parser
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from backends.finetune.command import finetune
+
+    finetune(options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from backends.finetune.command import show_report
+
+    show_report(options.folder, Console())
+
+
+def _protocols(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from backends.finetune.protocol import load_protocol, protocols_folder
+
+    table = Table("protocol", "tasks", "train / holdout", "seeds", "description")
+    for path in sorted(protocols_folder().glob("*.toml")):
+        protocol = load_protocol(path.stem)
+        seeds = ", ".join(map(str, protocol.seeds))
+        table.add_row(
+            path.stem, ", ".join(protocol.tasks), f"{protocol.train} / {protocol.holdout}", seeds, protocol.description
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

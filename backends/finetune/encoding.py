@@ -1,0 +1,87 @@
+"""From examples to batches of token ids: labels on the answer only, order a function of (seed, phase, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backends.finetune.tasks import Example
+from reference.errors import TaskDataError
+
+IGNORED = -100  # the label that no loss counts
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str) -> list[EncodedExample]:
+    """Tokenize prompt + response + end-of-text, cut at ``max_tokens``.
+
+    Raises: TaskDataError if the prompt leaves no room for an answer.
+    """
+    encoded = []
+    for index, example in enumerate(examples):
+        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
+        if not prompt and tokenizer.bos_token_id is not None:
+            prompt = [tokenizer.bos_token_id]  # the first token of plain text is predicted from here
+        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        ids = [*prompt, *response, tokenizer.eos_token_id][:max_tokens]
+        if len(ids) <= max(len(prompt), 1):
+            raise TaskDataError(
+                f"task {task}, example {index + 1}",
+                got=f"a prompt of {len(prompt)} tokens and a response of {len(response)}",
+                allowed=f"prompt and response within max_tokens = {max_tokens}, the response not empty",
+                remedy="shorten the prompt, or raise max_tokens in the protocol",
+            )
+        encoded.append(EncodedExample(tuple(ids), max(len(prompt), 1)))
+    return encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded arrays of shape (batch, longest), int64; ``labels`` hold IGNORED where no loss is counted."""
+
+    input_ids: np.ndarray[Any, np.dtype[np.int64]]
+    attention_mask: np.ndarray[Any, np.dtype[np.int64]]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+
+def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
+    """Pad on the right to the longest example."""
+    shape = (len(examples), max(len(example.ids) for example in examples))
+    input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORED)
+    mask = np.zeros(shape, dtype=np.int64)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        input_ids[row, :length] = example.ids
+        mask[row, :length] = 1
+        labels[row, example.answer_start : length] = example.ids[example.answer_start :]
+    return Batch(input_ids, mask, labels)
+
+
+def training_order(count: int, batch_size: int, epochs: int, *, seed: int, phase: int) -> list[list[int]]:
+    """Indices of each batch of a phase. Stateless, so that a resumed run needs no position in a generator."""
+    batches = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, phase, epoch]).permutation(count)
+        batches += [order[start : start + batch_size].tolist() for start in range(0, count, batch_size)]
+    return batches
+
+
+def evaluation_order(examples: Sequence[EncodedExample], batch_size: int) -> list[list[int]]:
+    """Indices by length, so that little is padded."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

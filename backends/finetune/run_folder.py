@@ -1,0 +1,100 @@
+"""The run folder: one configuration, one process at a time, and files that are whole or absent.
+
+RUN/run.json                            what the folder is a run of
+RUN/results.jsonl                       one line per finished phase
+RUN/SEED-CONDITION/task-N/              the LoRA adapter of task N, in PEFT's own format
+RUN/SEED-CONDITION/crma-N.safetensors   the shared CRMA after phase N
+RUN/SEED-CONDITION/checkpoint.safetensors   the phase under way
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from backends.atomic import atomic_write, disk_space_errors
+from reference.errors import RunFolderError
+
+
+class RunFolder:
+    """Paths in a run folder, and the check that it is ours. Raises: RunFolderError."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.results = self.path / "results.jsonl"
+
+    def branch(self, seed: int, condition: str) -> Path:
+        """Folder of one seed and condition."""
+        return self.path / f"{seed}-{condition}"
+
+    def lora(self, seed: int, condition: str, phase: int) -> Path:
+        """PEFT folder of the adapter that phase ``phase`` trained."""
+        return self.branch(seed, condition) / f"task-{phase}"
+
+    def crma(self, seed: int, condition: str, phase: int) -> Path:
+        """State file of the CRMA after phase ``phase``."""
+        return self.branch(seed, condition) / f"crma-{phase}.safetensors"
+
+    def checkpoint(self, seed: int, condition: str) -> Path:
+        """Checkpoint of the phase under way."""
+        return self.branch(seed, condition) / "checkpoint.safetensors"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process."""
+        with disk_space_errors(self.path):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise RunFolderError(
+                    str(self.path), got="a file", allowed="a folder", remedy="choose another --out"
+                ) from error
+        lock = FileLock(self.path / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except Timeout as error:
+            raise RunFolderError(
+                str(self.path),
+                got="a folder that another process is working in",
+                allowed="one process per run folder",
+                remedy="wait for the other process, or choose another --out",
+            ) from error
+
+    def claim(self, name: str, identity: dict[str, Any]) -> None:
+        """Write ``identity`` to the file ``name``; where that is there already, check that it says the same.
+
+        Raises: RunFolderError, naming the fields that differ; the folder is left as it is.
+        """
+        file = self.path / name
+        wanted = json.loads(json.dumps(identity))
+        if not file.exists():
+            atomic_write(file, json.dumps(wanted, indent=2).encode())
+            return
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(
+                str(file), got=str(error), allowed="the JSON that this program wrote", remedy="choose another --out"
+            ) from error
+        differing = sorted(_differences(found, wanted))
+        if differing:
+            raise RunFolderError(
+                str(self.path),
+                got="a run of another configuration: " + "; ".join(differing[:5]),
+                allowed="the configuration that the folder was started with",
+                remedy="choose another --out, or start the command as it was started first",
+            )
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif found != wanted:
+        yield f"{path} was {found!r}, is {wanted!r}"

@@ -1,0 +1,244 @@
+"""The PyTorch engine: a frozen base model, LoRA by PEFT, and the shared CRMA, on one device."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from backends.atomic import disk_space_errors
+from backends.finetune import torch_checkpoint
+from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode
+from backends.finetune.engine import SpectralReport, StepReport
+from backends.finetune.protocol import Condition, Protocol
+from backends.finetune.tasks import Example
+from backends.torch import AdapterState, attach_crma
+from reference import AdapterConfig
+from reference.errors import ModelError, NonFiniteError, RunFolderError, TrainingDivergedError
+
+
+class TorchEngine:
+    """See :class:`backends.finetune.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
+
+    def __init__(self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, device: str) -> None:
+        self.protocol, self.condition, self.seed, self.device = protocol, condition, seed, torch.device(device)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
+            base: Any = AutoModelForCausalLM.from_pretrained(
+                model_path, dtype=getattr(torch, protocol.dtype), local_files_only=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                str(model_path),
+                got=f"{type(error).__name__}: {error}",
+                allowed="a causal LM as Hugging Face save_pretrained writes it, with its tokenizer",
+                remedy="save or download the model again",
+            ) from error
+        self.model = base.to(self.device).eval().requires_grad_(False)
+        crma = protocol.crma
+        self.backbone = None
+        if condition == "modular":
+            self.backbone = attach_crma(
+                self.model,
+                AdapterConfig(base.config.hidden_size, crma.streams, crma.rank, crma.iterations),
+                basis=crma.basis_start,
+                skip_directions=crma.skip_directions,
+                gate_logit=crma.gate_logit,
+                seed=seed,
+            )
+        self.anchor: AdapterState | None = None
+        self.phase = -1
+
+    # Data -----------------------------------------------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
+        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
+
+    def batch(self, examples: Sequence[EncodedExample]) -> Batch:
+        pad = self.tokenizer.pad_token_id
+        return collate(examples, self.tokenizer.eos_token_id if pad is None else pad)
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def begin_phase(self, phase: int, steps: int) -> None:
+        self._enter(phase)
+        groups, crma = self._groups(), self.protocol.crma
+        later = crma.later_rate_factor if phase > 0 else 1.0
+        rates = {"lora": (self.protocol.lora.learning_rate, self.protocol.lora.clip)}
+        for name in groups.keys() - {"lora"}:
+            section = getattr(crma, name)
+            rates[name] = (section.learning_rate * later, section.clip)
+        self.clips = {name: clip for name, (_, clip) in rates.items()}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": groups[name], "lr": rates[name][0]} for name in groups], weight_decay=0.0
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.steps = steps
+
+    def step(self, batch: Batch, index: int) -> StepReport:
+        groups = self._groups()
+        loss, answer_tokens = self._loss(batch)
+        (loss / answer_tokens).backward()
+        # One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
+        norms = {
+            name: float(nn.utils.clip_grad_norm_(parameters, self.clips[name])) for name, parameters in groups.items()
+        }
+        report = StepReport(loss.item() / answer_tokens, norms)
+        if not all(value == value and abs(value) != float("inf") for value in (report.loss, *norms.values())):
+            raise TrainingDivergedError(
+                f"phase {self.phase}, step {index + 1}",
+                got=f"loss {report.loss}, gradient norms {norms}",
+                allowed="finite values",
+                remedy="lower the learning rate of the group that is not finite, in a new --out",
+            )
+        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base_rate * self._schedule(index)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        budget = self.protocol.crma.displacement_budget
+        if self.backbone is not None and self.anchor is not None and budget is not None:
+            self.backbone.limit_displacement(self.anchor, budget)
+        return report
+
+    def _schedule(self, index: int) -> float:
+        """Linear warm-up, then linear decay to zero at the end of the phase."""
+        warmup = min(self.protocol.warmup_steps, self.steps - 1)
+        if index < warmup:
+            return (index + 1) / (warmup + 1)
+        return (self.steps - index) / (self.steps - warmup)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of the negative log-likelihoods of the answer tokens, and how many there are."""
+        input_ids, mask, labels = (
+            torch.from_numpy(array).to(self.device) for array in (batch.input_ids, batch.attention_mask, batch.labels)
+        )
+        logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        counted = labels[:, 1:] != IGNORED
+        loss = nn.functional.cross_entropy(logits[counted].float(), labels[:, 1:][counted], reduction="sum")
+        return loss, int(counted.sum())
+
+    def spectrum(self) -> SpectralReport | None:
+        if self.backbone is None:
+            return None
+        try:
+            bounds = self.backbone.certificate()
+        except NonFiniteError as error:
+            raise TrainingDivergedError(
+                f"phase {self.phase}: {error.field}", got=error.got, allowed=error.allowed, remedy=error.remedy
+            ) from error
+        displacement = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
+        return SpectralReport(
+            norm_max=float(bounds.mixing_norm.max()),
+            adapter_max=float(bounds.largest.max()),
+            adapter_min=float(bounds.smallest.min()),
+            displacement_max=displacement,
+        )
+
+    @torch.no_grad()
+    def holdout_loss(self, phase: int, batches: Sequence[Batch]) -> float:
+        self.model.set_adapter(self._adapter_name(phase))
+        total, tokens = 0.0, 0
+        for batch in batches:
+            loss, answer_tokens = self._loss(batch)
+            total, tokens = total + float(loss), tokens + answer_tokens
+        self._train_only_this_phase()
+        return total / tokens
+
+    # Parameters -----------------------------------------------------------------------------------------------------
+
+    def _adapter_name(self, phase: int) -> str:
+        return "shared" if self.condition == "naive" else f"task-{phase}"
+
+    def _enter(self, phase: int) -> None:
+        """Make the LoRA of ``phase`` the active one, creating it if need be."""
+        if self.phase == 0 and phase == 1 and self.backbone is not None:
+            self.anchor = self.backbone.state()
+        self.phase = phase
+        name = self._adapter_name(phase)
+        if name not in getattr(self.model, "peft_config", {}):
+            lora = self.protocol.lora
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules)
+            # The same seed and phase give the same LoRA in every condition; the caller's generator is left alone.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1_000_003 * self.seed + phase)
+                if hasattr(self.model, "peft_config"):
+                    self.model.add_adapter(name, config)
+                else:
+                    self.model = get_peft_model(self.model, config, adapter_name=name)
+        self._train_only_this_phase()
+
+    def _train_only_this_phase(self) -> None:
+        self.model.set_adapter(self._adapter_name(self.phase))
+        if self.backbone is not None:
+            self.backbone.requires_grad_(True)  # get_peft_model freezes it
+
+    def _groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = {"lora": list(self._lora_parameters().values())}
+        return groups if self.backbone is None else groups | self.backbone.parameter_groups()
+
+    def _lora_parameters(self) -> dict[str, nn.Parameter]:
+        name = f".{self._adapter_name(self.phase)}."
+        return {key: value for key, value in self.model.named_parameters() if ".lora_" in key and name in key}
+
+    def _trainables(self) -> dict[str, nn.Parameter]:
+        crma = {} if self.backbone is None else dict(self.backbone.named_parameters(prefix="crma"))
+        return self._lora_parameters() | crma
+
+    def parameter_counts(self) -> dict[str, int]:
+        counts = {"lora": sum(parameter.numel() for parameter in self._lora_parameters().values())}
+        if self.backbone is not None:
+            counts["crma"] = sum(parameter.numel() for parameter in self.backbone.parameters())
+        return counts
+
+    # Files ----------------------------------------------------------------------------------------------------------
+
+    def save_phase(self, phase: int, lora: Path, crma: Path) -> None:
+        name, saving = self._adapter_name(phase), lora.parent / ".saving"
+        with disk_space_errors(lora):
+            shutil.rmtree(saving, ignore_errors=True)
+            self.model.save_pretrained(saving, selected_adapters=[name], save_embedding_layers=False)
+            shutil.rmtree(lora, ignore_errors=True)  # of an attempt that was killed before its phase was recorded
+            (saving / name).rename(lora)
+            shutil.rmtree(saving)
+        if self.backbone is not None:
+            self.backbone.save(crma)
+
+    def restore_phase(self, phase: int, lora: Path, crma: Path) -> None:
+        self._enter(phase)
+        try:
+            tensors = safetensors.torch.load_file(lora / "adapter_model.safetensors", device=str(self.device))
+            result: Any = set_peft_model_state_dict(self.model, tensors, self._adapter_name(phase))
+            unexpected = result.unexpected_keys
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise _damaged_phase(lora, f"{type(error).__name__}: {error}") from error
+        if unexpected or not tensors:
+            raise _damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {unexpected[:3]}")
+        if self.backbone is not None:
+            self.backbone.load(crma)
+
+    def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
+        torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress | {"phase": self.phase})
+
+    def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
+        progress = torch_checkpoint.read_progress(path)
+        if progress is None or progress["phase"] != phase:
+            return None
+        torch_checkpoint.load_checkpoint(path, self._trainables(), self.optimizer)
+        return progress
+
+
+def _damaged_phase(folder: Path, got: str) -> RunFolderError:
+    return RunFolderError(
+        str(folder),
+        got=got,
+        allowed="the PEFT adapter that this run wrote",
+        remedy="restore the folder from a copy, or start again in another --out",
+    )
