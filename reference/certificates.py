@@ -65,6 +65,7 @@ def displacement(first: AdapterParameters, second: AdapterParameters, iterations
 
 def _change(parameters: AdapterParameters, coordinates: Array, iterations: int) -> Array:
     """``alpha A^T D A`` in an orthonormal basis in which the columns of A^T are ``coordinates``."""
+    parameters = AdapterParameters(*(np.asarray(value, dtype=np.float64) for value in parameters))
     mixing = sinkhorn_projection(parameters.mix_logits, iterations)
     mixer = np.kron(mixing - np.eye(mixing.shape[0]), np.eye(np.shape(parameters.basis)[1]))
     return adapter_strength(parameters) * coordinates @ mixer @ coordinates.T

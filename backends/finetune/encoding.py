@@ -12,6 +12,7 @@ from backends.finetune.tasks import Example
 from reference.errors import TaskDataError
 
 IGNORED = -100  # the label that no loss counts
+WINDOW = 8  # batches
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,23 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     return Batch(input_ids, mask, labels)
 
 
-def training_order(count: int, batch_size: int, epochs: int, *, seed: int, phase: int) -> list[list[int]]:
-    """Indices of each batch of a phase. Stateless, so that a resumed run needs no position in a generator."""
+def training_order(
+    examples: Sequence[EncodedExample], batch_size: int, epochs: int, *, seed: int, phase: int
+) -> list[list[int]]:
+    """Indices of each batch of a phase. Stateless, so that a resumed run needs no position in a generator.
+
+    Each epoch shuffles the examples, puts those of about one length from each window of ``WINDOW`` batches into one
+    batch, so that little is padded, and shuffles the batches.
+    """
     batches = []
     for epoch in range(epochs):
-        order = np.random.default_rng([seed, phase, epoch]).permutation(count)
-        batches += [order[start : start + batch_size].tolist() for start in range(0, count, batch_size)]
+        rng = np.random.default_rng([seed, phase, epoch])
+        order = rng.permutation(len(examples)).tolist()
+        of_epoch = []
+        for start in range(0, len(order), WINDOW * batch_size):
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda index: len(examples[index].ids))
+            of_epoch += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        batches += [of_epoch[index] for index in rng.permutation(len(of_epoch))]
     return batches
 
 

@@ -59,12 +59,16 @@ class CrmaSection(_Section):
 
 
 class Protocol(_Section):
-    """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples."""
+    """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples.
+
+    ``precision`` is the base model's: "mixed" keeps weights and residual stream in float32 and multiplies matrices in
+    bfloat16. CRMA and the parameters of LoRA are float32 in each.
+    """
 
     name: str
     description: str
     model: str = "smollm2"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "mixed", "bfloat16"] = "float32"
     tasks: Annotated[list[str], Field(min_length=1)]
     train: Count
     holdout: Count

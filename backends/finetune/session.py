@@ -80,7 +80,7 @@ class _Branch:
 
     def _run_phase(self, phase: int) -> None:
         order = training_order(
-            len(self.train[phase]), self.protocol.batch_size, self.protocol.epochs, seed=self.seed, phase=phase
+            self.train[phase], self.protocol.batch_size, self.protocol.epochs, seed=self.seed, phase=phase
         )
         self.engine.begin_phase(phase, len(order))
         checkpoint = self.folder.checkpoint(self.seed, self.condition)
@@ -132,6 +132,7 @@ class _Branch:
             "holdout": {},
             "seconds": 0.0,
             "tokens": 0,
+            "parameters": self.engine.parameter_counts(),
             "spectral": None,
         }
 

@@ -68,8 +68,9 @@ def _mixer(mixing: Tensor) -> Tensor:
 
 def _mix(streams: Tensor, mixer: Tensor) -> Tensor:
     """(tokens, n r) -> what mixing adds to each stream: ``(D (x) I_r) z``."""
-    by_stream = streams.view(streams.shape[0], mixer.shape[0], -1)
-    return (mixer @ by_stream).view(streams.shape)
+    tokens, width = streams.shape
+    n = mixer.shape[0]
+    return (mixer @ streams.view(tokens, n, width // n)).view(tokens, width)
 
 
 def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
@@ -83,7 +84,23 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
 
     Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
     """
-    return gate_logit.sigmoid() / squared_norm_bound(basis)
+    gate: Tensor = _Sigmoid.apply(gate_logit)
+    return gate / squared_norm_bound(basis)
+
+
+class _Sigmoid(torch.autograd.Function):
+    """Autograd's own sigmoid differentiates to ``s (1 - s)``, which loses its digits for an open gate."""
+
+    @staticmethod
+    def forward(ctx, logit: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(logit)
+        return logit.sigmoid()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_gate: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        (logit,) = ctx.saved_tensors
+        return grad_gate * logit.sigmoid() * (-logit).sigmoid()
 
 
 def squared_norm_bound(basis: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ class _SinkhornProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mix_logits: Tensor, iterations: int) -> Tensor:  # type: ignore[no-untyped-def]
         logits = mix_logits.detach().to(torch.float64 if mix_logits.dtype == torch.float64 else torch.float32)
-        log_matrix = logits - logits.amax(dim=(ROW, COLUMN), keepdim=True)
+        # Zero, or NaN for the whole matrix if one logit is not finite: -inf alone would give finite values (SINK-9).
+        poison = (logits * 0).sum(dim=(ROW, COLUMN), keepdim=True)
+        log_matrix = logits - logits.amax(dim=(ROW, COLUMN), keepdim=True) + poison
         log_iterates = []
         for step in range(iterations):
             log_matrix = log_matrix.log_softmax(ROW)

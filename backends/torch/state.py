@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,17 @@ def save_state(path: Path | str, state: AdapterState, config: AdapterConfig, bas
     tensors = {
         key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in zip(KEYS, state, strict=True)
     }
-    atomic_write(Path(path), safetensors.torch.save(tensors, metadata))
+    atomic_write(Path(path), _sorted_metadata(safetensors.torch.save(tensors, metadata)))
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """The same file with its metadata in order: the library writes them in an order that changes from run to run."""
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays start at a multiple of 8 bytes
+    return struct.pack("<Q", len(text)) + text + data[start:]
 
 
 def load_state(path: Path | str) -> StateFile:

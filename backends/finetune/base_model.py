@@ -1,0 +1,107 @@
+"""The base model of a run: a Hugging Face folder on this machine. Nothing is downloaded. Source: ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from reference.errors import MissingPackageError, ModelError
+
+ALLOWED = '"smollm2", or a folder with config.json, *.safetensors and a tokenizer, as save_pretrained writes it'
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """Folder of a base model: a local one as it is, or SmolLM2-135M-Instruct for the name "smollm2".
+
+    Raises:
+        ModelError: unknown name, or a folder that is not a whole model.
+        MissingPackageError: "smollm2" without the packages that hold and unpack it.
+        DiskSpaceError: no room in the cache folder.
+
+    Clauses: ERR-1, ERR-2. Source: ours.
+    """
+    if name_or_path == "smollm2":
+        from backends.finetune.smollm2 import cached_smollm2
+
+        return cached_smollm2()
+    folder = Path(name_or_path).expanduser()
+    if not name_or_path or not folder.exists():
+        is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path) is not None
+        raise ModelError(
+            "model",
+            got=repr(name_or_path) + (", no folder here; it may be a Hugging Face id" if is_hub_id else ""),
+            allowed=ALLOWED,
+            remedy=f"hf download {name_or_path} --local-dir FOLDER, then name that folder; nothing is downloaded here"
+            if is_hub_id
+            else "check the spelling; a relative path starts at the folder that the command runs in",
+        )
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelError unless ``folder`` holds a configuration, whole weights and a tokenizer."""
+    if not folder.is_dir():
+        raise _incomplete(folder, "a file")
+    config = _read_json(folder, "config.json")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise _incomplete(folder, "a config.json without model_type")
+    for name in _weight_files(folder):
+        _check_weights(folder, name)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise _incomplete(folder, f"a folder without a tokenizer ({', '.join(_TOKENIZERS)})")
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = "model.safetensors.index.json"
+    if not (folder / index).is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted({str(name) for name in _read_json(folder, index)["weight_map"].values()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _incomplete(folder, f"a {index} without weight_map") from error
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise missing_extra(error) from error
+    if not (folder / name).is_file():
+        raise _incomplete(folder, f"a folder without the weights {name}")
+    try:
+        with safe_open(folder / name, framework="numpy") as file:  # reads the header, which tells the file's length
+            if not list(file.keys()):
+                raise _incomplete(folder, f"{name} without a single tensor")
+    except (SafetensorError, OSError) as error:
+        raise _incomplete(folder, f"{name}, which is damaged or cut short ({error})") from error
+
+
+def _read_json(folder: Path, name: str) -> dict:
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _incomplete(folder, f"a folder without {name}") from None
+    except (ValueError, OSError) as error:
+        raise _incomplete(folder, f"a {name} that cannot be read ({error})") from error
+
+
+def _incomplete(folder: Path, got: str) -> ModelError:
+    return ModelError(
+        f"model folder {folder}",
+        got=got,
+        allowed=ALLOWED,
+        remedy="copy or download the whole model again; weights of another format go through save_pretrained first",
+    )
+
+
+def missing_extra(error: ImportError) -> MissingPackageError:
+    """What to say where one of the packages of the extra ``finetune`` is not installed."""
+    return MissingPackageError(
+        "base model",
+        got=f"no package named {error.name}" if error.name else str(error).split("\n")[0],
+        allowed="an installation with the extra 'finetune'",
+        remedy="pip install 'crma[finetune]'",
+    )

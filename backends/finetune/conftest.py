@@ -1,0 +1,126 @@
+"""A model and tasks so small that a whole run of three conditions takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_PROTOCOL = """
+name = "tiny"
+description = "for tests"
+model = "{model}"
+tasks = ["unused"]
+train = 1
+holdout = 1
+epochs = 4
+batch_size = 3
+max_tokens = 48
+checkpoint_every = 2
+seeds = [0]
+
+[lora]
+rank = 2
+alpha = 4
+learning_rate = 2e-2
+
+[crma]
+streams = 2
+rank = 2
+displacement_budget = {budget}
+log_every = 2
+gate_logit = 0.0
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with a tokenizer of bytes, as a Hugging Face folder."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<end>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        vocab_size=len(vocabulary),
+        bos_token_id=None,
+        eos_token_id=0,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Values of ``--task`` for three tasks whose answers contradict each other, so that NAIVE forgets."""
+    folder = tmp_path_factory.mktemp("tasks")
+    options = []
+    for name, letter in (("alpha", "a"), ("beta", "b"), ("gamma", "c")):
+        for side, numbers in (("train", range(9)), ("holdout", range(20, 24))):
+            lines = [
+                json.dumps({"prompt": f"say {number}:", "response": f" {letter * 6}{number}"}) for number in numbers
+            ]
+            (folder / f"{name}-{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options.append(f"{name}={folder}/{name}-train.jsonl:{folder}/{name}-holdout.jsonl")
+    return options
+
+
+Finetune = Callable[..., Any]
+
+
+@pytest.fixture
+def finetune_command(tiny_model: Path, tiny_tasks: list[str], tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of ``crma`` for a tiny run into ``out``; further arguments are appended."""
+
+    def arguments(out: Path | str, *more: str, budget: float = 0.05, tasks: list[str] | None = None) -> list[str]:
+        protocol = tmp_path / f"tiny-{budget}.toml"
+        protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=budget), encoding="utf-8")
+        of_tasks = [part for task in (tiny_tasks if tasks is None else tasks) for part in ("--task", task)]
+        return ["finetune", str(protocol), "--threads", "1", "--out", str(out), *of_tasks, *more]
+
+    return arguments
+
+
+@pytest.fixture
+def crma(capfd: pytest.CaptureFixture[str]) -> Callable[[list[str]], tuple[int, str, str]]:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+    from backends.finetune.cli import main
+
+    def run(arguments: list[str]) -> tuple[int, str, str]:
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def crma_process() -> Callable[..., subprocess.Popen[str]]:
+    """Start the command in a process of its own, which can be killed."""
+
+    def start(arguments: list[str], program: str = "from backends.finetune.cli import main") -> subprocess.Popen[str]:
+        code = f"import sys\n{program}\nsys.exit(main(sys.argv[1:]))"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start

@@ -1,0 +1,326 @@
+"""``results.jsonl`` of a run folder: its schema, its reader, and the one way to append to it.
+
+One JSON object per line; ``kind`` is ``run`` (once per start of the command) or ``phase`` (once per finished phase).
+Other kinds are left alone, so that a newer version's file can still be read. Source: ours. Clauses: CL-1..CL-5.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
+
+import reference
+from backends.atomic import disk_space_errors
+from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
+
+RESULTS_NAME = "results.jsonl"
+CONDITION_ORDER = ("naive", "frozen", "modular")
+_REMEDY = "restore the file from a copy, or start again in another run folder"
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+class PaperColumn(NamedTuple):
+    """One column of the paper's Table 7: mean and sample SD as printed there, and seeds 0, 42 and 1234."""
+
+    mean: float
+    deviation: float | None
+    seeds: tuple[float, float, float]
+
+
+class PaperCondition(NamedTuple):
+    """Drift and advantage in percent, holdout in nats per token; None where the paper prints nothing."""
+
+    drift: PaperColumn
+    holdout: PaperColumn | None
+    advantage: PaperColumn | None
+
+
+PAPER_SEEDS = (0, 42, 1234)
+#: Source: paper, Table 7 (Mistral-7B, five domains). Beside our figures only as a sign of the direction to expect.
+PAPER_TABLE_7 = {
+    "naive": PaperCondition(PaperColumn(42.96, 5.5, (38.1, 41.7, 49.0)), None, None),
+    "frozen": PaperCondition(
+        PaperColumn(1.95, 0.64, (1.47, 1.66, 2.71)), PaperColumn(1.2888, None, (1.2716, 1.2912, 1.3036)), None
+    ),
+    "modular": PaperCondition(
+        PaperColumn(-0.17, 0.17, (-0.03, -0.10, -0.36)),
+        PaperColumn(1.2631, None, (1.2530, 1.2657, 1.2705)),
+        PaperColumn(1.99, 0.54, (1.46, 1.97, 2.54)),
+    ),
+}
+
+
+class RunRecord(BaseModel):
+    """What was run. ``displacement_budget`` is delta, if one was set."""
+
+    protocol: str
+    model: str
+    backend: str
+    tasks: list[str] = Field(min_length=1)
+    conditions: list[str]
+    seeds: list[int]
+    versions: dict[str, str] = {}
+    machine: str = ""
+    config: dict[str, Any] = {}
+    displacement_budget: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> RunRecord:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("two tasks share a name")
+        return self
+
+
+class SpectralLog(BaseModel):
+    """Certificates over the layers, one entry per logged step; ``steps`` = optimizer steps taken in this phase.
+
+    ``norm_max``: largest spectral norm of M. ``adapter_max``, ``adapter_min``: largest and smallest singular value of
+    any layer's adapter. ``displacement_max``: largest distance from the anchor; null while there is no anchor.
+    """
+
+    steps: list[NonNegativeInt]
+    norm_max: list[FiniteFloat]
+    adapter_max: list[FiniteFloat]
+    adapter_min: list[FiniteFloat]
+    displacement_max: list[FiniteFloat | None]
+
+    @model_validator(mode="after")
+    def _one_value_per_step(self) -> SpectralLog:
+        for name in ("norm_max", "adapter_max", "adapter_min", "displacement_max"):
+            if len(getattr(self, name)) != len(self.steps):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.steps)} steps")
+        if any(later <= earlier for earlier, later in pairwise(self.steps)):
+            raise ValueError("steps do not increase")
+        return self
+
+
+class PhaseRecord(BaseModel):
+    """One finished phase. ``losses``: training loss per optimizer step, and ``holdout``: mean loss of every task seen
+    so far, both in nats per answer token; ``tokens``: trained on, in ``seconds`` of wall clock; ``parameters``: counts
+    of trainable values."""
+
+    condition: str
+    seed: int
+    phase: NonNegativeInt
+    task: str
+    losses: list[FiniteFloat]
+    gradient_norms: dict[str, list[FiniteFloat]] = {}
+    holdout: dict[str, FiniteFloat]
+    seconds: FiniteFloat
+    tokens: int
+    parameters: dict[str, int] = {}
+    spectral: SpectralLog | None = None
+
+    @model_validator(mode="after")
+    def _steps_lie_in_this_phase(self) -> PhaseRecord:
+        if self.spectral and self.spectral.steps and self.spectral.steps[-1] > len(self.losses):
+            raise ValueError(
+                f"spectral.steps reaches {self.spectral.steps[-1]}, the phase has {len(self.losses)} steps"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All records of one run folder. A phase that was repeated after a crash counts once, the last time."""
+
+    run: RunRecord
+    conditions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    phases: dict[tuple[str, int, int], PhaseRecord]
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.run.tasks
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable values by kind, over all conditions."""
+        return {name: count for record in self.phases.values() for name, count in record.parameters.items()}
+
+    def phases_of(self, condition: str, seed: int) -> list[PhaseRecord]:
+        """The finished phases in order, up to the first one that is missing."""
+        finished = []
+        for phase in range(len(self.tasks)):
+            if (record := self.phases.get((condition, seed, phase))) is None:
+                break
+            finished.append(record)
+        return finished
+
+    def complete_seeds(self, condition: str) -> list[int]:
+        """The seeds for which ``condition`` has finished every phase."""
+        return [seed for seed in self.seeds if len(self.phases_of(condition, seed)) == len(self.tasks)]
+
+    def holdout_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
+        """(T, T), ``[phase, task]``, nats per answer token; NaN for tasks not yet seen and phases not yet finished."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for record in self.phases_of(condition, seed):
+            matrix[record.phase, : record.phase + 1] = [record.holdout[task] for task in self.tasks[: record.phase + 1]]
+        return matrix
+
+    def metrics(self, condition: str, seed: int) -> reference.ContinualMetrics | None:
+        """Drift, final holdout loss and backward transfer; None while a phase is missing. Clauses: CL-2, CL-3."""
+        if seed not in self.complete_seeds(condition):
+            return None
+        return reference.continual_metrics(self.holdout_matrix(condition, seed))
+
+    def advantage(self, condition: str, seed: int) -> float | None:
+        """Over FROZEN of the same seed, as a fraction; None while either is missing. Clause: CL-4."""
+        frozen, own = self.metrics("frozen", seed), self.metrics(condition, seed)
+        return None if frozen is None or own is None else reference.advantage(frozen.final_holdout, own.final_holdout)
+
+
+def read_results(path: Path | str) -> RunResults:
+    """Read ``results.jsonl``, given as the file or as its run folder. A last line cut short by a crash is left out.
+
+    Raises: RunFolderError if the file is missing or holds no ``run`` record, or naming the line that is damaged.
+    """
+    file = Path(path) / RESULTS_NAME if Path(path).is_dir() else Path(path)
+    try:
+        *lines, tail = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunFolderError(
+            str(file),
+            got=error.strerror or str(error),
+            allowed="a results file that can be read",
+            remedy="name a folder in which `crma finetune` was started",
+        ) from error
+    if _is_whole(tail):
+        lines.append(tail)
+    runs: list[RunRecord] = []
+    phases: dict[tuple[str, int, int], PhaseRecord] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        entry = _parsed(line, place)
+        if entry.get("kind") == "run":
+            runs.append(_validated(RunRecord, entry, place))
+            if runs[-1].tasks != runs[0].tasks:
+                _damaged(place, f"tasks {runs[-1].tasks}", f"the tasks of the first line, {runs[0].tasks}")
+        elif entry.get("kind") == "phase":
+            record = _validated(PhaseRecord, entry, place)
+            _check_phase(record, runs, place)
+            phases[record.condition, record.seed, record.phase] = record
+    if not runs:
+        _damaged(str(file), "no record of kind 'run'", "a results file that starts with one")
+    conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
+    seeds = {seed: None for run in runs for seed in run.seeds} | {key[1]: None for key in phases}
+    known = [name for name in CONDITION_ORDER if name in conditions]
+    return RunResults(runs[-1], (*known, *(name for name in conditions if name not in known)), tuple(seeds), phases)
+
+
+def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line and wait until it is on the disk. A half line left by a crash is cut off first.
+
+    NumPy scalars and arrays become JSON numbers and lists. A failed append leaves the file as it was.
+
+    Raises: NonFiniteError for NaN or infinity, RunFolderError for a record that :func:`read_results` would refuse or
+    a file that cannot be written, DiskSpaceError when the disk is full.
+    """
+    file = Path(path)
+    try:
+        line = json.dumps(record, allow_nan=False, default=_plain).encode() + b"\n"
+    except ValueError as error:
+        raise NonFiniteError(
+            f"record for {file.name}",
+            got=str(error),
+            allowed="finite numbers",
+            remedy="stop the run at the step that diverged, with a lower learning rate",
+        ) from error
+    models: dict[str, type[BaseModel]] = {"run": RunRecord, "phase": PhaseRecord}
+    if (model := models.get(str(record.get("kind")))) is not None:
+        _validated(model, json.loads(line), f"record for {file.name}")
+    try:
+        with disk_space_errors(file):
+            _append_line(file, line)
+    except DiskSpaceError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            str(file),
+            got=error.strerror or str(error),
+            allowed="a file that can be appended to",
+            remedy="check the run folder's permissions and resume",
+        ) from error
+
+
+def _append_line(file: Path, line: bytes) -> None:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            content = stream.read()
+        tail = content[content.rfind(b"\n") + 1 :]
+        whole = len(content) if _is_whole(tail) else len(content) - len(tail)
+        waiting = (b"\n" if whole and content[whole - 1 : whole] != b"\n" else b"") + line
+        os.ftruncate(descriptor, whole)
+        os.lseek(descriptor, whole, os.SEEK_SET)
+        try:
+            while waiting:
+                waiting = waiting[os.write(descriptor, waiting) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, whole)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Whether a line without a line end is complete: no proper beginning of a JSON object parses."""
+    try:
+        return isinstance(json.loads(tail), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        _damaged(place, f"{line[:60].decode(errors='replace')!r} ({error})", "one JSON object per line")
+    if not isinstance(entry, dict):
+        _damaged(place, f"a JSON {type(entry).__name__}", "one JSON object per line")
+    return entry
+
+
+def _validated(model: type[_Record], entry: dict[str, Any], place: str) -> _Record:
+    try:
+        return model.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "record"
+        _damaged(place, f"{entry.get('kind')} record with a faulty {field}", f"{field}: {first['msg']}")
+
+
+def _check_phase(record: PhaseRecord, runs: list[RunRecord], place: str) -> None:
+    if not runs:
+        _damaged(place, "a phase before any 'run' record", "a 'run' record first")
+    tasks = runs[-1].tasks
+    if record.phase >= len(tasks) or tasks[record.phase] != record.task:
+        _damaged(place, f"phase {record.phase} of task {record.task!r}", f"phases in the order of the tasks {tasks}")
+    if missing := [task for task in tasks[: record.phase + 1] if task not in record.holdout]:
+        _damaged(place, f"no holdout loss for {missing}", "a holdout loss of every task seen so far")
+
+
+def _damaged(place: str, got: str, allowed: str) -> NoReturn:
+    raise RunFolderError(place, got=got, allowed=allowed, remedy=_REMEDY)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a results record is neither JSON nor NumPy")

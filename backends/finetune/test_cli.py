@@ -1,0 +1,194 @@
+"""What a user's mistake looks like: one message that says what to do, a non-zero exit code, nothing lost."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+
+
+def one_message(error: str) -> str:
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("crma: ")]
+    assert len(lines) == 1, error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["finetune", "no-such"], ["protocol", "'no-such'", "quickstart", "crma protocols"]),
+        (["finetune", "quickstart", "--model", "no-such"], ["model", "no-such", "smollm2"]),
+        (["finetune", "quickstart", "--model", "org/name"], ["model", "org/name", "hf download"]),
+        (["finetune", "quickstart", "--backend", "abacus"], ["backend", "abacus", "torch-cpu"]),
+        (["finetune", "quickstart", "--backend", "reference"], ["backend", "reference", "torch-cpu or torch-cuda"]),
+        (["finetune", "quickstart", "--conditions", "wild"], ["conditions", "wild", "naive"]),
+        (["finetune", "quickstart", "--task", "x"], ["x", "name=train.jsonl:holdout.jsonl"]),
+        (["finetune", "quickstart", "--task", "x=a.jsonl:b.jsonl"], ["a.jsonl"]),
+        (["report", "no-such-folder"], ["no-such-folder", "crma finetune"]),
+    ],
+)
+def test_unknown_names_are_named_with_what_is_allowed(crma, arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = crma(arguments)
+    assert code == 2
+    message = one_message(error)
+    assert all(part in message for part in expected), message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cuda_backend_without_a_gpu_is_an_error(crma, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    code, _, error = crma(["finetune", "quickstart", "--backend", "torch-cuda"])
+    assert code == 2
+    assert "torch-cpu" in one_message(error)
+
+
+def test_a_bad_line_names_file_line_and_field(crma, finetune_command, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "respnse": "b"}\n')
+    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[f"x={bad}:{bad}"]))
+    assert code == 2
+    message = one_message(error)
+    assert all(part in message for part in ("bad.jsonl", "line 2", "response"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(crma, finetune_command, tmp_path):
+    for name in ("train", "holdout"):
+        (tmp_path / name).write_text(f'{{"prompt": "{"long " * 20 + name}", "response": "b"}}\n')
+    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[f"x={tmp_path}/train:{tmp_path}/holdout"]))
+    assert code == 2
+    assert "max_tokens = 48" in one_message(error)
+
+
+def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, finetune_command, tmp_path):
+    assert crma(finetune_command(tmp_path / "run", "--conditions", "frozen"))[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, _, error = crma(finetune_command(tmp_path / "run", "--conditions", "frozen", budget=0.1))
+    assert code == 2
+    message = one_message(error)
+    assert "displacement_budget was 0.05, is 0.1" in message
+    assert "--out" in message
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_two_processes_in_one_run_folder(crma, crma_process, finetune_command, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        process = crma_process(finetune_command(tmp_path / "run"))
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "another process" in one_message(error)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command, tmp_path, monkeypatch, damage):
+    from backends.finetune import torch_engine
+
+    step, calls = torch_engine.TorchEngine.step, []
+
+    def interrupted(self, batch, index):
+        calls.append(index)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    command = finetune_command(tmp_path / "run", "--conditions", "frozen")
+    monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
+    assert crma(command)[0] == 130
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run" / "0-frozen" / "checkpoint.safetensors"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    code, _, error = crma(command)
+    assert code == 2
+    message = one_message(error)
+    assert "checkpoint.safetensors" in message
+    assert "delete this file" in message
+    checkpoint.unlink()
+    assert crma(command)[0] == 0
+
+
+def test_a_damaged_adapter_of_an_earlier_task_is_named(crma, finetune_command, tmp_path, monkeypatch):
+    command = finetune_command(tmp_path / "run", "--conditions", "frozen")
+    assert crma(command)[0] == 0
+    results = tmp_path / "run" / "results.jsonl"
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(line for line in lines if '"phase": 2' not in line))
+    adapter = tmp_path / "run" / "0-frozen" / "task-0" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    code, _, error = crma(command)
+    assert code == 2
+    assert "task-0" in one_message(error)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(crma, finetune_command, tmp_path, monkeypatch):
+    import errno
+
+    from backends import atomic
+
+    command = finetune_command(tmp_path / "run", "--conditions", "modular")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    code, _, error = crma(command)
+    assert code == 2
+    assert "free some space" in one_message(error)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    monkeypatch.undo()
+    assert crma(command)[0] == 0
+
+
+def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = finetune_command("unused", "--conditions", "frozen")
+    out = command.index("--out")
+    assert crma(command[:out] + command[out + 2 :])[0] == 0
+    report = tmp_path / "runs" / "tiny" / "report.html"
+    assert report.is_file()
+    report.unlink()
+    code, out_text, _ = crma(["report", "runs/tiny"])
+    assert code == 0
+    assert "FROZEN" in out_text
+    assert report.is_file()
+
+
+def test_the_list_of_protocols(crma):
+    code, out, _ = crma(["protocols"])
+    assert code == 0
+    assert "quickstart" in out
+
+
+def test_without_the_extra_the_command_says_which(tmp_path):
+    program = "import sys; sys.modules['peft'] = None; sys.modules['rich'] = None\n"
+    program += "from backends.finetune.cli import main; sys.exit(main(['protocols']))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "crma[finetune]" in one_message(result.stderr)
+
+
+def test_ctrl_c_in_a_process(crma_process, finetune_command, tmp_path):
+    import signal
+
+    process = crma_process(finetune_command(tmp_path / "run"))
+    results = tmp_path / "run" / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while not results.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "same --out" in one_message(error)
+    assert isinstance(results, Path)

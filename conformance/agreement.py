@@ -1,0 +1,146 @@
+"""What a port is compared on: the reference's value, and the scale of one rounding error in it.
+
+Clauses: ACC-1, ACC-3. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import reject
+from numpy.typing import NDArray
+
+import reference
+from backends import Backend
+from backends.interface import Gradients
+from conformance.compare import assert_close, assert_within, is_resolvable
+from conformance.strategies import Adapter, Logits
+from conformance.tolerances import tolerance_for
+from reference.adapter import adapter_strength
+from reference.residual_mixing import residual_mixing_vjp
+
+Array = NDArray[Any]
+INPUTS = Gradients._fields
+
+
+class Comparison(NamedTuple):
+    """``actual`` of the port, ``expected`` of the reference, and the scale that multiplies the row's atol."""
+
+    actual: Array
+    expected: Array
+    scale: Any
+
+
+def inputs_of(backend: Backend, case: Adapter) -> tuple[Array, Array, Array, Array]:
+    """x, S, gamma, A, all in the dtype that the port keeps its parameters in."""
+    dtype = backend.parameter_dtype
+    return case.x.astype(dtype), case.mix_logits.astype(dtype), case.gate_logit.astype(dtype), case.basis.astype(dtype)
+
+
+def parameters_of(case: Adapter) -> reference.AdapterParameters:
+    """The same parameters for the reference, in float64."""
+    logits, gate, basis = (a.astype(np.float64) for a in (case.mix_logits, case.gate_logit, case.basis))
+    return reference.AdapterParameters(logits, gate, basis)
+
+
+def projection(backend: Backend, case: Logits, iterations: int) -> Comparison:
+    """M. Scale: how much a rounding of S - max S matters."""
+    actual = backend.sinkhorn_projection(case.values.astype(backend.parameter_dtype), iterations)
+    return Comparison(actual, reference.sinkhorn_projection(case.values, iterations), case.condition)
+
+
+def projection_gradient(backend: Backend, case: Logits, cotangent: Array, iterations: int) -> Comparison:
+    """dL/dS. Scale: the same, times the largest cotangent."""
+    dtype = backend.parameter_dtype
+    actual = backend.sinkhorn_projection_vjp(case.values.astype(dtype), cotangent.astype(dtype), iterations)
+    expected = reference.sinkhorn_projection_vjp(case.values, cotangent, iterations)
+    return Comparison(actual, expected, case.condition * np.abs(cotangent).max(initial=0.0))
+
+
+def adapter_change(backend: Backend, case: Adapter, iterations: int) -> Comparison:
+    """``y - x``, since y itself is close to x whatever a port does. Scale: ``||x||`` of each token."""
+    x = case.x.astype(np.float64)
+    actual = backend.adapter_forward(*inputs_of(backend, case), iterations).astype(np.float64) - x
+    expected = reference.adapter_forward(case.x, parameters_of(case), iterations) - x
+    return Comparison(actual, expected, case.logits.condition * np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def adapter_gradients(backend: Backend, case: Adapter, iterations: int) -> dict[str, Comparison]:
+    """The four cotangents; for x without the identity's part. Scales: the largest value that each can have.
+
+    With s = sigmoid(gamma), G = sum over tokens of ``||dL/dy|| ||x||``: x ``||dL/dy||``; S ``s G``;
+    gamma ``s sigmoid(-gamma) G``; A ``s G / ||A||_2``; each times the condition of S.
+    """
+    inputs = inputs_of(backend, case)
+    actual = backend.adapter_vjp(*inputs, case.cotangent.astype(backend.parameter_dtype), iterations)
+    expected = reference.adapter_vjp(case.x, parameters_of(case), case.cotangent, iterations)
+    cotangent = case.cotangent.astype(np.float64)
+    per_token = np.linalg.norm(cotangent, axis=-1, keepdims=True)
+    total = float((per_token * np.linalg.norm(case.x.astype(np.float64), axis=-1, keepdims=True)).sum())
+    gate, closed = 1.0 / (1.0 + np.exp(-case.gate)), 1.0 / (1.0 + np.exp(case.gate))
+    basis_norm = float(np.linalg.norm(case.basis.astype(np.float64).reshape(-1, case.hidden_size), 2))
+    condition = case.logits.condition
+    return {
+        "x": Comparison(actual.x.astype(np.float64) - cotangent, expected.x - cotangent, condition * per_token),
+        "mix_logits": Comparison(actual.mix_logits, expected.mix_logits, condition * gate * total),
+        "gate_logit": Comparison(actual.gate_logit, expected.gate_logit, condition * gate * closed * total),
+        "basis": Comparison(actual.basis, expected.basis, condition * gate * total / basis_norm),
+    }
+
+
+def mixing_cotangent(case: Adapter, iterations: int) -> Array:
+    """The reference's dL/dM of an adapter: the cotangent that its Sinkhorn projection gets."""
+    parameters = parameters_of(case)
+    x, cotangent, basis = (array.astype(np.float64) for array in (case.x, case.cotangent, case.basis))
+    mixing = reference.sinkhorn_projection(case.mix_logits, iterations)
+    return residual_mixing_vjp(x, mixing, adapter_strength(parameters), basis, cotangent)[1]
+
+
+def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within: Any) -> bool:
+    """Whether the reference's dL/dS stays within ``within`` when the logits are rounded another way.
+
+    M has kinks: where two row sums of P tie for the largest, the derivative depends on which comes first, and a
+    float32 port may see another order than the reference. A tie is harmless where the iteration has converged (P is
+    then doubly stochastic, and the correction's derivative vanishes), so the row sums alone do not say whether a case
+    can be compared; the gradient at logits moved by a few roundings does. Exact ties have a test of their own.
+    """
+    logits = case.values.astype(np.float64)
+    if case.kind == "lattice":  # the row step removes the maximum; near zero the logits can be moved by a rounding
+        logits = np.maximum(logits - logits.max(axis=-1, keepdims=True), -200.0)
+    step = 4 * np.finfo(np.float32).eps * case.condition
+    moved = logits + step * np.random.default_rng(0).choice((-1.0, 1.0), size=(12, *logits.shape))
+    gradients = reference.sinkhorn_projection_vjp(moved, np.broadcast_to(cotangent, moved.shape), iterations)
+    change = np.abs(gradients - reference.sinkhorn_projection_vjp(logits, cotangent, iterations))
+    return bool((change <= within).all())
+
+
+def assert_agrees(comparison: Comparison, row: tuple[str, str], backend: Backend, clause: str, context: object) -> None:
+    """Compare by the table's row. Where the reference's value lies below the tolerance, zeros would pass: the port's
+    noise is still bounded there, but hypothesis does not count the example.
+    """
+    tolerance = tolerance_for(row[0], backend.parameter_dtype, row[1])
+    actual, expected, scale = comparison
+    if not is_resolvable(expected, tolerance, scale):
+        assert_within(actual, expected, tolerance, clause=clause, scale=scale, context=context)
+        reject()
+    assert_close(actual, expected, tolerance, clause=clause, scale=scale, context=context)
+
+
+def fails_or_all_nan(call: Callable[[], Array]) -> bool:
+    """What a port may do with values it cannot use: raise, or answer NaN throughout; never a finite value."""
+    try:
+        result = np.asarray(call())
+    except Exception:
+        return True
+    return bool(np.isnan(result).all())
+
+
+def fails(call: Callable[[], object]) -> bool:
+    """Whether a port refuses; which exception is its own affair."""
+    try:
+        call()
+    except Exception:
+        return True
+    return False

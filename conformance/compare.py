@@ -1,0 +1,121 @@
+"""The comparer: one formula, and a refusal of every comparison that could not fail.
+
+Clauses: ACC-1, ACC-2. Source: ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from conformance.tolerances import Tolerance
+from reference.errors import CRMAError
+
+Array = NDArray[Any]
+
+
+class ToleranceError(CRMAError, AssertionError):
+    """The comparison is refused: it would pass for a result of zeros, or the arrays cannot be compared at all."""
+
+
+def assert_close(
+    actual: ArrayLike,
+    expected: ArrayLike,
+    tolerance: Tolerance,
+    *,
+    clause: str,
+    scale: ArrayLike = 1.0,
+    context: object = "",
+) -> None:
+    """``|a - e| <= max(|e| * max(rtol, ulps * eps), atol * scale)`` for every element.
+
+    Args:
+        actual: of the port. expected: of the reference, the same shape.
+        tolerance: a row of the table. scale: multiplies its atol; broadcasts against ``expected``.
+        clause: what is being tested. context: what it takes to draw the case again.
+
+    Raises:
+        ToleranceError: shapes differ; a NaN in either, or an infinity in ``expected``; or zeros in the place of
+            ``actual`` would pass, or nearly: ``4 atol scale >= |e|`` everywhere. Where ``expected`` is exactly zero
+            everywhere (a gradient for n = 1, say) zeros are right, and ``|a| <= atol * scale`` is what is asked.
+        AssertionError: an element is further off.
+
+    Clauses: ACC-1, ACC-2. Source: ours.
+    """
+    a, e, s = _comparable(actual, expected, scale, clause, context)
+    if not is_resolvable(e, tolerance, s):
+        raise ToleranceError(
+            f"tolerance for {clause}",
+            got=f"atol {tolerance.atol:.3g} times {s.max():.3g}, beside expected values up to {np.abs(e).max():.3g}",
+            allowed="less than a quarter of the largest expected value, or a result of zeros would pass",
+            remedy=f"compare a quantity of order one, or a case whose value is larger: {context}",
+        )
+    _assert_within(a, e, tolerance, s, clause, context)
+
+
+def assert_within(
+    actual: ArrayLike,
+    expected: ArrayLike,
+    tolerance: Tolerance,
+    *,
+    clause: str,
+    scale: ArrayLike = 1.0,
+    context: object = "",
+) -> None:
+    """As :func:`assert_close` without ACC-2: for what lies below the tolerance. It bounds a port's noise, no more."""
+    a, e, s = _comparable(actual, expected, scale, clause, context)
+    _assert_within(a, e, tolerance, s, clause, context)
+
+
+def is_resolvable(expected: ArrayLike, tolerance: Tolerance, scale: ArrayLike = 1.0) -> bool:
+    """Whether zeros would fail clearly (ACC-2); true where ``expected`` is exactly zero everywhere."""
+    magnitude = np.abs(np.asarray(expected, dtype=np.float64))
+    if not magnitude.any():
+        return True
+    return tolerance.relative < 0.25 and bool((magnitude > 4.0 * tolerance.atol * np.asarray(scale)).any())
+
+
+def _comparable(
+    actual: ArrayLike, expected: ArrayLike, scale: ArrayLike, clause: str, context: object
+) -> tuple[Array, ...]:
+    a, e, s = (np.asarray(value, dtype=np.float64) for value in (actual, expected, scale))
+    if a.shape != e.shape:
+        raise ToleranceError(
+            f"shape for {clause}", got=a.shape, allowed=f"{e.shape}, as the reference", remedy=f"look at {context}"
+        )
+    for name, array, bad in (
+        ("actual", a, np.isnan(a)),
+        ("expected", e, ~np.isfinite(e)),
+        ("scale", s, ~np.isfinite(s)),
+    ):
+        if bad.any():
+            raise ToleranceError(
+                f"{name} value for {clause}",
+                got=f"{np.count_nonzero(bad)} non-finite of {array.size}",
+                allowed="finite values" if name != "actual" else "no NaN",
+                remedy=f"look at {context}",
+            )
+    return a, e, s
+
+
+def _assert_within(a: Array, e: Array, tolerance: Tolerance, scale: Array, clause: str, context: object) -> None:
+    bound = np.maximum(np.abs(e) * tolerance.relative, tolerance.atol * scale)
+    error = np.abs(a - e)
+    if (error <= bound).all():
+        return
+    excess = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
+    worst = np.unravel_index(int(excess.argmax()), excess.shape)
+    index = tuple(int(i) for i in worst)
+    in_ulp = (
+        f" = {error[worst] / float(np.spacing(np.abs(e[worst]).astype(tolerance.dtype))):.3g} ulp of {tolerance.dtype}"
+    )
+    raise AssertionError(
+        f"{clause}: {np.count_nonzero(error > bound)} of {e.size} values are too far from the reference.\n"
+        f"  worst at {index}: actual {a[worst]!s}, expected {e[worst]!s}\n"
+        f"  error {error[worst]:.3g}{in_ulp if e[worst] else ''}, allowed {bound[worst]:.3g}\n"
+        f"  tolerance: {tolerance.ulps:g} ulp, rtol {tolerance.rtol:g}, atol {tolerance.atol:.3g} "
+        f"(times {np.broadcast_to(scale, e.shape)[worst]:.3g}) because {tolerance.reason}\n"
+        f"  case: {context}"
+    )

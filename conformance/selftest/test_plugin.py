@@ -1,0 +1,148 @@
+"""``--backend`` from every place, and its errors. Clauses: BACK-1, BACK-2, ERR-2, ERR-3."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
+ONE_TEST = PACKAGE / "test_backend_interface.py::test_attributes"
+PYTEST = ("-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
+SUITE = ("-m", "conformance", "-p", "no:cacheprovider")
+
+
+def run(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), *sys.path])}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def assert_one_clear_error(done, *parts):
+    assert done.returncode == 4, done.stdout + done.stderr
+    printed = done.stdout + done.stderr
+    assert "Traceback" not in printed
+    assert printed.count("allowed:") == 1, printed
+    for part in ("Try:", *parts):
+        assert part in printed
+
+
+@pytest.mark.clause("BACK-2")
+@pytest.mark.parametrize(
+    ("folder", "arguments"),
+    [
+        (ROOT, (*PYTEST, "conformance/test_backend_interface.py", "-k", "attributes")),
+        (None, (*PYTEST, ONE_TEST)),
+        (None, (*PYTEST, PACKAGE, "-k", "test_attributes")),
+        (ROOT, (*SUITE, "-k", "test_attributes")),
+        (None, (*SUITE, "-k", "test_attributes")),
+        (None, (*SUITE, ONE_TEST)),
+    ],
+    ids=[
+        "repo root",
+        "other folder",
+        "other folder, package",
+        "module, repo root",
+        "module, other folder",
+        "module, id",
+    ],
+)
+def test_backend_option_works(folder, arguments, tmp_path):
+    done = run(folder or tmp_path, *arguments, "--backend=reference", "--backend=conformance.selftest.port:make_port")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert "backend reference: reference, spec" in done.stdout
+    assert "numpy-port, selftest, NumPy" in done.stdout
+    assert "on cpu, parameters in float32, against spec" in done.stdout
+    left = {path.name for path in tmp_path.iterdir()} - {".benchmarks"}  # that one is pytest-benchmark's
+    assert not left, "the run left something behind"
+
+
+@pytest.mark.clause("BACK-2")
+def test_default_is_the_reference(tmp_path):
+    done = run(tmp_path, *PYTEST, ONE_TEST)
+    assert "1 passed" in done.stdout
+    assert "backend reference: reference, spec" in done.stdout
+
+
+@pytest.mark.clause("BACK-1", "BACK-2", "ERR-2")
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("refrence", ("'refrence'", "torch-cpu", "module:factory")),
+        ("no_such_module:make", ("No module named", "PYTHONPATH")),
+        ("my_port:absent", ("absent", "PYTHONPATH")),
+        ("my_port:incomplete", ("without", "adapter_vjp")),
+        ("my_port:broken", ("RuntimeError: no driver", "broken()")),
+        ("my_port:half", ("float16", "MIX-10")),
+    ],
+)
+def test_a_backend_that_cannot_be_had_is_one_clear_error(name, parts, tmp_path):
+    (tmp_path / "my_port.py").write_text(
+        "import numpy as np\n"
+        "from conformance.selftest.port import NumpyPort\n"
+        "class incomplete:\n    name = version = device = 'x'\n    parameter_dtype = np.dtype('float32')\n"
+        "    sinkhorn_projection = sinkhorn_projection_vjp = adapter_forward = print\n"
+        "def broken():\n    raise RuntimeError('no driver')\n"
+        "def half():\n    return NumpyPort('float16')\n"
+    )
+    done = run(tmp_path, *PYTEST, ONE_TEST, f"--backend={name}")
+    assert_one_clear_error(done, f"--backend={name}", *parts)
+
+
+@pytest.mark.clause("BACK-2", "ERR-2")
+def test_the_module_gives_the_same_error(tmp_path):
+    assert_one_clear_error(run(tmp_path, *SUITE, "--backend=refrence"), "'refrence'", "module:factory")
+
+
+@pytest.mark.clause("ERR-3")
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_cuda_without_a_gpu_is_one_clear_error(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run(tmp_path, *PYTEST, ONE_TEST, "--backend=torch-cuda")
+    assert_one_clear_error(done, "torch-cuda", "GPU")
+
+
+@pytest.mark.clause("BACK-2")
+def test_tests_of_others_are_left_alone(tmp_path):
+    """Neither their own argument ``backend`` nor a backend that cannot be had matters to them."""
+    (tmp_path / "test_other.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('backend', ['a', 'b'])\n"
+        "def test_own_parameter(backend):\n    assert backend in 'ab'\n"
+        "def test_plain():\n    pass\n"
+    )
+    done = run(tmp_path, *PYTEST, "--backend=torch-cuda", "test_other.py")
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+@pytest.mark.clause("BACK-2")
+@pytest.mark.parametrize(
+    ("options", "profile", "examples"),
+    [
+        ((), "crma-ci", 150),
+        (("--quick",), "crma-quick", 40),
+        (("--hypothesis-profile=crma-random",), "crma-random", 5000),
+        (("--hypothesis-profile=crma-random", "--quick"), "crma-random", 5000),
+    ],
+)
+def test_hypothesis_profiles(options, profile, examples, tmp_path):
+    (tmp_path / "test_profile.py").write_text(
+        "from hypothesis import settings\ndef test_profile():\n"
+        f"    chosen = settings()\n    assert chosen.max_examples == {examples}\n"
+        "    assert chosen.deadline is None and chosen.database is None\n"
+        f"    assert chosen.derandomize == {profile != 'crma-random'}\n"
+    )
+    done = run(tmp_path, *PYTEST, "test_profile.py", *options)
+    assert done.returncode == 0, done.stdout

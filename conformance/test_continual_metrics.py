@@ -1,0 +1,82 @@
+"""Continual metrics of the reference, against the paper's Table 7 and its definitions. Clauses: CL-1..CL-5."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from conformance.agreement import fails
+from conformance.strategies import SEEDS
+
+#: seed: (MODULAR holdout, FROZEN holdout, advantage in %), paper Table 7
+TABLE_7 = {0: (1.2530, 1.2716, 1.46), 42: (1.2657, 1.2912, 1.97), 1234: (1.2705, 1.3036, 2.54)}
+
+
+def losses(tasks, seed):
+    matrix = np.random.default_rng(seed).uniform(0.5, 3.0, size=(tasks, tasks))
+    return np.where(np.tri(tasks, dtype=bool), matrix, np.nan)
+
+
+@pytest.mark.clause("CL-4")
+@pytest.mark.parametrize("seed", TABLE_7)
+def test_advantage_of_table_7(seed):
+    modular, frozen, percent = TABLE_7[seed]
+    assert 100 * reference.advantage(frozen, modular) == pytest.approx(percent, abs=0.006)
+
+
+@pytest.mark.clause("CL-4")
+def test_mean_advantage_of_table_7():
+    values = [100 * reference.advantage(frozen, modular) for modular, frozen, _ in TABLE_7.values()]
+    assert np.mean(values) == pytest.approx(1.99, abs=0.006)
+    assert np.std(values, ddof=1) == pytest.approx(0.54, abs=0.006)
+
+
+@pytest.mark.clause("CL-1", "CL-2", "CL-3")
+@given(tasks=st.integers(1, 7), seed=SEEDS)
+def test_definitions(tasks, seed):
+    matrix = losses(tasks, seed)
+    metrics = reference.continual_metrics(matrix)
+    prior = range(tasks - 1)
+    drifts = [(matrix[-1, j] - matrix[j, j]) / matrix[j, j] for j in prior]
+    assert metrics.drift_per_task == pytest.approx(drifts, rel=1e-12)
+    assert metrics.drift == pytest.approx(sum(drifts) / max(1, len(drifts)), abs=1e-12)
+    assert metrics.final_holdout == pytest.approx(sum(matrix[-1]) / tasks, rel=1e-12)
+    moved = [matrix[-1, j] - matrix[j, j] for j in prior]
+    assert metrics.backward_transfer == pytest.approx(sum(moved) / max(1, len(moved)), abs=1e-12)
+
+
+@pytest.mark.clause("CL-2")
+def test_forgetting_is_positive_and_hand_checked():
+    """A loss of 2 that ends at 2.76, and one of 1 that ends at 1.38: the +38% of NAIVE."""
+    metrics = reference.continual_metrics([[2.0, np.nan, np.nan], [2.1, 1.0, np.nan], [2.76, 1.38, 0.5]])
+    assert metrics.drift == pytest.approx(0.38, rel=1e-12)
+    assert metrics.backward_transfer == pytest.approx(0.57, rel=1e-12)
+    assert metrics.final_holdout == pytest.approx((2.76 + 1.38 + 0.5) / 3, rel=1e-12)
+
+
+@pytest.mark.clause("CL-5")
+@given(tasks=st.integers(1, 7), seed=SEEDS)
+def test_a_loss_that_stays_has_a_drift_of_exactly_zero(tasks, seed):
+    """FROZEN: nothing that an earlier task sees changes, so its column stays bit for bit."""
+    own = np.random.default_rng(seed).uniform(0.5, 3.0, size=tasks)
+    metrics = reference.continual_metrics(np.tile(own, (tasks, 1)))
+    assert metrics.drift == 0.0
+    assert metrics.backward_transfer == 0.0
+
+
+@pytest.mark.clause("CL-1", "ERR-1")
+@pytest.mark.parametrize("matrix", [[[1.0, 2.0]], [], [[np.nan]], [[1.0, np.nan], [np.inf, 1.0]]])
+def test_matrices_that_are_not_complete_are_refused(matrix):
+    assert fails(lambda: reference.continual_metrics(matrix))
+
+
+@pytest.mark.clause("CL-1")
+def test_tasks_not_yet_seen_are_ignored():
+    matrix = losses(4, 3)
+    filled = np.where(np.isnan(matrix), 1e9, matrix)
+    first, second = reference.continual_metrics(matrix), reference.continual_metrics(filled)
+    assert first[1:] == second[1:]
+    assert np.array_equal(first.drift_per_task, second.drift_per_task)

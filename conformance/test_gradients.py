@@ -1,0 +1,212 @@
+"""Gradients: a port against the reference, with random cotangents; the reference against differences. GRAD-1..7."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import reference
+from conformance.agreement import (
+    INPUTS,
+    adapter_gradients,
+    assert_agrees,
+    gradient_is_settled,
+    inputs_of,
+    mixing_cotangent,
+    parameters_of,
+    projection_gradient,
+)
+from conformance.compare import assert_close
+from conformance.strategies import ITERATIONS, LEADING_WITH_EMPTY, SEEDS, adapters, comparable_logits
+from conformance.tolerances import Tolerance, tolerance_for
+
+ROW = ("sinkhorn_projection", "gradient")
+MAGNITUDES = (0.1, 1.0, 5.0, 20.0)
+SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
+SMOOTH = comparable_logits(n=st.integers(1, 4), leading=((),), magnitudes=(0.1, 1.0, 3.0)).filter(
+    lambda logits: logits.kind in ("normal", "rank one")
+)
+CLAUSES = {"x": "GRAD-4", "mix_logits": "GRAD-1", "gate_logit": "GRAD-6", "basis": "GRAD-5"}
+DIFFERENCE = Tolerance(
+    "float64", 0, 1e-6, 1e-6, "central differences with a step of 1e-6: error h^2 + eps / h, about 1e-9"
+)
+
+
+def random_cotangent(shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def assume_settled(backend, case, cotangent, iterations):
+    allowed = tolerance_for(*ROW[:1], backend.parameter_dtype, "gradient").atol
+    assume(
+        gradient_is_settled(
+            case, cotangent, iterations, max(allowed, 4e-6) * case.condition * np.abs(cotangent).max(initial=0)
+        )
+    )
+
+
+# -- a port against the reference --
+
+
+@pytest.mark.clause("GRAD-1", "GRAD-2", "ACC-1")
+@given(case=comparable_logits(magnitudes=MAGNITUDES), iterations=ITERATIONS, seed=SEEDS)
+def test_projection_gradient_agrees_with_the_reference(backend, case, iterations, seed):
+    cotangent = random_cotangent(case.values.shape, seed)
+    assume_settled(backend, case, cotangent, iterations)
+    comparison = projection_gradient(backend, case, cotangent, iterations)
+    assert_agrees(comparison, ROW, backend, "GRAD-1", (case, iterations, seed))
+
+
+@pytest.mark.clause("GRAD-2")
+@pytest.mark.parametrize("iterations", [1, 2])
+@given(seed=SEEDS)
+def test_largest_row_sum_takes_the_first_argmax_of_a_tie(backend, iterations, seed):
+    """Two equal triangular blocks have equal row sums in every dtype, far from 1; the argmax decides the gradient."""
+    block = 1024.0 * np.asarray([[0, -1], [0, 0]])
+    logits = np.full((4, 4), -4096.0)
+    logits[:2, :2] = logits[2:, 2:] = block
+    cotangent, exchange = random_cotangent((4, 4), seed), [2, 3, 0, 1]
+    expected = reference.sinkhorn_projection_vjp(logits, cotangent, iterations)
+    last = reference.sinkhorn_projection_vjp(logits, cotangent[exchange][:, exchange], iterations)[exchange][
+        :, exchange
+    ]
+    assume(np.abs(last - expected).max() > 1e-2)
+    dtype = backend.parameter_dtype
+    actual = backend.sinkhorn_projection_vjp(logits.astype(dtype), cotangent.astype(dtype), iterations)
+    tolerance, scale = tolerance_for(*ROW[:1], dtype, "gradient"), np.abs(cotangent).max()
+    assert_close(actual, expected, tolerance, clause="GRAD-2", scale=scale, context=(iterations, seed))
+
+
+@pytest.mark.clause("GRAD-3")
+@given(case=comparable_logits(magnitudes=MAGNITUDES), iterations=ITERATIONS, seed=SEEDS)
+def test_gradient_of_the_logits_sums_to_zero(backend, case, iterations, seed):
+    cotangent = random_cotangent(case.values.shape, seed)
+    dtype = backend.parameter_dtype
+    gradient = backend.sinkhorn_projection_vjp(case.values.astype(dtype), cotangent.astype(dtype), iterations)
+    scale = case.condition * case.n**2 * np.abs(cotangent).max(initial=0.0)
+    sums = np.asarray(gradient, np.float64).sum(axis=(-2, -1))
+    tolerance = tolerance_for(*ROW[:1], dtype, "gradient")
+    assert_close(sums, np.zeros(sums.shape), tolerance, clause="GRAD-3", scale=scale, context=(case, iterations, seed))
+
+
+@pytest.mark.clause("GRAD-4", "GRAD-5", "GRAD-6", "GRAD-7", "ACC-1")
+@pytest.mark.parametrize("name", INPUTS)
+@given(
+    case=adapters(comparable_logits(leading=((),), magnitudes=MAGNITUDES), LEADING_WITH_EMPTY), iterations=ITERATIONS
+)
+def test_adapter_gradient_agrees_with_the_reference(backend, name, case, iterations):
+    if name == "mix_logits":
+        assume_settled(backend, case.logits, mixing_cotangent(case, iterations), iterations)
+    comparison = adapter_gradients(backend, case, iterations)[name]
+    assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, CLAUSES[name], (name, case, iterations))
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("name", INPUTS)
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-5.0, 5.0, width=32)))
+def test_every_input_gets_a_gradient(backend, name, case):
+    """Not zero where the reference's is not, entry by entry where it matters, and of the input's shape."""
+    inputs = inputs_of(backend, case)
+    index = INPUTS.index(name)
+    expected = reference.adapter_vjp(case.x, parameters_of(case), case.cotangent, 3)[index]
+    assume(np.abs(expected / adapter_gradients(backend, case, 3)[name].scale).max() > 1e-3)
+    actual = backend.adapter_vjp(*inputs, case.cotangent.astype(backend.parameter_dtype), 3)[index]
+    assert actual.shape == inputs[index].shape
+    assert (actual[np.abs(expected) > 0.1 * np.abs(expected).max()] != 0).all(), f"GRAD-7: {name} for {case}"
+
+
+@pytest.mark.clause("GRAD-6")
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-3.0, 8.0, width=32)))
+def test_gradient_of_the_basis_has_no_part_along_the_basis(backend, case):
+    """y does not depend on the scale of A, so ``<dL/dA, A> = 0``; the part through kappa alone sees to that."""
+    comparison = adapter_gradients(backend, case, 20)["basis"]
+    basis = np.float64(case.basis)
+    along = (np.float64(comparison.actual) * basis).sum()
+    flat = basis.reshape(-1, case.hidden_size)
+    size = comparison.scale * np.linalg.norm(flat, 2) * np.sqrt(len(flat))
+    tolerance = tolerance_for("adapter basis", backend.parameter_dtype, "gradient")
+    assert_close(along, 0.0, tolerance, clause="GRAD-6", scale=size, context=case)
+
+
+@pytest.mark.clause("GRAD-7")
+@given(case=adapters(SEVERAL_STREAMS, leading=((2, 3), (4,))))
+def test_leading_axes_are_summed_for_the_parameters(backend, case):
+    """The gradient of the batch is the sum of the gradients of its tokens."""
+    x, *parameters = inputs_of(backend, case)
+    cotangent = case.cotangent.astype(backend.parameter_dtype)
+    whole = backend.adapter_vjp(x, *parameters, cotangent, 3)
+    tokens = zip(x.reshape(-1, case.hidden_size), cotangent.reshape(-1, case.hidden_size), strict=True)
+    parts = [backend.adapter_vjp(token, *parameters, upstream, 3) for token, upstream in tokens]
+    scales = adapter_gradients(backend, case, 3)
+    for name in INPUTS[1:]:
+        summed = np.sum([np.float64(getattr(part, name)) for part in parts], axis=0)
+        tolerance = tolerance_for(f"adapter {name}", backend.parameter_dtype, "gradient")
+        error = np.abs(getattr(whole, name) - summed)
+        assert (error <= 2 * tolerance.atol * scales[name].scale).all(), (name, case)
+
+
+# -- the reference against differences (float64) --
+
+
+def directional_difference(function, inputs, index, direction, step):
+    moved = [[*inputs], [*inputs]]
+    moved[0][index] = inputs[index] + step * direction
+    moved[1][index] = inputs[index] - step * direction
+    return (function(*moved[0]) - function(*moved[1])) / (2 * step)
+
+
+@pytest.mark.clause("GRAD-4", "GRAD-5", "GRAD-6")
+@pytest.mark.parametrize("name", INPUTS)
+@given(case=adapters(SMOOTH, gates=st.floats(-3.0, 3.0)), iterations=ITERATIONS, seed=SEEDS)
+def test_reference_adapter_vjp_is_the_adjoint_of_its_derivative(name, case, iterations, seed):
+    """``<Jv, w> = <v, J^T w>`` with Jv by central differences."""
+    index, rng = INPUTS.index(name), np.random.default_rng(seed)
+    inputs: list[np.ndarray] = [
+        np.asarray(a, np.float64)
+        for a in (case.x / case.x_scale, case.mix_logits, case.gate_logit, case.basis / case.basis_scale)
+    ]
+    direction, cotangent = rng.standard_normal(inputs[index].shape), np.float64(case.cotangent)
+
+    def forward(x, *parameters):
+        return reference.adapter_forward(x, reference.AdapterParameters(*parameters), iterations)
+
+    assume(gradient_is_settled(case.logits, mixing_cotangent(case, iterations), iterations, 1e-4 * case.x_scale))
+    by_difference = float((directional_difference(forward, inputs, index, direction, 1e-6) * cotangent).sum())
+    gradients = reference.adapter_vjp(
+        inputs[0], reference.AdapterParameters(inputs[1], inputs[2], inputs[3]), cotangent, iterations
+    )
+    by_vjp = float((direction * gradients[index]).sum())
+    size = float(np.linalg.norm(cotangent)) * max(1.0, float(np.linalg.norm(inputs[0])))
+    assume(by_vjp == 0 or abs(by_vjp) > 1e-4 * size)
+    assert_close(by_difference, by_vjp, DIFFERENCE, clause=CLAUSES[name], scale=size, context=(case, iterations, seed))
+
+
+@pytest.mark.clause("GRAD-1", "GRAD-2")
+@given(case=SMOOTH, iterations=ITERATIONS, seed=SEEDS)
+def test_reference_projection_vjp_is_the_derivative_entry_by_entry(case, iterations, seed):
+    cotangent = random_cotangent(case.values.shape, seed).astype(np.float64)
+    assume(gradient_is_settled(case, cotangent, iterations, 1e-4))
+    logits = np.float64(case.values)
+    step = 1e-6 * np.eye(case.n**2).reshape(-1, case.n, case.n)
+    difference = reference.sinkhorn_projection(logits + step, iterations) - reference.sinkhorn_projection(
+        logits - step, iterations
+    )
+    by_difference = (difference * cotangent).sum(axis=(-2, -1)).reshape(logits.shape) / 2e-6
+    expected = reference.sinkhorn_projection_vjp(logits, cotangent, iterations)
+    assume(not expected.any() or np.abs(expected).max() > 1e-4)
+    assert_close(
+        by_difference, expected, DIFFERENCE, clause="GRAD-1", scale=np.abs(cotangent).max(), context=(case, seed)
+    )
+
+
+@pytest.mark.clause("MIX-2", "GRAD-4")
+@given(case=adapters(), iterations=ITERATIONS)
+def test_reference_adapter_is_linear_in_x(case, iterations):
+    """So its gradient for x is its transpose: ``<G x, w> = <x, G^T w>`` without any difference quotient."""
+    x, cotangent = np.float64(case.x), np.float64(case.cotangent)
+    forward = reference.adapter_forward(x, parameters_of(case), iterations)
+    backward = reference.adapter_vjp(x, parameters_of(case), cotangent, iterations).x
+    size = np.linalg.norm(x) * np.linalg.norm(cotangent)
+    assert abs((forward * cotangent).sum() - (x * backward).sum()) <= 1e-13 * size

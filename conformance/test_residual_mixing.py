@@ -1,0 +1,278 @@
+"""Residual mixing: agreement with the reference, orientation, and the bounds of Theorem 2. Clauses: MIX-1..MIX-10."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import reference
+from conformance.agreement import (
+    Comparison,
+    adapter_change,
+    assert_agrees,
+    fails,
+    fails_or_all_nan,
+    inputs_of,
+    parameters_of,
+)
+from conformance.compare import assert_close
+from conformance.strategies import (
+    ITERATIONS,
+    LEADING,
+    LEADING_WITH_EMPTY,
+    SEEDS,
+    Adapter,
+    Logits,
+    adapters,
+    comparable_logits,
+    every_logits,
+    lattice_logits,
+)
+from conformance.tolerances import tolerance_for
+from reference.adapter import adapter_strength, sigmoid
+from reference.residual_mixing import residual_mixing
+
+ROW = ("adapter y - x", "forward")
+SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
+OPEN_GATES = st.floats(-2.0, 12.0, width=32)
+
+
+def output(backend, case, iterations, x=None):
+    """y in float64; ``x`` replaces the case's own."""
+    tokens, logits, gate, basis = inputs_of(backend, case)
+    x = tokens if x is None else np.asarray(x, backend.parameter_dtype)
+    return np.asarray(backend.adapter_forward(x, logits, gate, basis, iterations)).astype(np.float64)
+
+
+def assert_near(backend, actual, expected, clause, scale, context):
+    """Two results of the port itself, which only rounding may tell apart. Both are of the order of ``scale``."""
+    tolerance = tolerance_for(*ROW[:1], backend.parameter_dtype, "forward")
+    bound = tolerance.atol * np.broadcast_to(scale, np.shape(actual))
+    error = np.abs(actual - expected)
+    assert (error <= bound).all(), f"{clause}: {error.max():.3g} beside {bound.min():.3g} for {context}"
+
+
+@pytest.mark.clause("MIX-1", "MIX-2", "MIX-5", "MIX-6", "ACC-1")
+@given(case=adapters(leading=LEADING_WITH_EMPTY), iterations=ITERATIONS)
+def test_agrees_with_the_reference(backend, case, iterations):
+    assert_agrees(adapter_change(backend, case, iterations), ROW, backend, "MIX-2", (case, iterations))
+
+
+@pytest.mark.clause("MIX-3")
+@given(case=adapters(comparable_logits(n=st.integers(3, 6), leading=((),), magnitudes=(1.0, 5.0)), gates=OPEN_GATES))
+def test_contracts_over_the_second_index(backend, case):
+    """Where M and its transpose give clearly different results, the port gives that of M."""
+    mixing = reference.sinkhorn_projection(case.mix_logits, 20)
+    x, basis = case.x.astype(np.float64), case.basis.astype(np.float64)
+    strength = adapter_strength(parameters_of(case))
+    right, wrong = (residual_mixing(x, matrix, strength, basis) for matrix in (mixing, mixing.T))
+    comparison = adapter_change(backend, case, 20)
+    assume((np.abs(right - wrong) / comparison.scale).max() > 1e-3)
+    assert_agrees(comparison, ROW, backend, "MIX-3", case)
+
+
+@pytest.mark.clause("MIX-3")
+def test_a_cycle_moves_stream_j_to_stream_i(backend):
+    """M = the matrix with M[0, 1] = M[1, 2] = M[2, 0] = 1 reads stream 1 into stream 0, and so on."""
+    dtype = backend.parameter_dtype
+    logits = np.asarray([[0, 64, 0], [0, 0, 64], [64, 0, 0]], dtype)
+    basis = np.eye(3, dtype=dtype)[:, None, :]
+    x = np.asarray([1.0, 2.0, 4.0], dtype)
+    y = backend.adapter_forward(x, logits, np.asarray(40.0, dtype), basis, 20)
+    kappa = 3**0.125  # of three orthonormal rows
+    assert_near(backend, np.float64(y), x + (np.asarray([2.0, 4.0, 1.0]) - x) / kappa, "MIX-3", 4.6, "a cycle of three")
+
+
+@pytest.mark.clause("MIX-4")
+def test_a_gate_per_stream_would_expand():
+    """Theorem 2 needs one gate: with an open and a closed one, an exchange of two streams copies instead."""
+    exchange, x = np.asarray([[0.0, 1.0], [1.0, 0.0]]), np.asarray([0.0, 1.0])
+    gates = np.asarray([1.0, 0.0])
+    y = x + gates * (exchange @ x - x)
+    assert np.linalg.norm(y) == pytest.approx(np.sqrt(2.0))
+    for gate in (0.0, 0.3, 1.0):
+        assert np.linalg.norm(x + gate * (exchange @ x - x)) <= 1.0
+
+
+@pytest.mark.clause("MIX-4", "MIX-7")
+@pytest.mark.parametrize("token", [(0.0, 1.0), (1.0, 0.0), (0.6, -0.8)])
+def test_an_exchange_of_two_streams_does_not_expand(backend, token):
+    dtype = backend.parameter_dtype
+    logits, basis = np.asarray([[0, 64], [64, 0]], dtype), np.eye(2, dtype=dtype)[:, None, :]
+    x = np.asarray(token, dtype)
+    y = backend.adapter_forward(x, logits, np.asarray(1.0, dtype), basis, 20).astype(np.float64)
+    alpha = sigmoid(1.0) / 2**0.125
+    assert_near(backend, y, x + alpha * (x[::-1] - x), "MIX-4", 1.0, token)
+    assert np.linalg.norm(y) <= np.linalg.norm(x.astype(np.float64)) * (1 + 1e-6)
+
+
+@pytest.mark.clause("MIX-7")
+@given(case=adapters(every_logits().filter(lambda s: s.leading == () and s.n <= 8)), iterations=ITERATIONS)
+def test_non_expansive_at_every_magnitude(backend, case, iterations):
+    """The whole linear map, read off the unit vectors; its norm by SVD in float64."""
+    transposed_map = output(backend, case, iterations, np.eye(case.hidden_size))
+    assert not np.isnan(transposed_map).any()
+    tolerance = tolerance_for("non-expansive", backend.parameter_dtype, "forward")
+    norm = np.linalg.norm(transposed_map, 2)
+    assert norm <= 1.0 + tolerance.atol, (
+        f"MIX-7: norm 1 + {norm - 1:.3g} ({tolerance.reason}) for {case}, K={iterations}"
+    )
+
+
+@pytest.mark.clause("MIX-7")
+@given(case=adapters(), iterations=ITERATIONS, seed=SEEDS)
+def test_one_lipschitz(backend, case, iterations, seed):
+    other = (case.x + case.x_scale * np.random.default_rng(seed).standard_normal(case.x.shape)).astype(np.float32)
+    before = np.linalg.norm(np.float64(other) - np.float64(case.x), axis=-1)
+    after = np.linalg.norm(output(backend, case, iterations, other) - output(backend, case, iterations), axis=-1)
+    size = np.linalg.norm(np.float64(other), axis=-1) + np.linalg.norm(np.float64(case.x), axis=-1)
+    atol = tolerance_for("non-expansive", backend.parameter_dtype, "forward").atol
+    assert (after <= before + atol * size).all(), f"MIX-7: {(after - before).max()} for {case}"
+
+
+@pytest.mark.clause("MIX-5")
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-4.0, 8.0, width=32)))
+def test_change_is_proportional_to_the_sigmoid_of_the_gate_logit(backend, case):
+    """And not to another function of it: (y - x) / sigmoid(gamma) is the reference's at gamma = 0, doubled."""
+    scale = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True) * case.logits.condition
+    half_open = reference.AdapterParameters(case.mix_logits, np.zeros(()), case.basis)
+    expected = 2.0 * (reference.adapter_forward(case.x, half_open, 3) - np.float64(case.x))
+    gate = sigmoid(case.gate)
+    actual = (output(backend, case, 3) - np.float64(case.x)) / gate
+    assert_agrees(Comparison(actual, expected, scale / gate), ROW, backend, "MIX-5", case)
+
+
+@pytest.mark.clause("MIX-6")
+@given(case=adapters(SEVERAL_STREAMS), factor=st.sampled_from((1e-9, 1e-4, 0.37, -1.0, 2.0, 1e4, 1e9)))
+def test_independent_of_the_scale_of_the_basis(backend, case, factor):
+    x, logits, gate, basis = inputs_of(backend, case)
+    y = backend.adapter_forward(x, logits, gate, (basis * basis.dtype.type(factor)).astype(basis.dtype), 20)
+    scale = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True)
+    assert_near(backend, np.float64(y), output(backend, case, 20), "MIX-6", scale, (case, factor))
+
+
+@pytest.mark.clause("MIX-6")
+def test_a_basis_of_zeros_gives_no_finite_value(backend):
+    dtype = backend.parameter_dtype
+    x, logits, gate = np.ones((2, 6), np.float32), np.eye(2, dtype=dtype), np.zeros((), dtype)
+    basis = np.zeros((2, 3, 6), dtype)
+    assert fails_or_all_nan(lambda: backend.adapter_forward(x, logits, gate, basis, 3))
+    assert fails_or_all_nan(lambda: backend.adapter_vjp(x, logits, gate, basis, x, 3).basis)
+
+
+@pytest.mark.clause("SINK-9")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_logits_never_give_a_finite_y(backend, bad):
+    case = Adapter(Logits("normal", 1.0, 3, (), 4), 2, 1, (5,), 0.0, 1.0, 1.0, False, 5)
+    x, logits, gate, basis = inputs_of(backend, case)
+    logits[1, 2] = bad
+    assert fails_or_all_nan(lambda: backend.adapter_forward(x, logits, gate, basis, 3))
+    assert fails_or_all_nan(lambda: backend.adapter_vjp(x, logits, gate, basis, x, 3).mix_logits)
+
+
+@pytest.mark.clause("MIX-8")
+@given(case=adapters(every_logits().filter(lambda s: s.leading == () and s.n <= 8)), iterations=ITERATIONS)
+def test_near_identity_bound(backend, case, iterations):
+    size = np.linalg.norm(np.float64(case.x), axis=-1)
+    change = np.linalg.norm(output(backend, case, iterations) - np.float64(case.x), axis=-1)
+    atol = tolerance_for("non-expansive", backend.parameter_dtype, "forward").atol
+    assert (change <= (2.0 * sigmoid(case.gate) + atol) * size).all(), f"MIX-8 for {case}"
+
+
+@pytest.mark.clause("MIX-8")
+@given(case=adapters(lattice_logits(leading=((),)), gates=OPEN_GATES), iterations=ITERATIONS)
+def test_identity_when_m_is_the_identity(backend, case, iterations):
+    identity = Adapter(**{**vars_of(case), "logits": _Diagonal("lattice", 1024.0, case.logits.n, (), 0)})
+    size = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True)
+    assert_near(backend, output(backend, identity, iterations), np.float64(case.x), "MIX-8", size, case)
+
+
+@pytest.mark.clause("MIX-9")
+@given(case=adapters(SEVERAL_STREAMS, gates=OPEN_GATES))
+def test_conserves_the_sum_of_the_streams(backend, case):
+    """Read off with the basis' dual, so that the basis need not be orthonormal."""
+    flat = np.float64(case.basis).reshape(-1, case.hidden_size)
+    coefficients = (output(backend, case, 20) - np.float64(case.x)) @ np.linalg.pinv(flat)
+    total = coefficients.reshape(*case.leading, case.logits.n, case.rank).sum(axis=-2)
+    singular_values = np.linalg.svd(flat, compute_uv=False)
+    assume(singular_values[0] < 30 * singular_values[-1])
+    size = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True) * np.sqrt(flat.size) / singular_values[-1]
+    assert_near(backend, total, 0.0, "MIX-9", size, case)
+
+
+@pytest.mark.clause("MIX-9")
+@given(case=adapters(SEVERAL_STREAMS, gates=OPEN_GATES), seed=SEEDS)
+def test_equal_streams_are_left_alone(backend, case, seed):
+    flat = np.float64(case.basis).reshape(-1, case.hidden_size)
+    equal = np.tile(np.random.default_rng(seed).standard_normal((*case.leading, case.rank)), case.logits.n)
+    x = np.asarray((equal @ np.linalg.pinv(flat).T) * np.linalg.norm(flat, 2), backend.parameter_dtype)
+    size = np.linalg.norm(np.float64(x), axis=-1, keepdims=True)
+    assert (size > 0).all()
+    assert_near(backend, output(backend, case, 20, x), np.float64(x), "MIX-9", size, case)
+
+
+@pytest.mark.clause("MIX-9")
+@given(case=adapters(SEVERAL_STREAMS, gates=OPEN_GATES).filter(lambda a: a.spare == 9))
+def test_what_is_orthogonal_to_the_basis_passes_through(backend, case):
+    span = np.linalg.qr(np.float64(case.basis).reshape(-1, case.hidden_size).T)[0]
+    x = np.asarray(np.float64(case.x) - np.float64(case.x) @ span @ span.T, backend.parameter_dtype)
+    size = np.linalg.norm(np.float64(x), axis=-1, keepdims=True)
+    assert_near(backend, output(backend, case, 20, x), np.float64(x), "MIX-9", size, case)
+
+
+@pytest.mark.clause("MIX-9")
+@given(case=adapters(SEVERAL_STREAMS, gates=OPEN_GATES), iterations=ITERATIONS, seed=SEEDS)
+def test_equivariant_under_a_permutation_of_the_streams(backend, case, iterations, seed):
+    order = np.random.default_rng(seed).permutation(case.logits.n)
+    x, logits, gate, basis = inputs_of(backend, case)
+    y = backend.adapter_forward(x, logits[order][:, order], gate, basis[order], iterations)
+    size = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True) * case.logits.condition
+    assert_near(backend, np.float64(y), output(backend, case, iterations), "MIX-9", size, (case, order))
+
+
+@pytest.mark.clause("MIX-10")
+@given(case=adapters(SEVERAL_STREAMS, gates=OPEN_GATES).filter(lambda a: a.x_scale == 1.0))
+def test_float16_in_and_out_with_float32_inside(backend, case):
+    _, logits, gate, basis = inputs_of(backend, case)
+    x = case.x.astype(np.float16)
+    y = backend.adapter_forward(x, logits, gate, basis, 20)
+    assert y.dtype == np.float16
+    size = case.logits.condition * np.linalg.norm(np.float64(x), axis=-1, keepdims=True)
+    expected = reference.adapter_forward(x, parameters_of(case), 20)
+    assert_close(
+        y, expected, tolerance_for("adapter y", np.float16, "forward"), clause="MIX-10", scale=size, context=case
+    )
+
+
+@pytest.mark.clause("MIX-10")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("leading", LEADING)
+def test_result_has_the_dtype_and_shape_of_x(backend, dtype, leading):
+    case = Adapter(Logits("normal", 1.0, 3, (), 4), 2, 1, leading, 0.0, 1.0, 1.0, False, 5)
+    x, logits, gate, basis = inputs_of(backend, case)
+    y = backend.adapter_forward(x.astype(dtype), logits, gate, basis, 3)
+    assert y.dtype == dtype
+    assert y.shape == x.shape
+
+
+@pytest.mark.clause("MIX-1", "ERR-4")
+@pytest.mark.parametrize("wrong", ["x", "mix_logits", "basis"])
+def test_sizes_that_do_not_fit_are_refused(backend, wrong):
+    case = Adapter(Logits("normal", 1.0, 3, (), 4), 2, 1, (5,), 0.0, 1.0, 1.0, False, 5)
+    inputs = dict(zip(("x", "mix_logits", "gate_logit", "basis"), inputs_of(backend, case), strict=True))
+    inputs[wrong] = inputs[wrong][..., :-1]
+    assert fails(lambda: backend.adapter_forward(*inputs.values(), 3))
+
+
+class _Diagonal(Logits):
+    """Logits whose projection is the identity, to the last bit."""
+
+    @property
+    def values(self):
+        return np.float32(self.magnitude * (np.eye(self.n) - 1.0))
+
+
+def vars_of(case):
+    return {name: getattr(case, name) for name in case.__dataclass_fields__}
