@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def finetune(options: argparse.Namespace) -> None:
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
     make_engine = engine_factory(options.backend)
     threads = _set_up_torch(options.threads)
-    tasks = {seed: own_tasks or _domain_tasks(protocol, seed) for seed in protocol.seeds}
     model_path = resolve_model(protocol.model)
+    tasks = {seed: own_tasks or _domain_tasks(protocol, seed) for seed in protocol.seeds}
 
     folder = RunFolder(options.out or Path("runs") / protocol.name)
     with folder.locked():
@@ -71,6 +72,7 @@ def _set_up_torch(threads: int | None) -> int:
     import torch
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if threads is not None:

@@ -27,7 +27,7 @@ def one_message(error: str) -> str:
         (["finetune", "quickstart", "--backend", "abacus"], ["backend", "abacus", "torch-cpu"]),
         (["finetune", "quickstart", "--backend", "reference"], ["backend", "reference", "torch-cpu or torch-cuda"]),
         (["finetune", "quickstart", "--conditions", "wild"], ["conditions", "wild", "naive"]),
-        (["finetune", "quickstart", "--task", "x"], ["x", "name=train.jsonl:holdout.jsonl"]),
+        (["finetune", "quickstart", "--task", "x"], ["task: got 'x'", "NAME=TRAIN.jsonl:HOLDOUT.jsonl"]),
         (["finetune", "quickstart", "--task", "x=a.jsonl:b.jsonl"], ["a.jsonl"]),
         (["report", "no-such-folder"], ["no-such-folder", "crma finetune"]),
     ],
@@ -135,14 +135,12 @@ def test_a_damaged_adapter_of_an_earlier_task_is_named(crma, finetune_command, t
 def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(crma, finetune_command, tmp_path, monkeypatch):
     import errno
 
-    from backends import atomic
-
     command = finetune_command(tmp_path / "run", "--conditions", "modular")
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr("backends.atomic.os.fsync", full)
     code, _, error = crma(command)
     assert code == 2
     assert "free some space" in one_message(error)

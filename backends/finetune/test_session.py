@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def adapters(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
 
 
-def measured(run: Path) -> list[dict[str, object]]:
+def measured(run: Path) -> list[dict[str, Any]]:
     """The phases of a run without what a clock wrote."""
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == "phase"]

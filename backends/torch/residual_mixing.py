@@ -98,7 +98,7 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_gate: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad_gate: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         (logit,) = ctx.saved_tensors
         return grad_gate * logit.sigmoid() * (-logit).sigmoid()
 

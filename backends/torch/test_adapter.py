@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_wrong_hidden_size_is_named() -> None:
         ({"hidden_size": 24, "iterations": 0}, "iterations"),
     ],
 )
-def test_sizes_that_cannot_be_are_named(sizes: dict[str, int], field: str) -> None:
+def test_sizes_that_cannot_be_are_named(sizes: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         CRMAAdapter(**sizes)
 
