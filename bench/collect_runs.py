@@ -1,0 +1,80 @@
+"""Condense run folders of `crma finetune` into one JSON file that can be committed beside the figures it backs.
+
+    python -m bench.collect_runs runs/quickstart --out bench/results/quickstart.json
+
+Per condition and seed: the holdout matrix in nats per answer token, drift, final holdout, advantage over FROZEN of the
+same seed (from the same folder, or from ``--frozen``), seconds and tokens of training.
+
+Source: ours. Clauses: CL-1..CL-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import reference
+from backends.atomic import atomic_write
+from backends.finetune.results import RunResults, read_results
+from reference.errors import CRMAError
+
+
+def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
+    """The finished conditions and seeds of one run folder, as JSON values."""
+    rows = []
+    for condition in results.conditions:
+        for seed in results.complete_seeds(condition):
+            metrics, baseline = results.metrics(condition, seed), frozen.metrics("frozen", seed)
+            assert metrics is not None
+            phases = results.phases_of(condition, seed)
+            matrix = results.holdout_matrix(condition, seed)
+            rows.append(
+                {
+                    "condition": condition,
+                    "seed": seed,
+                    "drift": metrics.drift,
+                    "drift_per_task": metrics.drift_per_task.tolist(),
+                    "final_holdout": metrics.final_holdout,
+                    "advantage": baseline and reference.advantage(baseline.final_holdout, metrics.final_holdout),
+                    "holdout": [row[~np.isnan(row)].tolist() for row in matrix],
+                    "training_seconds": sum(phase.seconds for phase in phases),
+                    "training_tokens": sum(phase.tokens for phase in phases),
+                    "largest_mixing_norm": max((max(p.spectral.norm_max) for p in phases if p.spectral), default=None),
+                }
+            )
+    run = results.run
+    return {
+        "protocol": run.protocol,
+        "model": run.model,
+        "backend": run.backend,
+        "machine": run.machine,
+        "versions": run.versions,
+        "config": run.config,
+        "rows": rows,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.collect_runs", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--frozen", type=Path, help="run folder whose FROZEN all are compared with")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        frozen = None if options.frozen is None else read_results(options.frozen)
+        runs = [collect(results, frozen or results) for results in map(read_results, options.folders)]
+        atomic_write(options.out, json.dumps(runs, indent=1).encode() + b"\n")
+    except CRMAError as error:
+        print(f"collect_runs: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
