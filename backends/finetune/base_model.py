@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def resolve_model(name_or_path: str) -> Path:
         from backends.finetune.smollm2 import cached_smollm2
 
         return cached_smollm2()
-    folder = Path(name_or_path).expanduser()
+    folder = Path(os.path.expanduser(name_or_path))
     if not name_or_path or not folder.exists():
         is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path) is not None
         raise ModelError(

@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The base model is a folder on this machine; the libraries underneath must not look for it anywhere else.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             remedy="pip install 'crma[finetune]'",
         )
         print(f"crma: {missing}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"crma: {error}. Check the file, its permissions and the free disk space.", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)

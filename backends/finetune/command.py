@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import platform
 import warnings
@@ -31,7 +32,6 @@ def finetune(options: argparse.Namespace) -> None:
     """Run a protocol into a run folder, and report. Raises: the errors of everything it calls."""
     console = Console()
     own_tasks = [parse_task_option(option) for option in options.task or []]
-    check_task_names([task.name for task in own_tasks])
     protocol = load_protocol(
         options.protocol,
         model=options.model,
@@ -39,10 +39,11 @@ def finetune(options: argparse.Namespace) -> None:
         conditions=options.conditions,
         tasks=[task.name for task in own_tasks] or None,
     )
+    check_task_names(protocol.tasks)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
     make_engine = engine_factory(options.backend)
     threads = _set_up_torch(options.threads)
-    model_path = resolve_model(protocol.model)
+    model_path = resolve_model(protocol.model).resolve()
     tasks = {seed: own_tasks or _domain_tasks(protocol, seed) for seed in protocol.seeds}
 
     folder = RunFolder(options.out or Path("runs") / protocol.name)
@@ -61,7 +62,7 @@ def show_report(folder: Path, console: Console) -> None:
     results = read_results(folder)
     written = write_report(folder)
     console.print(summary_table(results))
-    console.print(f"report: {written[-1]}", soft_wrap=True)
+    console.print(f"report: {written[-1]}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _domain_tasks(protocol: Protocol, seed: int) -> list[Task]:
@@ -90,12 +91,19 @@ def _identity(protocol: Protocol, backend: str, model_path: Path) -> dict[str, A
     content = protocol.model_dump(
         mode="json", exclude={"seeds", "conditions", "description", "model", "checkpoint_every"}
     )
-    weights = sorted(path for path in model_path.glob("*.safetensors"))
-    return {
-        "protocol": content,
-        "backend": backend,
-        "model": {"name": model_path.name, "bytes": sum(path.stat().st_size for path in weights)},
-    }
+    return {"protocol": content, "backend": backend, "model": _fingerprint(model_path)}
+
+
+def _fingerprint(model_path: Path) -> str:
+    """SHA-256 of the configuration and of the size, beginning and end of each file of weights."""
+    digest = hashlib.sha256((model_path / "config.json").read_bytes())
+    for file in sorted(model_path.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode() + weights.read(2**20))
+            weights.seek(max(0, size - 2**20))
+            digest.update(weights.read())
+    return digest.hexdigest()
 
 
 def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int) -> dict[str, Any]:

@@ -26,15 +26,21 @@ class EncodedExample:
 def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str) -> list[EncodedExample]:
     """Tokenize prompt + response + end-of-text, cut at ``max_tokens``.
 
+    A tokenizer that puts a beginning-of-text token before every text (Llama, Mistral, Gemma) puts it here too; plain
+    text gets one in any case, so that its first token is predicted from something.
+
     Raises: TaskDataError if the prompt leaves no room for an answer.
     """
     encoded = []
+    beginning = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begins_every_text = tokenizer("a")["input_ids"][:1] == beginning
     for index, example in enumerate(examples):
         prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
-        if not prompt and tokenizer.bos_token_id is not None:
-            prompt = [tokenizer.bos_token_id]  # the first token of plain text is predicted from here
+        if begins_every_text or not prompt:
+            prompt = [*beginning, *prompt]
         response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-        ids = [*prompt, *response, tokenizer.eos_token_id][:max_tokens]
+        ids = [*prompt, *response, *end][:max_tokens]
         if len(ids) <= max(len(prompt), 1):
             raise TaskDataError(
                 f"task {task}, example {index + 1}",

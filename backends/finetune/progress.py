@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, console: Console, branches: int) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.fields[branch]}[/] {task.description}"),
+            TextColumn("{task.fields[branch]} {task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),

@@ -77,7 +77,7 @@ class Protocol(_Section):
     max_tokens: Annotated[int, Field(ge=8)] = 128
     warmup_steps: Annotated[int, Field(ge=0)] = 2
     checkpoint_every: Count = 20
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0]
     conditions: Annotated[list[Condition], Field(min_length=1)] = list(CONDITIONS)
     lora: LoraSection = LoraSection()
     crma: CrmaSection = CrmaSection()
@@ -104,7 +104,7 @@ def load_protocol(name_or_path: str, **overrides: Any) -> Protocol:
         )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(
             str(path), got=str(error), allowed="a TOML file in UTF-8", remedy="correct the line that is named"
         ) from error

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backends.atomic import atomic_write, disk_space_errors
-from reference.errors import RunFolderError
+from reference.errors import DiskSpaceError, RunFolderError
 
 
 class RunFolder:
@@ -46,18 +46,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process."""
-        with disk_space_errors(self.path):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise RunFolderError(
-                    str(self.path), got="a file", allowed="a folder", remedy="choose another --out"
-                ) from error
+        """Hold the folder for this process, and clear away what a killed one was writing."""
         lock = FileLock(self.path / ".lock")
         try:
-            with lock.acquire(timeout=0):
-                yield
+            with disk_space_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+        except DiskSpaceError:
+            raise
         except Timeout as error:
             raise RunFolderError(
                 str(self.path),
@@ -65,14 +61,30 @@ class RunFolder:
                 allowed="one process per run folder",
                 remedy="wait for the other process, or choose another --out",
             ) from error
+        except OSError as error:
+            raise RunFolderError(
+                str(self.path),
+                got=error.strerror or str(error),
+                allowed="a folder that can be written",
+                remedy="choose another --out",
+            ) from error
+        try:
+            for leftover in self.path.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
 
     def claim(self, name: str, identity: dict[str, Any]) -> None:
-        """Write ``identity`` to the file ``name``; where that is there already, check that it says the same.
+        """Write ``identity`` to the file ``name``; where work was done under another one, refuse.
 
         Raises: RunFolderError, naming the fields that differ; the folder is left as it is.
         """
         file = self.path / name
         wanted = json.loads(json.dumps(identity))
+        if not self._holds_work():
+            self.results.unlink(missing_ok=True)  # an attempt that ended before its first checkpoint binds nobody
+            file.unlink(missing_ok=True)
         if not file.exists():
             atomic_write(file, json.dumps(wanted, indent=2).encode())
             return
@@ -90,6 +102,10 @@ class RunFolder:
                 allowed="the configuration that the folder was started with",
                 remedy="choose another --out, or start the command as it was started first",
             )
+
+    def _holds_work(self) -> bool:
+        recorded = self.results.exists() and b'"kind": "phase"' in self.results.read_bytes()
+        return recorded or any(self.path.glob("*/checkpoint.safetensors"))
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:

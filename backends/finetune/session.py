@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def run_session(
             if done < len(tasks[seed]):
                 engine = make_engine(model_path, protocol, condition, seed)
                 _Branch(protocol, tasks[seed], engine, folder, condition, seed, progress).run(done)
+                del engine
+                gc.collect()  # a model and its hooks form cycles; two base models at once may not fit
             progress.finish_branch()
     return read_results(folder.results)
 
@@ -63,8 +66,8 @@ class _Branch:
     ) -> None:
         self.protocol, self.tasks, self.engine, self.folder = protocol, tasks, engine, folder
         self.condition, self.seed, self.progress = condition, seed, progress
-        self.train: list[list[EncodedExample]] = [engine.encode(task.train, task.name) for task in tasks]
-        holdout = [engine.encode(task.holdout, task.name) for task in tasks]
+        self.train: list[list[EncodedExample]] = [engine.encode(task.train, f"{task.name}, train") for task in tasks]
+        holdout = [engine.encode(task.holdout, f"{task.name}, holdout") for task in tasks]
         self.holdout = [
             [self._batch(examples, order) for order in evaluation_order(examples, protocol.batch_size)]
             for examples in holdout
@@ -89,12 +92,13 @@ class _Branch:
         self.progress.describe(f"{self.tasks[phase].name}: training")
         for index, indices in enumerate(order):
             batch = self._batch(self.train[phase], indices)
-            if index >= len(record["losses"]):
+            is_new = index >= len(record["losses"])
+            if is_new:
                 self._step(batch, index, record)
                 record["seconds"] = seconds_before + time.monotonic() - started
                 if (index + 1) % self.protocol.checkpoint_every == 0:
                     self.engine.save_checkpoint(checkpoint, record)
-            self.progress.advance(batch.tokens, trained=batch.tokens)
+            self.progress.advance(batch.tokens, trained=batch.tokens if is_new else 0)
         self.engine.save_checkpoint(checkpoint, record)
         self.engine.save_phase(phase, self._path(self.folder.lora, phase), self._path(self.folder.crma, phase))
         for seen in range(phase + 1):

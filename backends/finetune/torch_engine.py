@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backends.atomic import disk_space_errors
+from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
 from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode
 from backends.finetune.engine import SpectralReport, StepReport
@@ -22,7 +23,7 @@ from backends.finetune.protocol import Condition, Protocol
 from backends.finetune.tasks import Example
 from backends.torch import AdapterState, attach_crma
 from reference import AdapterConfig
-from reference.errors import ModelError, NonFiniteError, RunFolderError, TrainingDivergedError
+from reference.errors import ModelError, NonFiniteError, ProtocolError, RunFolderError, TrainingDivergedError
 
 
 class TorchEngine:
@@ -39,7 +40,7 @@ class TorchEngine:
                 attn_implementation="eager" if device == "cpu" else None,
                 local_files_only=True,
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(
                 str(model_path),
                 got=f"{type(error).__name__}: {error}",
@@ -67,8 +68,8 @@ class TorchEngine:
         return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        pad = self.tokenizer.pad_token_id
-        return collate(examples, self.tokenizer.eos_token_id if pad is None else pad)
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return collate(examples, next(token for token in candidates if token is not None))  # padding is masked
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class TorchEngine:
             name: float(nn.utils.clip_grad_norm_(parameters, self.clips[name])) for name, parameters in groups.items()
         }
         report = StepReport(loss.item() / answer_tokens, norms)
-        if not all(value == value and abs(value) != float("inf") for value in (report.loss, *norms.values())):
+        if not all(map(math.isfinite, (report.loss, *norms.values()))):
             raise TrainingDivergedError(
                 f"phase {self.phase}, step {index + 1}",
                 got=f"loss {report.loss}, gradient norms {norms}",
@@ -109,7 +110,10 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         budget = self.protocol.crma.displacement_budget
         if self.backbone is not None and self.anchor is not None and budget is not None:
-            self.backbone.limit_displacement(self.anchor, budget)
+            try:
+                self.backbone.limit_displacement(self.anchor, budget)
+            except NonFiniteError as error:
+                raise self._diverged(error) from error
         return report
 
     def _schedule(self, index: int) -> float:
@@ -136,9 +140,7 @@ class TorchEngine:
         try:
             bounds = self.backbone.certificate()
         except NonFiniteError as error:
-            raise TrainingDivergedError(
-                f"phase {self.phase}: {error.field}", got=error.got, allowed=error.allowed, remedy=error.remedy
-            ) from error
+            raise self._diverged(error) from error
         displacement = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
         return SpectralReport(
             norm_max=float(bounds.mixing_norm.max()),
@@ -155,7 +157,18 @@ class TorchEngine:
             loss, answer_tokens = self._loss(batch)
             total, tokens = total + float(loss), tokens + answer_tokens
         self._train_only_this_phase()
+        if not math.isfinite(total):
+            raise TrainingDivergedError(
+                f"holdout loss of task {phase} after phase {self.phase}",
+                got=total,
+                allowed="a finite value",
+                remedy="lower the learning rates, in a new --out",
+            )
         return total / tokens
+
+    def _diverged(self, error: NonFiniteError) -> TrainingDivergedError:
+        field = f"phase {self.phase}: {error.field}"
+        return TrainingDivergedError(field, got=error.got, allowed=error.allowed, remedy=error.remedy)
 
     # Parameters -----------------------------------------------------------------------------------------------------
 
@@ -174,11 +187,22 @@ class TorchEngine:
             # The same seed and phase give the same LoRA in every condition; the caller's generator is left alone.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1_000_003 * self.seed + phase)
-                if hasattr(self.model, "peft_config"):
-                    self.model.add_adapter(name, config)
-                else:
-                    self.model = get_peft_model(self.model, config, adapter_name=name)
+                self._add_lora(name, config)
         self._train_only_this_phase()
+
+    def _add_lora(self, name: str, config: LoraConfig) -> None:
+        try:
+            if hasattr(self.model, "peft_config"):
+                self.model.add_adapter(name, config)
+            else:
+                self.model = get_peft_model(self.model, config, adapter_name=name)
+        except ValueError as error:
+            raise ProtocolError(
+                "lora.target_modules",
+                got=f"{config.target_modules!r} ({error})",
+                allowed='names of linear layers in this model, or "all-linear"',
+                remedy='use "all-linear"',
+            ) from error
 
     def _train_only_this_phase(self) -> None:
         self.model.set_adapter(self._adapter_name(self.phase))
@@ -206,13 +230,14 @@ class TorchEngine:
     # Files ----------------------------------------------------------------------------------------------------------
 
     def save_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        name, saving = self._adapter_name(phase), lora.parent / ".saving"
-        with disk_space_errors(lora):
-            shutil.rmtree(saving, ignore_errors=True)
-            self.model.save_pretrained(saving, selected_adapters=[name], save_embedding_layers=False)
-            shutil.rmtree(lora, ignore_errors=True)  # of an attempt that was killed before its phase was recorded
-            (saving / name).rename(lora)
-            shutil.rmtree(saving)
+        name = self._adapter_name(phase)
+        # What PeftModel.save_pretrained writes, file by file: atomic, and on the disk before the phase is recorded.
+        tensors = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
+        cpu = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+        atomic_write(lora / "adapter_model.safetensors", safetensors.torch.save(cpu, {"format": "pt"}))
+        config = self.model.peft_config[name].to_dict() | {"inference_mode": True}
+        text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))  # sets as lists
+        atomic_write(lora / "adapter_config.json", text.encode())
         if self.backbone is not None:
             self.backbone.save(crma)
 
@@ -221,11 +246,10 @@ class TorchEngine:
         try:
             tensors = safetensors.torch.load_file(lora / "adapter_model.safetensors", device=str(self.device))
             result: Any = set_peft_model_state_dict(self.model, tensors, self._adapter_name(phase))
-            unexpected = result.unexpected_keys
         except (OSError, SafetensorError, RuntimeError) as error:
             raise _damaged_phase(lora, f"{type(error).__name__}: {error}") from error
-        if unexpected or not tensors:
-            raise _damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {unexpected[:3]}")
+        if result.unexpected_keys or len(tensors) != len(self._lora_parameters()):
+            raise _damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")
         if self.backbone is not None:
             self.backbone.load(crma)
 

@@ -84,7 +84,10 @@ class CRMAAdapter(nn.Module):
 
     def _mixing_and_strength(self) -> tuple[Tensor, Tensor]:
         if self._prepared is not None and self._prepared[2] == self._versions():
-            return self._prepared[0], self._prepared[1]
+            mixing, strength, _ = self._prepared
+            # What was prepared without a graph must not cut the parameters off from their gradients.
+            if strength.requires_grad or not (torch.is_grad_enabled() and self.gate_logit.requires_grad):
+                return mixing, strength
         return (
             sinkhorn_projection(self.mix_logits, self.config.iterations),
             adapter_strength(self.gate_logit, self.basis),

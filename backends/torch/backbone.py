@@ -124,8 +124,7 @@ class CRMABackbone(nn.Module):
     def certificate(self) -> Certificate:
         """Bounds measured on the present parameters, per layer. Raises: NonFiniteError. Clause: CERT-1."""
         state = self.state()
-        for field, tensor in zip(AdapterState._fields, state, strict=True):
-            require_finite(field, tensor)
+        _require_finite(state)
         return certificates.certificate(state, self.config.iterations)
 
     def displacement(self, anchor: AdapterState) -> Tensor:
@@ -140,9 +139,10 @@ class CRMABackbone(nn.Module):
         Returns:
             The fraction of the way from the anchor that was kept, shape (L,); 1 where nothing changed.
 
-        Raises: ConfigError for delta <= 0. Clauses: BUDGET-1, BUDGET-2. Source: ours.
+        Raises: ConfigError for delta <= 0, NonFiniteError. Clauses: BUDGET-1, BUDGET-2. Source: ours.
         """
         now = self.state()
+        _require_finite(now)
         fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
         if bool((fraction < 1).any()):
             self.load_state(certificates.interpolate(anchor, now, fraction))
@@ -155,3 +155,8 @@ class CRMABackbone(nn.Module):
             torch.cat([adapter.gate_logit for adapter in layers]),
             torch.stack([adapter.basis for adapter in layers]),
         )
+
+
+def _require_finite(state: AdapterState) -> None:
+    for field, tensor in zip(AdapterState._fields, state, strict=True):
+        require_finite(field, tensor)
