@@ -1,9 +1,9 @@
 """What a user's mistake looks like: one message that says what to do, a non-zero exit code, nothing lost."""
 
-import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +65,9 @@ def test_a_prompt_without_room_for_an_answer_is_named(crma, finetune_command, tm
         (tmp_path / name).write_text(f'{{"prompt": "{"long " * 20 + name}", "response": "b"}}\n')
     code, _, error = crma(finetune_command(tmp_path / "run", tasks=[f"x={tmp_path}/train:{tmp_path}/holdout"]))
     assert code == 2
-    assert "max_tokens = 48" in one_message(error)
+    message = one_message(error)
+    assert "x, train, example 1" in message
+    assert "max_tokens = 48" in message
 
 
 def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, finetune_command, tmp_path):
@@ -77,6 +79,60 @@ def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, f
     assert "displacement_budget was 0.05, is 0.1" in message
     assert "--out" in message
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def edited(command: list[str], old: str, new: str) -> list[str]:
+    """The command with another line in its protocol."""
+    protocol = Path(command[1])
+    text = protocol.read_text()
+    assert old in text
+    protocol.write_text(text.replace(old, new))
+    return command
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("streams = 2", "streams = 64", ["streams * rank", "hidden_size = 16"]),
+        ("alpha = 4", 'alpha = 4\ntarget_modules = "nope"', ["lora.target_modules", "all-linear"]),
+    ],
+)
+def test_a_mistake_that_shows_late_does_not_bind_the_folder(crma, finetune_command, tmp_path, old, new, expected):
+    more = ["--conditions", "modular"]
+    code, _, error = crma(edited(finetune_command(tmp_path / "run", *more), old, new))
+    assert code == 2
+    message = one_message(error)
+    assert all(part in message for part in expected), message
+    assert crma(finetune_command(tmp_path / "run", *more))[0] == 0
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**40)])
+def test_seeds_outside_the_range_are_named(crma, finetune_command, tmp_path, seed):
+    code, _, error = crma(finetune_command(tmp_path / "run", "--seeds", seed))
+    assert code == 2
+    assert "seeds" in one_message(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_with_markup_are_shown_as_they_are(crma, finetune_command, tiny_tasks, tmp_path):
+    tasks = ["[/x]=" + tiny_tasks[0].partition("=")[2], "[bold]=" + tiny_tasks[1].partition("=")[2]]
+    code, out, error = crma(finetune_command(tmp_path / "[law]", "--conditions", "frozen", tasks=tasks))
+    assert code == 0, error
+    assert "[law]/report.html" in out
+
+
+def test_a_task_named_twice_is_refused(crma, finetune_command, tiny_tasks, tmp_path):
+    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[tiny_tasks[0], tiny_tasks[0]]))
+    assert code == 2
+    assert "alpha" in one_message(error)
+
+
+def test_an_out_that_cannot_be_a_folder_is_named(crma, finetune_command, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)):
+        code, _, error = crma(finetune_command(out))
+        assert code == 2
+        assert "--out" in one_message(error)
 
 
 def test_two_processes_in_one_run_folder(crma, crma_process, finetune_command, tmp_path):
@@ -129,23 +185,6 @@ def test_a_damaged_adapter_of_an_earlier_task_is_named(crma, finetune_command, t
     code, _, error = crma(command)
     assert code == 2
     assert "task-0" in one_message(error)
-
-
-def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(crma, finetune_command, tmp_path, monkeypatch):
-    import errno
-
-    command = finetune_command(tmp_path / "run", "--conditions", "modular")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("backends.atomic.os.fsync", full)
-    code, _, error = crma(command)
-    assert code == 2
-    assert "free some space" in one_message(error)
-    assert not list((tmp_path / "run").rglob("*.tmp"))
-    monkeypatch.undo()
-    assert crma(command)[0] == 0
 
 
 def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Whole runs on a tiny model: what the conditions promise, and that no interruption changes a bit."""
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -143,6 +145,31 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crm
     assert process.returncode == 0, f"{error}, killed at {kills}"
     assert adapters(tmp_path / "run") == adapters(finished), f"killed at {kills}"
     assert measured(tmp_path / "run") == measured(finished), f"killed at {kills}"
+
+
+@pytest.mark.parametrize("call", [1, 6, 11, 17, 30])
+def test_a_full_disk_at_any_write_is_named_and_nothing_is_lost(
+    finished, tmp_path, crma, finetune_command, monkeypatch, call
+):
+    """``call``: the first fsync that fails; checkpoints, adapters, states and results all end in one."""
+    calls, fsync = [], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    code, _, error = crma(finetune_command(tmp_path / "run"))
+    assert code == 2
+    assert "Traceback" not in error
+    assert "free some space" in error
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    monkeypatch.undo()
+    assert crma(finetune_command(tmp_path / "run"))[0] == 0
+    assert adapters(tmp_path / "run") == adapters(finished)
+    assert measured(tmp_path / "run") == measured(finished)
 
 
 def test_interrupt_from_the_keyboard_says_how_to_go_on(finished, tmp_path, crma, finetune_command, monkeypatch):
