@@ -11,7 +11,6 @@ from rich.progress import (
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
@@ -27,10 +26,9 @@ class Progress:
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.fields[branch]} {task.description}", style="bold", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
@@ -67,7 +65,7 @@ class Progress:
         if trained:
             self._trained, self._training_seconds = self._trained + trained, self._training_seconds + now - self._last
         self._last, self._done = now, self._done + work
-        rate = f"{self._trained / self._training_seconds:.0f} tokens/s" if self._training_seconds > 0 else ""
+        rate = f"{self._trained / self._training_seconds:.0f} tok/s" if self._training_seconds > 0 else ""
         self._bar.update(self._task, completed=self._branch_work * self._finished + self._done, rate=rate)
 
     def finish_branch(self) -> None:

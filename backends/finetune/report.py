@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.atomic import atomic_write
-from backends.finetune.pictures import draw_pictures, label
+from backends.finetune.pictures import draw_pictures
+from backends.finetune.pictures.style import label
 from backends.finetune.results import PAPER_SEEDS, PAPER_TABLE_7, PaperColumn, RunResults, read_results
 from reference.errors import DiskSpaceError, RunFolderError
 
@@ -33,8 +34,8 @@ _CAPTIONS = {
     "loss.png": "Top: training loss, a moving average over an eighth of a phase; it jumps where a new task starts. "
     "Below: the holdout loss of each task from its own phase on; a flat line means that nothing was forgotten. With "
     "several seeds the line is their mean and the band their range.",
-    "drift.png": "Bars are means, dots the seeds, lines their range. Hatched bars are the paper's, of another model "
-    "and scale: compare directions, not sizes. Drift is better low, advantage better high.",
+    "drift.png": "Bars are means, dots the seeds, lines their range. Below the names, the paper's means, of another "
+    "model and scale: compare directions, not sizes. Drift is better low, advantage better high.",
     "spectral_norm.png": "Top: the worst layer's spectral norm of the mixing matrix, minus 1; only float32 rounding "
     "should be seen, below the dashed bound of 5e-7. Bottom: the whole adapter's largest singular value must not "
     "exceed 1; the smallest says how much of some direction the worst layer removes.",

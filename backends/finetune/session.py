@@ -74,7 +74,7 @@ class _Branch:
         ]
 
     def run(self, done: int) -> None:
-        self.progress.start_branch(f"seed {self.seed}, {self.condition}", self._work(range(len(self.tasks))))
+        self.progress.start_branch(f"seed {self.seed} {self.condition}:", self._work(range(len(self.tasks))))
         for phase in range(done):
             self.engine.restore_phase(phase, self._path(self.folder.lora, phase), self._path(self.folder.crma, phase))
         self.progress.advance(self._work(range(done)))
@@ -89,7 +89,7 @@ class _Branch:
         checkpoint = self.folder.checkpoint(self.seed, self.condition)
         record = self.engine.load_checkpoint(checkpoint, phase) or self._new_record(phase)
         started, seconds_before = time.monotonic(), record["seconds"]
-        self.progress.describe(f"{self.tasks[phase].name}: training")
+        self.progress.describe(self.tasks[phase].name)
         for index, indices in enumerate(order):
             batch = self._batch(self.train[phase], indices)
             is_new = index >= len(record["losses"])
@@ -102,7 +102,7 @@ class _Branch:
         self.engine.save_checkpoint(checkpoint, record)
         self.engine.save_phase(phase, self._path(self.folder.lora, phase), self._path(self.folder.crma, phase))
         for seen in range(phase + 1):
-            self.progress.describe(f"{self.tasks[phase].name}: holdout of {self.tasks[seen].name}")
+            self.progress.describe(f"{self.tasks[phase].name}, holdout {seen + 1}/{phase + 1}")
             record["holdout"][self.tasks[seen].name] = self.engine.holdout_loss(seen, self.holdout[seen])
             self.progress.advance(EVALUATION_COST * _tokens(self.holdout[seen]))
         append_record(self.folder.results, record)

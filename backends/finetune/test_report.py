@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backends.finetune.pictures import draw_pictures, label
+from backends.finetune.pictures import draw_pictures
+from backends.finetune.pictures.style import label
 from backends.finetune.report import report_html, summary_rows, summary_table, write_report
 from backends.finetune.results import append_record, read_results
 from reference.errors import DiskSpaceError, RunFolderError

@@ -1,0 +1,82 @@
+"""The pictures of a run, as PNG bytes: drawn on Figure objects, without pyplot and so without global state."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+
+from backends.finetune.pictures.bars import advantage_panel, bar_handles, drift_bars, drift_panel
+from backends.finetune.pictures.certificates import displacement_over_steps, spectral_norm
+from backends.finetune.pictures.heat_map import (
+    change_norm,
+    draw_colour_bar,
+    draw_heat,
+    holdout_change,
+    holdout_heat_map,
+)
+from backends.finetune.pictures.loss import loss_over_phases
+from backends.finetune.pictures.style import STYLE
+from backends.finetune.results import RunResults
+
+
+def draw_pictures(results: RunResults) -> dict[str, bytes]:
+    """File name -> PNG, 1500 pixels wide, for every picture that ``results`` has data for."""
+    painters: dict[str, Callable[[RunResults], Figure | None]] = {
+        "overview.png": overview,
+        "holdout.png": holdout_heat_map,
+        "loss.png": loss_over_phases,
+        "drift.png": drift_bars,
+        "spectral_norm.png": spectral_norm,
+        "displacement.png": displacement_over_steps,
+    }
+    drawn = {}
+    # Names come from users: no mathematics in them, and a glyph the font lacks is drawn as a box, without a warning.
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, paint in painters.items():
+            if (figure := paint(results)) is not None:
+                buffer = io.BytesIO()
+                FigureCanvasAgg(figure)
+                figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+                drawn[name] = buffer.getvalue()
+    return drawn
+
+
+def overview(results: RunResults) -> Figure | None:
+    """For a README: the heat maps of MODULAR and NAIVE, and the bars of drift and advantage."""
+    present = [name for name in ("modular", "naive") if holdout_change(results, name)]
+    shown = present or [name for name in results.conditions if holdout_change(results, name)][:2]
+    if not shown:
+        return None
+    figure = Figure(figsize=(11.5 if len(shown) > 1 else 9, 4.5), layout="constrained")
+    halves = figure.add_gridspec(1, 2, width_ratios=[1.75 if len(shown) > 1 else 1.0, 1])
+    left, right = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
+    grid = left.add_gridspec(2, len(shown), height_ratios=[3.2, 0.1])
+    norm = change_norm(results, shown)
+    numbered = len(results.tasks) <= 6
+    for index, name in enumerate(shown):
+        axes = left.add_subplot(grid[0, index])
+        draw_heat(axes, results, name, norm, size=8.5 if numbered else 0)
+        if index:
+            axes.set_yticklabels([])
+        else:
+            axes.set_ylabel("measured after training on")
+    text = "numbers: holdout loss, nats per answer token\n" if numbered else ""
+    text += f"colour: {'its' if numbered else 'holdout loss,'} change since the task's own phase (diagonal), %"
+    draw_colour_bar(left, left.add_subplot(grid[1, :]), norm, text)
+    _overview_bars(right, results)
+    return figure
+
+
+def _overview_bars(part: SubFigure, results: RunResults) -> None:
+    upper, lower = part.subplots(2, 1)
+    drift_panel(upper, results)
+    advantage_panel(lower, results)
+    upper.set_title("Drift")
+    lower.set_title("Advantage over FROZEN")
+    part.legend(handles=bar_handles()[::2], loc="outside lower right", ncols=1, fontsize=8)
