@@ -218,7 +218,9 @@ def test_without_the_extra_the_command_says_which(tmp_path):
 def test_ctrl_c_in_a_process(crma_process, finetune_command, tmp_path):
     import signal
 
-    process = crma_process(finetune_command(tmp_path / "run"))
+    # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = crma_process(finetune_command(tmp_path / "run"), program + "from backends.finetune.cli import main")
     results = tmp_path / "run" / "results.jsonl"
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline:
