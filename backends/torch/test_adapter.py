@@ -71,12 +71,22 @@ def test_autocast_does_not_lower_the_precision_inside() -> None:
 def test_prepared_tensors_are_not_used_after_a_parameter_has_changed() -> None:
     adapter, x = make_adapter(), torch.randn(9, 24)
     mixing = torch.eye(3)
-    adapter.prepare(mixing, torch.tensor(0.3))
+    adapter.prepare(mixing, torch.tensor(0.3, requires_grad=True))
     assert torch.equal(adapter(x), x)  # M = I: what was prepared is used
     with torch.no_grad():
         adapter.gate_logit.add_(1.0)
     np.testing.assert_allclose(adapter(x).detach().numpy(), reference_output(adapter, x), atol=2e-6)
     assert not torch.equal(adapter(x), x)
+
+
+@pytest.mark.clause("GRAD-7")
+def test_what_was_prepared_without_a_graph_does_not_cut_off_the_gradients() -> None:
+    adapter, x = make_adapter(), torch.randn(9, 24)
+    adapter.prepare(torch.eye(3), torch.tensor(0.3))
+    with torch.no_grad():
+        assert torch.equal(adapter(x), x)
+    adapter(x).backward(torch.randn_like(x))
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
 
 
 def test_a_copy_computes_the_same_and_is_independent() -> None:
