@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.atomic import atomic_write
+from backends.finetune.paper import PAPER_SEEDS, PAPER_TABLE_7, PaperColumn
 from backends.finetune.pictures import draw_pictures
 from backends.finetune.pictures.style import label
-from backends.finetune.results import PAPER_SEEDS, PAPER_TABLE_7, PaperColumn, RunResults, read_results
+from backends.finetune.results import RunResults, read_results
 from reference.errors import DiskSpaceError, RunFolderError
 
 COLUMNS = ("condition", "from", "seed", "drift, %", "holdout, nats", "advantage, %")

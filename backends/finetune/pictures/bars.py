@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from backends.finetune.paper import PAPER_TABLE_7, PaperColumn
 from backends.finetune.pictures.style import FAINT, INK, colour_of
-from backends.finetune.results import PAPER_TABLE_7, PaperColumn, RunResults
+from backends.finetune.results import RunResults
 
 
 def drift_bars(results: RunResults) -> Figure | None:
