@@ -116,7 +116,7 @@ def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int
         "conditions": list(protocol.conditions),
         "seeds": protocol.seeds,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "machine": f"{_processor()}, {threads} threads",
+        "machine": f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}",
         "config": protocol.model_dump(mode="json"),
         "displacement_budget": protocol.crma.displacement_budget,
     }
