@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, console: Console, branches: int) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
-            TextColumn("{task.fields[branch]} {task.description}", style="bold", markup=False),
+            TextColumn("{task.fields[branch]}: {task.description}", style="bold", markup=False),
             BarColumn(bar_width=8),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -37,7 +37,7 @@ class Progress:
         self._console, self._branches = console, branches
         self._finished, self._done, self._branch_work, self._trained, self._training_seconds = 0, 0.0, 1.0, 0, 0.0
         self._last = time.monotonic()
-        self._task = self._bar.add_task("loading the model", total=None, branch="", rate="")
+        self._task = self._bar.add_task("loading the model", total=None, branch="crma", rate="")
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -74,7 +74,7 @@ class _Branch:
         ]
 
     def run(self, done: int) -> None:
-        self.progress.start_branch(f"seed {self.seed} {self.condition}:", self._work(range(len(self.tasks))))
+        self.progress.start_branch(f"seed {self.seed} {self.condition}", self._work(range(len(self.tasks))))
         for phase in range(done):
             self.engine.restore_phase(phase, self._path(self.folder.lora, phase), self._path(self.folder.crma, phase))
         self.progress.advance(self._work(range(done)))
