@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -82,9 +81,6 @@ def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             (folder / f"{name}-{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         options.append(f"{name}={folder}/{name}-train.jsonl:{folder}/{name}-holdout.jsonl")
     return options
-
-
-Finetune = Callable[..., Any]
 
 
 @pytest.fixture
