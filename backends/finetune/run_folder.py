@@ -20,13 +20,15 @@ from filelock import FileLock, Timeout
 from backends.atomic import atomic_write, disk_space_errors
 from reference.errors import DiskSpaceError, RunFolderError
 
+OWN_PLACES = ("", "*-*/", "*-*/task-*/", "pictures/")  # where a killed process can have left a temporary file
+
 
 class RunFolder:
     """Paths in a run folder, and the check that it is ours. Raises: RunFolderError."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.results = self.path / "results.jsonl"
+        self.results, self.identity = self.path / "results.jsonl", self.path / "run.json"
 
     def branch(self, seed: int, condition: str) -> Path:
         """Folder of one seed and condition."""
@@ -46,11 +48,15 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process, and clear away what a killed one was writing."""
+        """Hold the folder for this process, and clear away what a killed one was writing.
+
+        Raises: RunFolderError for a folder in use, and for one with files in it that is no run folder.
+        """
         lock = FileLock(self.path / ".lock")
         try:
             with disk_space_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+                self._refuse_foreign_folder()
                 lock.acquire(timeout=0)
         except DiskSpaceError:
             raise
@@ -69,8 +75,10 @@ class RunFolder:
                 remedy="choose another --out",
             ) from error
         try:
-            for leftover in self.path.rglob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            if self._is_ours():
+                for place in OWN_PLACES:
+                    for leftover in self.path.glob(f"{place}.*.tmp"):
+                        leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -102,6 +110,23 @@ class RunFolder:
                 allowed="the configuration that the folder was started with",
                 remedy="choose another --out, or start the command as it was started first",
             )
+
+    def _refuse_foreign_folder(self) -> None:
+        visible = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        if visible and not self._is_ours():
+            raise RunFolderError(
+                str(self.path),
+                got=f"a folder with other files in it ({', '.join(visible[:3])})",
+                allowed="a new or empty folder, or one that `crma finetune` made",
+                remedy="choose another --out",
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            identity = json.loads(self.identity.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(identity, dict) and {"protocol", "backend", "model"} <= identity.keys()
 
     def _holds_work(self) -> bool:
         recorded = self.results.exists() and b'"kind": "phase"' in self.results.read_bytes()

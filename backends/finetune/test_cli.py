@@ -135,6 +135,21 @@ def test_an_out_that_cannot_be_a_folder_is_named(crma, finetune_command, tmp_pat
         assert "--out" in one_message(error)
 
 
+@pytest.mark.parametrize("identity", [None, "{}", "not JSON"])
+def test_a_folder_of_other_files_is_refused_and_left_alone(crma, finetune_command, tmp_path, identity):
+    home = tmp_path / "home"
+    (home / "other-program").mkdir(parents=True)
+    files = {home / "results.jsonl": "mine", home / ".notes.tmp": "a", home / "other-program" / ".draft.tmp": "b"}
+    if identity is not None:
+        files[home / "run.json"] = identity
+    for path, content in files.items():
+        path.write_text(content)
+    code, _, error = crma(finetune_command(home))
+    assert code == 2
+    assert "other files" in one_message(error)
+    assert {path: path.read_text() for path in home.rglob("*") if path.is_file()} == files
+
+
 def test_two_processes_in_one_run_folder(crma, crma_process, finetune_command, tmp_path):
     from filelock import FileLock
 

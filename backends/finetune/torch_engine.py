@@ -36,7 +36,7 @@ class TorchEngine:
             base: Any = AutoModelForCausalLM.from_pretrained(
                 model_path,
                 dtype=torch.bfloat16 if protocol.precision == "bfloat16" else torch.float32,
-                # For the short sequences of a CPU run plain attention is faster than the fused kernel (by a sixth).
+                # For the short sequences of a CPU run plain attention is faster than the fused kernel.
                 attn_implementation="eager" if device == "cpu" else None,
                 local_files_only=True,
             )
