@@ -42,7 +42,9 @@ def run_session(
     for seed in protocol.seeds:
         for condition in protocol.conditions:
             done = len(read_results(folder.results).phases_of(condition, seed))
-            if done < len(tasks[seed]):
+            if done == len(tasks[seed]):
+                folder.checkpoint(seed, condition).unlink(missing_ok=True)  # killed between its last record and this
+            else:
                 engine = make_engine(model_path, protocol, condition, seed)
                 _Branch(protocol, tasks[seed], engine, folder, condition, seed, progress).run(done)
                 del engine

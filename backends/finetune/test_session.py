@@ -172,6 +172,25 @@ def test_a_full_disk_at_any_write_is_named_and_nothing_is_lost(
     assert measured(tmp_path / "run") == measured(finished)
 
 
+def test_killed_after_the_last_record_leaves_no_checkpoint(finished, tmp_path, crma, finetune_command, monkeypatch):
+    """The checkpoint of the last phase is removed last; whoever resumes removes it."""
+    unlink, calls = Path.unlink, []
+
+    def interrupted(self, missing_ok=False):
+        if self.name == "checkpoint.safetensors":
+            calls.append(self)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        return unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    assert crma(finetune_command(tmp_path / "run"))[0] == 130
+    monkeypatch.undo()
+    assert list((tmp_path / "run").rglob("checkpoint.safetensors"))
+    assert crma(finetune_command(tmp_path / "run"))[0] == 0
+    assert adapters(tmp_path / "run") == adapters(finished)
+
+
 def test_interrupt_from_the_keyboard_says_how_to_go_on(finished, tmp_path, crma, finetune_command, monkeypatch):
     from backends.finetune import torch_engine
 
