@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import reference
 from conformance.agreement import fails
 from conformance.strategies import SEEDS
+from reference.errors import ConfigError
 
 #: seed: (MODULAR holdout, FROZEN holdout, advantage in %), paper Table 7
 TABLE_7 = {0: (1.2530, 1.2716, 1.46), 42: (1.2657, 1.2912, 1.97), 1234: (1.2705, 1.3036, 2.54)}
@@ -71,6 +72,13 @@ def test_a_loss_that_stays_has_a_drift_of_exactly_zero(tasks, seed):
 @pytest.mark.parametrize("matrix", [[[1.0, 2.0]], [], [[np.nan]], [[1.0, np.nan], [np.inf, 1.0]]])
 def test_matrices_that_are_not_complete_are_refused(matrix):
     assert fails(lambda: reference.continual_metrics(matrix))
+
+
+@pytest.mark.clause("CL-4", "ERR-1")
+@pytest.mark.parametrize("frozen", [0.0, -1.0, float("nan")])
+def test_an_advantage_over_no_loss_is_refused(frozen):
+    with pytest.raises(ConfigError):
+        reference.advantage(frozen, 1.0)
 
 
 @pytest.mark.clause("CL-1")

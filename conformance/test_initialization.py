@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import reference
 from conformance.agreement import fails
 from conformance.strategies import SEEDS
+from reference.errors import CRMAError
 from reference.initialization import GATE_LOGIT, MIX_LOGITS_DEVIATION
 
 CONFIGS = st.builds(
@@ -108,3 +109,10 @@ def test_sizes_that_cannot_be_had_are_refused():
     assert fails(lambda: reference.init_parameters(config, 0, writer=np.ones((15, 20))))
     assert fails(lambda: reference.init_parameters(config, 0, writer=np.ones((16, 10))))
     assert fails(lambda: reference.init_parameters(config, 0, writer=np.ones((16, 20)), skip_directions=1))
+    for call in (
+        lambda: reference.init_parameters(config, -1),
+        lambda: reference.init_parameters(config, 0, skip_directions=-1),
+        lambda: reference.init_parameters(config, 0, writer=np.full((16, 20), np.nan)),
+    ):
+        with pytest.raises(CRMAError):
+            call()

@@ -9,10 +9,11 @@ from reference.adapter import (
 )
 from reference.certificates import adapter_spectrum, displacement
 from reference.continual_metrics import ContinualMetrics, advantage, continual_metrics
+from reference.displacement_budget import limit_displacement
 from reference.initialization import init_parameters
 from reference.sinkhorn_projection import sinkhorn_projection, sinkhorn_projection_vjp
 
-SPEC_VERSION = "0.1"
+SPEC_VERSION = "0.2"
 
 __all__ = [
     "SPEC_VERSION",
@@ -27,6 +28,7 @@ __all__ = [
     "continual_metrics",
     "displacement",
     "init_parameters",
+    "limit_displacement",
     "sinkhorn_projection",
     "sinkhorn_projection_vjp",
 ]

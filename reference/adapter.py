@@ -137,12 +137,25 @@ def sigmoid(value: float) -> float:
 
 
 def _checked(x: ArrayLike, parameters: AdapterParameters) -> tuple[Array, AdapterParameters]:
-    tokens = np.asarray(x, dtype=np.float64)
+    tokens, checked = np.asarray(x, dtype=np.float64), checked_parameters(parameters)
+    d = checked.basis.shape[2]
+    if tokens.ndim < 1 or tokens.shape[-1] != d:
+        raise ShapeError(
+            "x",
+            got=tokens.shape,
+            allowed=f"(..., {d}), as basis is {checked.basis.shape}",
+            remedy="put the hidden axis last",
+        )
+    return tokens, checked
+
+
+def checked_parameters(parameters: AdapterParameters) -> AdapterParameters:
+    """In float64, gamma of shape (). Raises: ShapeError, NonFiniteError. Clauses: MIX-1, MIX-4, MIX-11."""
     checked = AdapterParameters(*(np.asarray(value, dtype=np.float64) for value in parameters))
     logits, gate, basis = checked
     if basis.ndim != 3 or basis.size == 0:
         raise ShapeError("basis", got=basis.shape, allowed="(n, r, d), no axis empty", remedy="pass one layer's basis")
-    n, _, d = basis.shape
+    n = len(basis)
     if logits.shape != (n, n):
         raise ShapeError(
             "mix_logits",
@@ -154,13 +167,9 @@ def _checked(x: ArrayLike, parameters: AdapterParameters) -> tuple[Array, Adapte
         raise ShapeError(
             "gate_logit", got=gate.shape, allowed="a single value", remedy="use one gate per layer, not per stream"
         )
-    if tokens.ndim < 1 or tokens.shape[-1] != d:
-        raise ShapeError(
-            "x", got=tokens.shape, allowed=f"(..., {d}), as basis is {basis.shape}", remedy="put the hidden axis last"
-        )
     for field, value in (("gate_logit", gate), ("basis", basis)):
         if not np.isfinite(value).all():
             raise NonFiniteError(
                 field, got="NaN or infinity", allowed="finite values only", remedy="restore the last good adapter state"
             )
-    return tokens, AdapterParameters(logits, gate.reshape(()), basis)
+    return AdapterParameters(logits, gate.reshape(()), basis)

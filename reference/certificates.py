@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.adapter import AdapterParameters, adapter_strength
+from reference.adapter import AdapterParameters, adapter_strength, checked_parameters
 from reference.errors import ShapeError
 from reference.sinkhorn_projection import sinkhorn_projection
 
@@ -27,10 +27,10 @@ def adapter_spectrum(parameters: AdapterParameters, iterations: int = 20) -> tup
 
     Source: ours. Clauses: CERT-1. Raises: as ``adapter_forward``.
     """
-    basis = np.asarray(parameters.basis, dtype=np.float64)
-    width, hidden_size = basis.shape[0] * basis.shape[1], basis.shape[2]
-    _, triangle = np.linalg.qr(basis.reshape(width, hidden_size).T)
-    within_span = np.eye(triangle.shape[0]) + _change(parameters, triangle, iterations)
+    checked = checked_parameters(parameters)
+    hidden_size = checked.basis.shape[2]
+    _, triangle = np.linalg.qr(checked.basis.reshape(-1, hidden_size).T)
+    within_span = np.eye(triangle.shape[0]) + _change(checked, triangle, iterations)
     singular_values = np.linalg.svd(within_span, compute_uv=False)
     off_span = [1.0] if hidden_size > triangle.shape[0] else []
     return float(max([*singular_values, *off_span])), float(min([*singular_values, *off_span]))
@@ -45,11 +45,10 @@ def displacement(first: AdapterParameters, second: AdapterParameters, iterations
         first, second: two states of one layer; the hidden sizes must agree, streams and ranks need not.
         iterations: K.
 
-    Source: ours. Clauses: CERT-2. Raises: ShapeError if the hidden sizes differ.
+    Source: ours. Clauses: CERT-2. Raises: ShapeError if the hidden sizes differ, and as ``adapter_forward``.
     """
-    flat_first, flat_second = (
-        np.asarray(p.basis, dtype=np.float64).reshape(-1, np.shape(p.basis)[-1]) for p in (first, second)
-    )
+    first, second = checked_parameters(first), checked_parameters(second)
+    flat_first, flat_second = (state.basis.reshape(-1, state.basis.shape[-1]) for state in (first, second))
     if flat_first.shape[1] != flat_second.shape[1]:
         raise ShapeError(
             "basis",
@@ -65,7 +64,6 @@ def displacement(first: AdapterParameters, second: AdapterParameters, iterations
 
 def _change(parameters: AdapterParameters, coordinates: Array, iterations: int) -> Array:
     """``alpha A^T D A`` in an orthonormal basis in which the columns of A^T are ``coordinates``."""
-    parameters = AdapterParameters(*(np.asarray(value, dtype=np.float64) for value in parameters))
     mixing = sinkhorn_projection(parameters.mix_logits, iterations)
-    mixer = np.kron(mixing - np.eye(mixing.shape[0]), np.eye(np.shape(parameters.basis)[1]))
+    mixer = np.kron(mixing - np.eye(mixing.shape[0]), np.eye(parameters.basis.shape[1]))
     return adapter_strength(parameters) * coordinates @ mixer @ coordinates.T

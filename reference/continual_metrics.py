@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reference.errors import NonFiniteError, ShapeError
+from reference.errors import ConfigError, NonFiniteError, ShapeError
 
 Array = NDArray[np.float64]
 
@@ -70,7 +70,16 @@ def continual_metrics(holdout: ArrayLike) -> ContinualMetrics:
 def advantage(frozen_final_holdout: float, final_holdout: float) -> float:
     """``(FROZEN - condition) / FROZEN`` of the final mean holdout losses; positive = better than FROZEN. Clause: CL-4.
 
+    Raises: ConfigError if the loss of FROZEN is not a positive number.
+
     >>> round(advantage(1.2716, 1.2530), 4)  # the paper's Table 7, seed 0
     0.0146
     """
+    if not frozen_final_holdout > 0:
+        raise ConfigError(
+            "frozen_final_holdout",
+            got=frozen_final_holdout,
+            allowed="a mean loss > 0, in nats per answer token",
+            remedy="look at the holdout losses of FROZEN",
+        )
     return (frozen_final_holdout - final_holdout) / frozen_final_holdout

@@ -49,6 +49,10 @@ class DeviceUnavailableError(BackendError):
     """The device that a backend names is not in this machine. There is no silent fallback."""
 
 
+class PortStoppedError(BackendError):
+    """The program behind an executable backend died, hung, or answered something that is not the protocol."""
+
+
 class MissingPackageError(CRMAError, ImportError):
     """A package that the chosen option needs is not installed."""
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reference.adapter import AdapterConfig, AdapterParameters
-from reference.errors import ConfigError, ShapeError
+from reference.errors import ConfigError, NonFiniteError, ShapeError
 
 Array = NDArray[np.float64]
 GATE_LOGIT = -5.0  # sigmoid 0.0067: 32 layers together shrink no direction by 20% (INIT-4)
@@ -37,11 +37,15 @@ def init_parameters(
         AdapterParameters: (n, n), (), (n, r, d), float64.
 
     Raises:
-        ShapeError: ``writer`` is not (d, m). ConfigError: ``writer`` has too few directions.
+        ShapeError: ``writer`` is not (d, m). ConfigError: ``writer`` has too few directions, or a number is negative.
+        NonFiniteError: ``writer`` holds NaN or infinity.
 
     Source: near identity at start, paper sections 3.3 and 4.2; principal directions, a forum post of its first author;
     the values, ours. Clauses: INIT-1..INIT-4.
     """
+    for field, value in (("seed", seed), ("skip_directions", skip_directions)):
+        if not isinstance(value, np.random.Generator) and value < 0:
+            raise ConfigError(field, got=value, allowed="an integer >= 0", remedy="leave it at 0")
     rng = np.random.default_rng(seed)
     mix_logits = MIX_LOGITS_DEVIATION * rng.standard_normal((config.streams, config.streams))
     width = config.streams * config.rank
@@ -89,4 +93,6 @@ def _checked_writer(writer: ArrayLike, config: AdapterConfig, needed: int) -> Ar
             allowed=f"at most {min(matrix.shape)}, the rank that writer {matrix.shape} can have",
             remedy="lower rank, streams or skip_directions, or start from a random basis",
         )
+    if not np.isfinite(matrix).all():
+        raise NonFiniteError("writer", got="NaN or infinity", allowed="finite values only", remedy="reload the model")
     return matrix
