@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from backends.interface import REQUIRED, REQUIRED_ATTRIBUTES, Backend, Gradients
+from backends.executable import is_command, start_executable
+from backends.interface import Backend, Gradients, State
+from backends.port import Port
 from reference.errors import BackendError, MissingPackageError
 
-__all__ = ["BACKENDS", "Backend", "Gradients", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "Gradients", "State", "load_backend"]
 
 #: name -> module whose ``make_backend(name)`` builds it
 BACKENDS = {
@@ -19,16 +21,19 @@ BACKENDS = {
 
 
 def load_backend(name: str) -> Backend:
-    """Build a backend from one of the names in ``BACKENDS``, or from ``module:factory``.
+    """Build a backend: one of the names in ``BACKENDS``, ``module:factory``, or an executable.
 
-    ``factory`` is called without arguments and returns an object with the functions of ``interface.Backend``.
+    ``factory`` is called without arguments and returns an object with the functions of ``interface.Backend``. An
+    executable is a path (``./port``) or a command of several words (``node port.js``) that speaks the protocol of
+    ``backends.executable``.
 
     Raises:
-        BackendError: unknown name, a module that cannot be imported, or a port without one of the functions.
+        BackendError: unknown name, a module that cannot be imported, a port without one of the functions, or an
+            executable that does not start or does not answer.
         DeviceUnavailableError: the device that the name promises is missing; there is no fallback.
         MissingPackageError: the backend's framework is not installed.
 
-    Clauses: BACK-1, BACK-2, ERR-3. Source: ours.
+    Clauses: BACK-1, BACK-2, BACK-5, ERR-3. Source: ours.
 
     >>> load_backend("reference").device
     'cpu'
@@ -45,12 +50,14 @@ def load_backend(name: str) -> Backend:
                 remedy=f"pip install 'crma[{extra}]'",
             ) from error
         return cast(Backend, module.make_backend(name))
+    if is_command(name):
+        return cast(Backend, Port(start_executable(name), name))
     if ":" not in name:
         raise BackendError(
             "backend",
             got=repr(name),
-            allowed=", ".join(BACKENDS) + ", or module:factory",
-            remedy="name one of these, or a factory such as my_port.crma:make_backend",
+            allowed=", ".join(BACKENDS) + ", module:factory, or an executable",
+            remedy="name one of these, a factory such as my_port.crma:make_backend, or a program such as ./my_port",
         )
     return _load_port(name)
 
@@ -75,13 +82,4 @@ def _load_port(name: str) -> Backend:
             allowed="a factory that returns a backend when called without arguments",
             remedy=f"call {factory_name}() by hand",
         ) from error
-    missing = [item for item in (*REQUIRED_ATTRIBUTES, *REQUIRED) if not hasattr(port, item)]
-    missing += [item for item in REQUIRED if hasattr(port, item) and not callable(getattr(port, item))]
-    if missing:
-        raise BackendError(
-            "backend",
-            got=f"{name!r} without {', '.join(missing)}",
-            allowed="everything in backends.interface.Backend",
-            remedy="add what is missing; backends/reference_backend.py is the shortest example",
-        )
-    return cast(Backend, port)
+    return cast(Backend, Port(port, name))

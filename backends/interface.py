@@ -1,7 +1,8 @@
-"""The backend interface: what a port provides, NumPy arrays in and NumPy arrays out.
+"""The backend interface: what a port provides.
 
-Clauses: BACK-1, BACK-2. Source: ours. A port of another framework converts at this border, and runs its own code,
-its own automatic differentiation included, inside.
+Clauses: BACK-1, BACK-3, BACK-4, BACK-6. Source: ours. A port of another framework converts at this border, and runs
+its own code, its own automatic differentiation included, inside. Here arrays are NumPy's; ``backends.port`` serves
+ports that would rather have plain lists, and ``backends.executable`` those that are programs of their own.
 """
 
 from __future__ import annotations
@@ -23,15 +24,31 @@ class Gradients(NamedTuple):
     basis: Array
 
 
+class State(NamedTuple):
+    """What a state file holds: mix_logits (L, n, n), gate_logits (L,), bases (L, n, r, d), and K."""
+
+    mix_logits: Array
+    gate_logits: Array
+    bases: Array
+    iterations: int
+
+
 @runtime_checkable
 class Backend(Protocol):
-    """One implementation of CRMA.
+    """One implementation of CRMA: four attributes and five functions.
 
     Attributes:
         name: as given to ``--backend``.
         version: of the implementation and of its framework.
-        device: where it computes, in words.
+        device: where it computes: "cpu", "cuda", "cuda:0 (its name)", ...
         parameter_dtype: dtype of logits, gate and basis: float32; float64 for the reference.
+
+    A port may also have
+        x_dtypes: names of the dtypes it takes for x; without it, that of ``parameter_dtype`` alone.
+        arrays: "numpy" (the default) or "lists", what it wants to be given.
+        save_state(mix_logits, gate_logits, bases, iterations) -> bytes of a state file.
+        adapter_autodiff(x, mix_logits, gate_logit, basis, cotangent, iterations) -> as ``adapter_vjp``, found by the
+        framework's automatic differentiation of the plain forward formulas, without any closed form.
     """
 
     name: str
@@ -57,6 +74,26 @@ class Backend(Protocol):
         """dL/dy (..., d) -> the cotangents of the four inputs."""
         ...
 
+    def load_state(self, data: bytes) -> State:
+        """The bytes of a state file -> what it holds; anything that is no such file is refused."""
+        ...
 
-REQUIRED = ("sinkhorn_projection", "sinkhorn_projection_vjp", "adapter_forward", "adapter_vjp")
+
+REQUIRED = ("sinkhorn_projection", "sinkhorn_projection_vjp", "adapter_forward", "adapter_vjp", "load_state")
 REQUIRED_ATTRIBUTES = ("name", "version", "device", "parameter_dtype")
+OPTIONAL = ("save_state", "adapter_autodiff")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of one of ``DTYPES``; bfloat16 comes from the package ml_dtypes."""
+    if name == "bfloat16":
+        from ml_dtypes import bfloat16
+
+        return np.dtype(bfloat16)
+    return np.dtype(name)
+
+
+def x_dtypes(backend: Backend) -> tuple[str, ...]:
+    """The names of the dtypes that a backend takes for x. Clause: BACK-6."""
+    return tuple(getattr(backend, "x_dtypes", ())) or (np.dtype(backend.parameter_dtype).name,)

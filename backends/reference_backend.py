@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import reference
-from backends.interface import Gradients
+from backends.interface import DTYPES, Gradients, State
 
 Array = NDArray[Any]
 
@@ -20,6 +20,7 @@ class ReferenceBackend:
     version = f"spec {reference.SPEC_VERSION}, NumPy {np.__version__}"
     device = "cpu"
     parameter_dtype: np.dtype[Any] = np.dtype(np.float64)
+    x_dtypes = DTYPES
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         return reference.sinkhorn_projection(mix_logits, iterations)
@@ -35,7 +36,20 @@ class ReferenceBackend:
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         parameters = reference.AdapterParameters(mix_logits, gate_logit, basis)
-        return Gradients(*reference.adapter_vjp(x, parameters, cotangent, iterations))
+        gradients = reference.adapter_vjp(x, parameters, cotangent, iterations)
+        return Gradients(gradients.x.astype(x.dtype), *gradients[1:])
+
+    def load_state(self, data: bytes) -> State:
+        from backends.state_file import decode_state  # needs safetensors, which the mathematics does not
+
+        content = decode_state(data)
+        return State(content.mix_logits, content.gate_logits, content.bases, content.config.iterations)
+
+    def save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
+        from backends.state_file import encode_state
+
+        _, n, r, d = bases.shape
+        return encode_state(mix_logits, gate_logits, bases, reference.AdapterConfig(d, n, r, iterations))
 
 
 def make_backend(name: str) -> ReferenceBackend:

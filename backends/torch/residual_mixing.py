@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reference.errors import ShapeError
+
 
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
@@ -17,8 +19,15 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Returns:
         y, shape and dtype of x. What is added to x is computed in the parameters' dtype.
 
-    Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    Raises: ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
     """
+    if strength.numel() != 1:
+        raise ShapeError(
+            "strength",
+            got=tuple(strength.shape),
+            allowed="a single value",
+            remedy="use one gate per layer: one per stream would let the adapter expand",
+        )
     mixed: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)
     return mixed
 

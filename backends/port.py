@@ -1,0 +1,172 @@
+"""Somebody's port behind the interface: what it asks for goes in, and plain NumPy arrays of its own come out.
+
+Clauses: BACK-1, BACK-3, BACK-6. Source: ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.interface import DTYPES, OPTIONAL, REQUIRED, REQUIRED_ATTRIBUTES, Gradients, State, dtype_named
+from reference.errors import BackendError, ShapeError
+
+Array = NDArray[Any]
+ARRAYS = ("numpy", "lists")
+
+
+class Port:
+    """``raw``, an object with the attributes and functions of ``backends.interface.Backend``.
+
+    With ``arrays = "lists"`` it is given numbers and nested lists, and its results are read as such. Results are
+    copied, so that no later call can change them.
+
+    Raises: BackendError, naming what is missing or wrong, here and in every function whose result is not what the
+    interface says. What the port itself raises passes. Clauses: BACK-1, BACK-3. Source: ours.
+    """
+
+    def __init__(self, raw: Any, source: str) -> None:
+        missing = [item for item in (*REQUIRED_ATTRIBUTES, *REQUIRED) if not hasattr(raw, item)]
+        missing += [item for item in REQUIRED if hasattr(raw, item) and not callable(getattr(raw, item))]
+        if missing:
+            raise BackendError(
+                "backend",
+                got=f"{source!r} without {', '.join(missing)}",
+                allowed="everything in backends.interface.Backend",
+                remedy="add what is missing; conformance/examples/pure_python_port.py is the shortest whole port",
+            )
+        self.raw, self.source = raw, source
+        self.name, self.version, self.device = str(raw.name), str(raw.version), str(raw.device)
+        self.parameter_dtype = dtype_named(self._dtype("parameter_dtype", raw.parameter_dtype))
+        names = getattr(raw, "x_dtypes", None) or (self.parameter_dtype,)
+        if isinstance(names, str) or not isinstance(names, (tuple, list, set, frozenset)):
+            raise self._wrong("x_dtypes", repr(names), f"a tuple of {', '.join(DTYPES)}")
+        self.x_dtypes = tuple(self._dtype("x_dtypes", name) for name in names)
+        self.arrays = getattr(raw, "arrays", "numpy")
+        if self.arrays not in ARRAYS:
+            raise self._wrong("arrays", repr(self.arrays), " or ".join(map(repr, ARRAYS)))
+        for function in OPTIONAL:  # present here exactly where the port has it
+            if callable(getattr(raw, function, None)):
+                setattr(self, function, getattr(self, f"_{function}"))
+
+    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
+        logits = self._in(mix_logits, "mix_logits", (_last(mix_logits),) * 2)
+        result = self.raw.sinkhorn_projection(logits, _plain(iterations))
+        return self._out("sinkhorn_projection", result, mix_logits, self.parameter_dtype)
+
+    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
+        logits = self._in(mix_logits, "mix_logits", (_last(mix_logits),) * 2)
+        upstream = self._in(cotangent, "cotangent", np.shape(mix_logits))
+        result = self.raw.sinkhorn_projection_vjp(logits, upstream, _plain(iterations))
+        return self._out("sinkhorn_projection_vjp", result, mix_logits, self.parameter_dtype)
+
+    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
+        tokens = self._in(x, "x", (_last(basis),))
+        result = self.raw.adapter_forward(
+            tokens, self._in(mix_logits), self._in(gate_logit), self._in(basis), _plain(iterations)
+        )
+        return self._out("adapter_forward", result, x, np.asarray(x).dtype)
+
+    def adapter_vjp(
+        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
+    ) -> Gradients:
+        return self._gradients("adapter_vjp", x, mix_logits, gate_logit, basis, cotangent, iterations)
+
+    def load_state(self, data: bytes) -> State:
+        *arrays, iterations = self._parts("load_state", self.raw.load_state(data), State._fields)
+        names = State._fields[:3]
+        read = (self._array(f"load_state, {name}", array) for name, array in zip(names, arrays, strict=True))
+        return State(*read, _plain(iterations))
+
+    def _save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
+        result = self.raw.save_state(*map(self._in, (mix_logits, gate_logits, bases)), _plain(iterations))
+        if not isinstance(result, (bytes, bytearray, memoryview)):
+            raise self._wrong("save_state", f"a result of type {type(result).__name__}", "bytes")
+        return bytes(result)
+
+    def _adapter_autodiff(self, *inputs: Any) -> Gradients:
+        return self._gradients("adapter_autodiff", *inputs)
+
+    def _gradients(self, function: str, *inputs: Any) -> Gradients:
+        x, mix_logits, gate_logit, basis, cotangent, iterations = inputs
+        tokens, upstream = self._in(x, "x", (_last(basis),)), self._in(cotangent, "cotangent", np.shape(x))
+        parameters = map(self._in, (mix_logits, gate_logit, basis))
+        result = getattr(self.raw, function)(tokens, *parameters, upstream, _plain(iterations))
+        parts = zip(Gradients._fields, self._parts(function, result, Gradients._fields), inputs, strict=False)
+        dtypes = {"x": np.asarray(x).dtype}
+        return Gradients(
+            *(self._out(f"{function}, {n}", part, like, dtypes.get(n, self.parameter_dtype)) for n, part, like in parts)
+        )
+
+    def _in(self, array: Array, name: str = "", shape: tuple[int, ...] = ()) -> Any:
+        """What the port is given. ``shape``: the last axes that it needs, as a list may not be able to say."""
+        if self.arrays == "numpy":
+            return array
+        array = np.asarray(array)
+        if array.size == 0 and array.shape[-len(shape) :] != shape:
+            # The list of an empty array has lost the axes after the 0, so the port cannot refuse this itself.
+            raise ShapeError(
+                name or "parameter", got=array.shape, allowed=f"(..., {shape})", remedy="see the interface"
+            )
+        return array.tolist()
+
+    def _out(self, what: str, result: Any, like: Array, dtype: Any) -> Array:
+        array = self._array(what, result, dtype)
+        if self.arrays == "lists" and array.size == np.size(like) == 0:
+            return array.reshape(np.shape(like))  # the list has lost the axes after the 0 again
+        return array
+
+    def _array(self, what: str, result: Any, dtype: Any = None) -> Array:
+        """A copy of a result. Numbers in lists have no dtype of their own, and get ``dtype``."""
+        try:
+            array = np.array(result)
+            if array.dtype.kind not in "fiu" and array.dtype.name not in DTYPES:
+                raise ValueError(f"dtype {array.dtype}")
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            got = f"a result of type {type(result).__name__} that is no array of numbers ({error})"
+            raise self._wrong(what, got, f"arrays as {self.arrays}") from error
+        if self.arrays == "numpy":
+            return array
+        with np.errstate(over="ignore"):  # MIX-10: in float16 what is too large becomes an infinity
+            return array.astype(dtype or self.parameter_dtype)
+
+    def _parts(self, function: str, result: Any, names: tuple[str, ...]) -> list[Any]:
+        """The members of a result, in order; it is a sequence, or a mapping by name."""
+        if isinstance(result, dict):
+            missing = [name for name in names if name not in result]
+            parts = [result[name] for name in names if name in result]
+        else:
+            parts = list(result) if isinstance(result, (tuple, list)) else []
+            missing = [] if len(parts) == len(names) else [f"{len(names)} members"]
+        if missing:
+            got = f"a result of type {type(result).__name__} without {', '.join(missing)}"
+            raise self._wrong(function, got, ", ".join(names))
+        return parts
+
+    def _dtype(self, field: str, value: Any) -> str:
+        """Its name. Types of other frameworks, such as torch.float32, name it last."""
+        try:
+            name = value if isinstance(value, str) else np.dtype(value).name
+        except TypeError:
+            name = str(value).rpartition(".")[2]
+        allowed = DTYPES if field == "x_dtypes" else DTYPES[:2]
+        if value is None or name not in allowed:
+            raise self._wrong(field, repr(name), ", ".join(allowed) + " (MIX-10)")
+        return name
+
+    def _wrong(self, field: str, got: str, allowed: str) -> BackendError:
+        return BackendError(
+            f"backend {self.source}, {field}", got=got, allowed=allowed, remedy="see spec/80-backend-interface.md"
+        )
+
+
+def _last(array: Any) -> int:
+    """Length of the last axis; 1 if there is none, since none may be empty."""
+    return max(1, *np.shape(array)[-1:], 1)
+
+
+def _plain(iterations: Any) -> Any:
+    """K as a number of Python; a port in plain Python knows no other integers."""
+    return iterations.item() if isinstance(iterations, np.generic) else iterations
