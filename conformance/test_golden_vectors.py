@@ -1,0 +1,152 @@
+"""A port reproduces the golden vectors: forward, gradients, certificates, state files. Clauses: VEC-2..VEC-5."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from backends.interface import dtype_named
+from conformance.agreement import fails, fails_or_all_nan
+from conformance.compare import assert_close
+from conformance.golden_vectors.format import INDEX, load_files, read_group, read_header
+from conformance.tolerances import Tolerance
+
+FILES = load_files()
+GROUPS = [listed["header"] for listed in read_header(FILES, INDEX)["groups"]]
+PARAMETERS = ("mix_logits", "gate_logit", "basis")
+
+
+@cache
+def cases_of(group):
+    return list(read_group(FILES, group))
+
+
+def named_cases(*operations):
+    """``pytest.param`` for each case of these operations, with its clauses as marks."""
+    return [
+        pytest.param(case, id=case.about["name"], marks=pytest.mark.clause(*case.about["clauses"]))
+        for group in GROUPS
+        for case in cases_of(group)
+        if case.about["operation"] in operations
+    ]
+
+
+def inputs_of(backend, case):
+    """In the port's own dtypes; an x of 16 bits as it is, where the port takes it."""
+    inputs = {name: array.values.astype(backend.parameter_dtype) for name, array in case.of_role("input").items()}
+    name = {"<f2": "float16", "<bf16": "bfloat16"}.get(case.arrays["x"].entry["dtype"]) if "x" in inputs else None
+    if name:
+        if name not in getattr(backend, "x_dtypes", (backend.parameter_dtype.name,)):
+            pytest.skip(f"{backend.name} does not list {name} among its x_dtypes")
+        inputs["x"] = case.arrays["x"].values.view(dtype_named(name))
+    return inputs
+
+
+def assert_reproduced(backend, case, actual):
+    """Each output within the bounds of its header, for the dtype that the port computes in."""
+    outputs = case.of_role("output")
+    assert set(actual) == set(outputs), "the test and the vector speak of the same outputs"
+    for name, (expected, entry) in outputs.items():
+        for dtype, bound in entry["tolerance"].items():
+            if dtype not in (backend.parameter_dtype.name, "float16", "bfloat16"):
+                continue
+            reason = f"row {entry['row']!r} of the table, times the scale of {case.about['name']!r}"
+            row = Tolerance(dtype, 0, bound["relative"], bound["absolute"], reason, entry["row"])
+            assert_close(actual[name], expected, row, clause=case.about["clauses"][0], context=(case.group, name))
+
+
+def dense_map(backend, case, prefix=""):
+    """G transposed, (d, d), in float64: what the port makes of each unit vector."""
+    inputs = inputs_of(backend, case)
+    parameters = [inputs[prefix + name] for name in PARAMETERS]
+    unit_vectors = np.eye(parameters[-1].shape[-1], dtype=parameters[-1].dtype)
+    result = backend.adapter_forward(unit_vectors, *parameters, case.about["iterations"])
+    return np.asarray(result).astype(np.float64)
+
+
+@pytest.mark.clause("VEC-2", "VEC-4", "SINK-3", "SINK-4", "SINK-5", "SINK-9")
+@pytest.mark.parametrize("case", named_cases("sinkhorn_projection", "sinkhorn_projection_sums"))
+def test_golden_projection(backend, case):
+    inputs, k = inputs_of(backend, case), case.about["iterations"]
+    if "refuse" in case.about:
+        assert fails_or_all_nan(lambda: backend.sinkhorn_projection(**inputs, iterations=k)), case.about["refuse"]
+        return
+    mixing = np.asarray(backend.sinkhorn_projection(**inputs, iterations=k))
+    if "mixing" in case.arrays:
+        assert_reproduced(backend, case, {"mixing": mixing})
+    else:
+        exact = mixing.astype(np.longdouble)
+        assert (mixing >= 0).all()
+        assert_reproduced(backend, case, {"row_sums": exact.sum(axis=-1), "column_sums": exact.sum(axis=-2)})
+
+
+@pytest.mark.clause("VEC-2", "VEC-4", "GRAD-1", "GRAD-2")
+@pytest.mark.parametrize("case", named_cases("sinkhorn_projection_vjp"))
+def test_golden_projection_gradient(backend, case):
+    gradient = backend.sinkhorn_projection_vjp(**inputs_of(backend, case), iterations=case.about["iterations"])
+    assert_reproduced(backend, case, {"grad_mix_logits": gradient})
+
+
+@pytest.mark.clause("VEC-2", "VEC-4", "MIX-2", "MIX-3", "MIX-6", "MIX-10")
+@pytest.mark.parametrize("case", named_cases("adapter_forward"))
+def test_golden_adapter(backend, case):
+    inputs, k = inputs_of(backend, case), case.about["iterations"]
+    if "refuse" in case.about:
+        assert fails_or_all_nan(lambda: backend.adapter_forward(**inputs, iterations=k)), case.about["refuse"]
+        return
+    y = np.asarray(backend.adapter_forward(**inputs, iterations=k))
+    assert y.dtype == inputs["x"].dtype
+    wide, x = y.astype(np.float64), inputs["x"].astype(np.float64)
+    assert_reproduced(backend, case, {"y": wide} if "y" in case.arrays else {"y_minus_x": wide - x})
+
+
+@pytest.mark.clause("VEC-2", "VEC-4", "GRAD-4", "GRAD-5", "GRAD-6", "GRAD-7")
+@pytest.mark.parametrize("case", named_cases("adapter_vjp"))
+def test_golden_adapter_gradient(backend, case):
+    inputs = inputs_of(backend, case)
+    gradients = backend.adapter_vjp(**inputs, iterations=case.about["iterations"])
+    actual = {f"grad_{name}": np.asarray(getattr(gradients, name)) for name in PARAMETERS}
+    grad_x, cotangent = np.asarray(gradients.x).astype(np.float64), inputs["cotangent"].astype(np.float64)
+    actual["grad_x_minus_cotangent"] = grad_x - cotangent
+    for name in PARAMETERS:
+        assert actual[f"grad_{name}"].shape == inputs[name].shape
+    assert_reproduced(backend, case, {name: actual[name] for name in case.of_role("output")})
+
+
+@pytest.mark.clause("VEC-2", "CERT-1")
+@pytest.mark.parametrize("case", named_cases("adapter_spectrum"))
+def test_golden_spectrum(backend, case):
+    """Of the port's own map: the interface has no certificates, and needs none to be measured."""
+    singular_values = np.linalg.svd(dense_map(backend, case), compute_uv=False)
+    assert_reproduced(backend, case, {"spectrum": singular_values[[0, -1]]})
+
+
+@pytest.mark.clause("VEC-2", "CERT-2")
+@pytest.mark.parametrize("case", named_cases("displacement"))
+def test_golden_displacement(backend, case):
+    change = dense_map(backend, case) - dense_map(backend, case, "other_")
+    assert_reproduced(backend, case, {"displacement": np.linalg.norm(change, 2)})
+
+
+@pytest.mark.clause("VEC-5", "STATE-1", "STATE-2", "STATE-4", "STATE-5")
+@pytest.mark.parametrize("case", named_cases("state_file"))
+def test_golden_state_file(backend, case):
+    load_state = getattr(backend, "load_state", None)
+    if load_state is None:
+        pytest.skip(f"{backend.name} has no load_state")
+    if "refuse" in case.about:
+        assert fails(lambda: load_state(case.file)), f"STATE-4: accepted, although {case.about['refuse']}"
+        return
+    state = load_state(case.file)
+    assert state.iterations == case.about["iterations"]
+    assert_reproduced(backend, case, {name: np.asarray(getattr(state, name)) for name in case.of_role("output")})
+
+
+@pytest.mark.clause("VEC-2")
+def test_every_golden_vector_is_tried():
+    """No operation of the files is left out by the tests above."""
+    known = {"sinkhorn_projection", "sinkhorn_projection_sums", "sinkhorn_projection_vjp", "adapter_forward"}
+    known |= {"adapter_vjp", "adapter_spectrum", "displacement", "state_file"}
+    assert {case.about["operation"] for group in GROUPS for case in cases_of(group)} == known
