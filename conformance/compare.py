@@ -5,6 +5,8 @@ Clauses: ACC-1, ACC-2. Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,29 @@ from conformance.tolerances import Tolerance
 from reference.errors import CRMAError
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one comparison found: its worst element, and how much of what is allowed that one takes."""
+
+    clause: str
+    operation: str
+    index: tuple[int, ...]
+    context: object
+    error: float
+    allowed: float
+    actual: float
+    expected: float
+
+    @property
+    def share(self) -> float:
+        """``error / allowed``: above 1 the comparison fails."""
+        return self.error / self.allowed if self.allowed else (np.inf if self.error else 0.0)
+
+
+#: called with every measurement; the report of a run is made from them
+observers: list[Callable[[Measurement], None]] = []
 
 
 class ToleranceError(CRMAError, AssertionError):
@@ -100,22 +125,51 @@ def _comparable(
     return a, e, s
 
 
+def assert_at_most(
+    actual: ArrayLike,
+    limit: ArrayLike,
+    tolerance: Tolerance,
+    *,
+    clause: str,
+    scale: ArrayLike = 1.0,
+    context: object = "",
+) -> None:
+    """``a <= limit + atol * scale`` for every element: for the bounds that the theorems state.
+
+    Raises: ToleranceError for a NaN or unequal shapes, AssertionError. Clauses: ACC-1. Source: ours.
+    """
+    a = np.asarray(actual, dtype=np.float64)
+    e = np.minimum(a, np.broadcast_to(np.asarray(limit, dtype=np.float64), a.shape))
+    assert_within(a, e, tolerance, clause=clause, scale=scale, context=context)
+
+
 def _assert_within(a: Array, e: Array, tolerance: Tolerance, scale: Array, clause: str, context: object) -> None:
-    bound = np.maximum(np.abs(e) * tolerance.relative, tolerance.atol * scale)
-    error = np.abs(a - e)
-    if (error <= bound).all():
+    if a.size == 0:
         return
+    bound = np.broadcast_to(np.maximum(np.abs(e) * tolerance.relative, tolerance.atol * scale), e.shape)
+    error = np.abs(a - e)
     excess = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
     worst = np.unravel_index(int(excess.argmax()), excess.shape)
     index = tuple(int(i) for i in worst)
+    at_worst = (float(array[worst]) for array in (error, bound, a, e))
+    found = Measurement(clause, tolerance.operation, index, context, *at_worst)
+    for observe in observers:
+        observe(found)
+    if (error <= bound).all():
+        return
     in_ulp = (
-        f" = {error[worst] / float(np.spacing(np.abs(e[worst]).astype(tolerance.dtype))):.3g} ulp of {tolerance.dtype}"
+        f" = {found.error / _ulp(found.expected, tolerance):.3g} ulp of {tolerance.dtype}" if found.expected else ""
     )
     raise AssertionError(
         f"{clause}: {np.count_nonzero(error > bound)} of {e.size} values are too far from the reference.\n"
         f"  worst at {index}: actual {a[worst]!s}, expected {e[worst]!s}\n"
-        f"  error {error[worst]:.3g}{in_ulp if e[worst] else ''}, allowed {bound[worst]:.3g}\n"
+        f"  error {found.error:.3g}{in_ulp}, allowed {found.allowed:.3g}\n"
         f"  tolerance: {tolerance.ulps:g} ulp, rtol {tolerance.rtol:g}, atol {tolerance.atol:.3g} "
         f"(times {np.broadcast_to(scale, e.shape)[worst]:.3g}) because {tolerance.reason}\n"
         f"  case: {context}"
     )
+
+
+def _ulp(value: float, tolerance: Tolerance) -> float:
+    """The distance from ``value`` to the next larger number of the tolerance's dtype, subnormal numbers aside."""
+    return float(2.0 ** np.floor(np.log2(abs(value)))) * tolerance.eps

@@ -1,7 +1,7 @@
-"""The pytest plug-in: ``--backend``, ``--quick``, the ``backend`` fixture, the header and the hypothesis profiles.
+"""The pytest plug-in: its options, the ``backend`` fixture, the header and the hypothesis profiles.
 
 It is loaded with ``-p conformance.plugin``; the options then exist from any folder. Backends are loaded only when a
-selected test of this suite needs one. Clauses: BACK-2, ERR-3. Source: ours.
+selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3. Source: ours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import pytest
 
 import reference
 from backends import Backend, load_backend
+from backends.interface import OPTIONAL, x_dtypes
+from conformance.clauses import clause_ids
+from conformance.gaps import Gap, declare_gaps, read_gaps
 from conformance.tolerances import tolerance_for
-from reference.errors import CRMAError
+from reference.errors import ConfigError, CRMAError, PortStoppedError
 
 PACKAGE = Path(__file__).resolve().parent
 _HYPOTHESIS_FOLDER = "HYPOTHESIS_STORAGE_DIRECTORY"
 _LOADED = pytest.StashKey[dict[str, Backend]]()
+_GAPS = pytest.StashKey[Iterable[Gap]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         metavar="NAME",
-        help="backend to test: a known name, or module:factory of a port; may be repeated (default: reference)",
+        help="backend to test: a known name, module:factory of a port, or an executable; may be repeated "
+        "(default: reference)",
+    )
+    group.addoption(
+        "--clause", action="append", metavar="ID", help="only the tests of this clause, such as SINK-3; may be repeated"
+    )
+    group.addoption(
+        "--gaps", metavar="FILE", help="TOML file of tests that the port is known to fail, each with reason and link"
+    )
+    group.addoption(
+        "--conformance-report",
+        action="append",
+        metavar="FILE",
+        help="write a report to FILE.html or FILE.json; may be repeated",
     )
     group.addoption(
         "--quick", action="store_true", help="fewer examples, and failing examples are not shrunk (profile crma-quick)"
@@ -42,6 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/ that the test checks")
     config.stash[_LOADED] = {}
     try:
+        _configure_options(config)
+    except CRMAError as error:
+        raise pytest.UsageError(str(error)) from None
+    try:
         from hypothesis import HealthCheck, Phase, settings
     except ModuleNotFoundError:  # not installed: pytest serves other tests here, such as bench/
         return
@@ -51,6 +73,23 @@ def pytest_configure(config: pytest.Config) -> None:
     _register_profiles(settings, HealthCheck, Phase)
     if not config.getoption("--hypothesis-profile", default=None):
         settings.load_profile("crma-quick" if config.getoption("--quick") else "crma-ci")
+
+
+def _configure_options(config: pytest.Config) -> None:
+    """Refuse a mistake before any test runs."""
+    gaps = config.getoption("--gaps")
+    config.stash[_GAPS] = read_gaps(gaps) if gaps else []
+    for clause in config.getoption("--clause") or ():
+        if clause not in clause_ids():
+            raise ConfigError(
+                "--clause", got=repr(clause), allowed="an id of spec/, such as SINK-3", remedy="see spec/README.md"
+            )
+    reports = config.getoption("--conformance-report")
+    if reports:
+        from conformance.ledger import ReportPlugin, check_report_paths  # with jinja2 and matplotlib
+
+        check_report_paths(reports)
+        config.pluginmanager.register(ReportPlugin(config), "crma-conformance-report")
 
 
 def _remove_hypothesis_folder(folder: str) -> None:
@@ -71,9 +110,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", chosen_backends(metafunc.config), indirect=True, scope="session")
 
 
-@pytest.hookimpl(trylast=True)  # after -k, -m and node ids have made their selection
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Load the chosen backends once; a failure is one message and exit code 4."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Gaps are looked up in all that was collected; backends are loaded once for what is left after the selection.
+
+    A failure of either is one message and exit code 4.
+    """
+    path = config.getoption("--gaps")
+    try:
+        declare_gaps(config.stash[_GAPS], items, path, whole=not any("::" in argument for argument in config.args))
+    except CRMAError as error:
+        raise pytest.UsageError(str(error)) from None
+    wanted = set(config.getoption("--clause") or ())
+    if wanted:
+        others = [item for item in items if not wanted & set(clauses_of(item))]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if wanted & set(clauses_of(item))]
+    yield
     if not any("backend" in getattr(item, "fixturenames", ()) and _is_ours(item) for item in items):
         return
     for name in chosen_backends(config):
@@ -84,12 +137,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"--backend={name}: {error}") from None
 
 
+def clauses_of(item: pytest.Item) -> list[str]:
+    """The ids in the markers of a test."""
+    return [clause for marker in item.iter_markers("clause") for clause in marker.args]
+
+
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [
-        f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in "
-        f"{port.parameter_dtype}, against spec {reference.SPEC_VERSION}"
+        f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in {port.parameter_dtype}, "
+        f"x in {', '.join(x_dtypes(port))}{_offers(port)}, against spec {reference.SPEC_VERSION}"
         for name, port in config.stash[_LOADED].items()
     ]
+
+
+def _offers(backend: Backend) -> str:
+    offered = [function for function in OPTIONAL if hasattr(backend, function)]
+    return f", with {' and '.join(offered)}" if offered else ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A program that died or hangs ends the run: every test after it would fail for the same reason."""
+    try:
+        return (yield)
+    except PortStoppedError as error:
+        pytest.exit(f"--backend={error}", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 
 from backends.interface import REQUIRED, Gradients
-from conformance.agreement import INPUTS, inputs_of
-from conformance.compare import assert_close
+from conformance.agreement import (
+    INPUTS,
+    assume_settled,
+    gradient_scales,
+    inputs_of,
+    mixing_cotangent,
+)
+from conformance.compare import assert_within
 from conformance.strategies import (
     ITERATIONS,
     LEADING_WITH_EMPTY,
+    SEEDS,
     Adapter,
     Logits,
     adapters,
-    comparable_logits,
 )
 from conformance.tolerances import tolerance_for
+
+DEVICES = ("cpu", "cuda", "rocm", "xpu", "mps", "tpu")
 
 
 def every_call(backend, case, iterations):
@@ -82,7 +92,7 @@ def test_no_tokens_give_no_output_and_zero_gradients(backend, batch):
     assert not any(np.any(gradient) for gradient in gradients)
 
 
-@pytest.mark.clause("MIX-10", "ERR-4")
+@pytest.mark.clause("MIX-10", "BACK-3", "ERR-4")
 @given(case=adapters(), iterations=ITERATIONS)
 def test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits(backend, case, iterations):
     first, second = every_call(backend, case, iterations), every_call(backend, case, iterations)
@@ -90,7 +100,7 @@ def test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits(backend,
         assert left.tobytes() == right.tobytes(), f"another result for the same inputs: {case}"
 
 
-@pytest.mark.clause("MIX-10")
+@pytest.mark.clause("MIX-10", "BACK-3")
 @given(case=adapters(), other=adapters())
 def test_calls_share_no_state(backend, case, other):
     """A call between two equal ones changes nothing, nor do results change after they were returned."""
@@ -104,15 +114,71 @@ def test_calls_share_no_state(backend, case, other):
         assert left.tobytes() == right.tobytes(), (case, other)
 
 
-@pytest.mark.clause("BACK-1")
-@given(case=comparable_logits(leading=((3,),)), iterations=ITERATIONS)
-def test_strided_inputs_are_read_by_index_not_by_memory(backend, case, iterations):
-    logits = case.values.astype(backend.parameter_dtype)
-    wide = np.zeros((*logits.shape[:-1], 2 * logits.shape[-1]), logits.dtype)
-    wide[..., ::2] = logits
-    column_major = np.asfortranarray(logits)
-    tolerance = tolerance_for("sinkhorn_projection", backend.parameter_dtype, "forward")
-    expected = backend.sinkhorn_projection(logits, iterations)
-    for other in (wide[..., ::2], column_major):
-        actual = backend.sinkhorn_projection(other, iterations)
-        assert_close(actual, expected, tolerance, clause="BACK-1", scale=case.condition, context=(case, iterations))
+@pytest.mark.clause("BACK-3")
+@given(case=adapters(), other=adapters())
+def test_an_array_changed_in_place_is_read_anew(backend, case, other):
+    """An optimizer changes parameters in place: a result kept for the same array would be a stale one."""
+    inputs = inputs_of(backend, case)
+    arrays = [*map(np.array, inputs), case.cotangent.astype(inputs[0].dtype), np.array(inputs[1])]
+    every_result(backend, arrays)
+    for array, seed in zip(arrays, range(len(arrays)), strict=True):
+        changed = array + np.random.default_rng(seed).standard_normal(array.shape).astype(array.dtype)
+        np.copyto(array, changed)
+    again = every_result(backend, arrays)
+    fresh = every_result(backend, [np.array(array) for array in arrays])
+    assert all(left.tobytes() == right.tobytes() for left, right in zip(again, fresh, strict=True)), (case, other)
+
+
+@pytest.mark.clause("BACK-1", "BACK-3")
+@pytest.mark.parametrize("relayout", ["every_second_of_a_wider_array", "column_major", "backwards_in_memory"])
+@given(case=adapters(leading=((2, 3),)), iterations=ITERATIONS, seed=SEEDS)
+def test_strided_inputs_are_read_by_index_not_by_memory(backend, relayout, case, iterations, seed):
+    """Up to rounding, as a library may sum in the order of memory."""
+    arrays = [*inputs_of(backend, case), case.cotangent.astype(backend.parameter_dtype)]
+    square = np.random.default_rng(seed).standard_normal(case.mix_logits.shape).astype(np.float32)
+    arrays.append(square.astype(backend.parameter_dtype))
+    assume_settled(backend, case.logits, square, iterations)
+    assume_settled(backend, case.logits, mixing_cotangent(case, iterations), iterations)
+    strided = [RELAYOUTS[relayout](array) if array.ndim else array for array in arrays]
+    assert all(np.array_equal(left, right) for left, right in zip(arrays, strided, strict=True))
+    x, upstream, condition = np.float64(arrays[0]), np.float64(arrays[4]), case.logits.condition
+    scales = gradient_scales(case, x, upstream)
+    sizes = [condition, condition * np.abs(square).max(), condition * np.linalg.norm(x, axis=-1, keepdims=True)]
+    everything = zip(
+        every_result(backend, arrays, iterations),
+        every_result(backend, strided, iterations),
+        [*sizes, *(scales[name] for name in INPUTS)],
+        [*ROWS, *((f"adapter {name}", "gradient") for name in INPUTS)],
+        strict=True,
+    )
+    for expected, actual, scale, (operation, direction) in everything:
+        tolerance = tolerance_for(operation, backend.parameter_dtype, direction)
+        context = (operation, direction, case, iterations, seed)
+        assert_within(actual, expected, tolerance, clause="BACK-3", scale=scale, context=context)
+
+
+def every_result(backend, arrays, iterations=3):
+    """Of all four functions. ``arrays``: x, S, gamma, A, a cotangent of y, and one of M."""
+    x, logits, gate, basis, cotangent, square = arrays
+    return [
+        np.array(backend.sinkhorn_projection(logits, iterations)),
+        np.array(backend.sinkhorn_projection_vjp(logits, square, iterations)),
+        np.array(backend.adapter_forward(x, logits, gate, basis, iterations)),
+        *map(np.array, backend.adapter_vjp(x, logits, gate, basis, cotangent, iterations)),
+    ]
+
+
+ROWS = (("sinkhorn_projection", "forward"), ("sinkhorn_projection", "gradient"), ("adapter y - x", "forward"))
+RELAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "every_second_of_a_wider_array": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "column_major": np.asfortranarray,
+    "backwards_in_memory": lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+}
+
+
+@pytest.mark.clause("BACK-4", "ERR-3")
+def test_device_is_the_one_that_the_name_promises(backend):
+    promised = backend.name.rpartition("-")[2]
+    if promised not in DEVICES:
+        pytest.skip(f"the name {backend.name} promises no device")
+    assert backend.device.lower().startswith(promised), f"BACK-4: {backend.name} computes on {backend.device}"

@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 import reference
 from conformance.agreement import (
     INPUTS,
+    Comparison,
     adapter_gradients,
     assert_agrees,
+    assume_settled,
     gradient_is_settled,
+    gradient_scales,
     inputs_of,
     mixing_cotangent,
     parameters_of,
     projection_gradient,
+    require_x_dtype,
 )
-from conformance.compare import assert_close
+from conformance.compare import assert_close, assert_within, is_resolvable
 from conformance.strategies import ITERATIONS, LEADING_WITH_EMPTY, SEEDS, adapters, comparable_logits
 from conformance.tolerances import Tolerance, tolerance_for
 
@@ -38,19 +42,10 @@ def random_cotangent(shape, seed):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def assume_settled(backend, case, cotangent, iterations):
-    allowed = tolerance_for(*ROW[:1], backend.parameter_dtype, "gradient").atol
-    assume(
-        gradient_is_settled(
-            case, cotangent, iterations, max(allowed, 4e-6) * case.condition * np.abs(cotangent).max(initial=0)
-        )
-    )
-
-
 # -- a port against the reference --
 
 
-@pytest.mark.clause("GRAD-1", "GRAD-2", "ACC-1")
+@pytest.mark.clause("GRAD-1", "GRAD-2", "ACC-1", "ACC-2", "ACC-3")
 @given(case=comparable_logits(magnitudes=MAGNITUDES), iterations=ITERATIONS, seed=SEEDS)
 def test_projection_gradient_agrees_with_the_reference(backend, case, iterations, seed):
     cotangent = random_cotangent(case.values.shape, seed)
@@ -77,6 +72,19 @@ def test_largest_row_sum_takes_the_first_argmax_of_a_tie(backend, iterations, se
     actual = backend.sinkhorn_projection_vjp(logits.astype(dtype), cotangent.astype(dtype), iterations)
     tolerance, scale = tolerance_for(*ROW[:1], dtype, "gradient"), np.abs(cotangent).max()
     assert_close(actual, expected, tolerance, clause="GRAD-2", scale=scale, context=(iterations, seed))
+
+
+@pytest.mark.clause("SINK-1", "GRAD-1")
+@given(case=comparable_logits(leading=((3,), (2, 3)), magnitudes=(1.0, 5.0)), iterations=ITERATIONS, seed=SEEDS)
+def test_each_matrix_of_a_batch_gets_its_own_gradient(backend, case, iterations, seed):
+    cotangent, dtype = random_cotangent(case.values.shape, seed), backend.parameter_dtype
+    logits = case.values.astype(dtype)
+    together = backend.sinkhorn_projection_vjp(logits, cotangent.astype(dtype), iterations)
+    tolerance = tolerance_for(*ROW[:1], dtype, "gradient")
+    for index in np.ndindex(case.leading):
+        alone = backend.sinkhorn_projection_vjp(logits[index], cotangent[index].astype(dtype), iterations)
+        scale, context = case.condition * np.abs(cotangent[index]).max(), (case, iterations, seed, index)
+        assert_within(together[index], alone, tolerance, clause="GRAD-1", scale=scale, context=context)
 
 
 @pytest.mark.clause("GRAD-3")
@@ -145,6 +153,96 @@ def test_leading_axes_are_summed_for_the_parameters(backend, case):
         tolerance = tolerance_for(f"adapter {name}", backend.parameter_dtype, "gradient")
         error = np.abs(getattr(whole, name) - summed)
         assert (error <= 2 * tolerance.atol * scales[name].scale).all(), (name, case)
+
+
+@pytest.mark.clause("MIX-10", "GRAD-4", "GRAD-5", "GRAD-6", "BACK-6")
+@pytest.mark.parametrize("x_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", INPUTS)
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-3.0, 8.0, width=32)).filter(lambda a: a.x_scale == 1.0))
+def test_half_precision_x_gets_full_precision_gradients(backend, name, x_dtype, case):
+    """x and dL/dy in 16 bits are exact numbers; only x's own gradient is rounded, and only at the end."""
+    require_x_dtype(backend, x_dtype)
+    comparison = adapter_gradients(backend, case, 20, x_dtype)[name]
+    if name == "mix_logits":
+        assume_settled(backend, case.logits, mixing_cotangent(case, 20), 20)
+    dtype = x_dtype if name == "x" else backend.parameter_dtype
+    tolerance, (actual, expected, scale) = tolerance_for(f"adapter {name}", dtype, "gradient"), comparison
+    assume(is_resolvable(expected, tolerance, scale))
+    assert_close(actual, expected, tolerance, clause=CLAUSES[name], scale=scale, context=(name, case))
+
+
+@pytest.mark.clause("GRAD-1", "GRAD-4", "GRAD-5", "GRAD-6")
+@pytest.mark.parametrize("name", INPUTS)
+@given(case=adapters(SMOOTH, gates=st.floats(-2.0, 5.0, width=32)), iterations=ITERATIONS, seed=SEEDS)
+def test_closed_form_agrees_with_the_ports_own_autodiff(backend, name, case, iterations, seed):
+    """For a port that offers it: automatic differentiation of the plain formulas knows nothing of the closed form."""
+    if not hasattr(backend, "adapter_autodiff"):
+        pytest.skip("not offered: adapter_autodiff")
+    assume(gradient_is_settled(case.logits, mixing_cotangent(case, iterations), iterations, 1e-6 * case.x_scale))
+    inputs, cotangent = inputs_of(backend, case), case.cotangent.astype(backend.parameter_dtype)
+    by_closed_form = getattr(backend.adapter_vjp(*inputs, cotangent, iterations), name)
+    by_autodiff = np.float64(getattr(backend.adapter_autodiff(*inputs, cotangent, iterations), name))
+    scale = gradient_scales(case, np.float64(inputs[0]), np.float64(cotangent))[name]
+    comparison = Comparison(by_closed_form, by_autodiff, scale)
+    assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, CLAUSES[name], (name, case, iterations))
+
+
+@pytest.mark.clause("GRAD-4")
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-2.0, 8.0, width=32)), iterations=ITERATIONS)
+def test_forward_and_gradient_of_the_port_are_adjoint(backend, case, iterations):
+    """``<(G - I) x, w> = <x, (G^T - I) w>``: both sides from the port, without the reference."""
+    inputs, cotangent = inputs_of(backend, case), case.cotangent.astype(backend.parameter_dtype)
+    x, upstream = np.float64(inputs[0]), np.float64(cotangent)
+    change = np.float64(backend.adapter_forward(*inputs, iterations)) - x
+    change_back = np.float64(backend.adapter_vjp(*inputs, cotangent, iterations).x) - upstream
+    forward, backward = (change * upstream).sum(), (x * change_back).sum()
+    size = float((np.linalg.norm(x, axis=-1) * np.linalg.norm(upstream, axis=-1)).sum())
+    comparison = Comparison(backward, forward, case.logits.condition * size)
+    assert_agrees(comparison, ("adapter x", "gradient"), backend, "GRAD-4", (case, iterations))
+
+
+@pytest.mark.clause("GRAD-1", "GRAD-4", "GRAD-5", "GRAD-6")
+@pytest.mark.parametrize("name", INPUTS)
+@given(case=adapters(SMOOTH, gates=st.floats(-2.0, 3.0, width=32)), iterations=ITERATIONS, seed=SEEDS)
+def test_gradient_agrees_with_differences_of_the_port(backend, name, case, iterations, seed):
+    """The port's gradient is the slope of the port's own forward pass, along one direction."""
+    row = tolerance_for("differences", backend.parameter_dtype, "gradient")
+    step, rng, index = float(np.sqrt(row.atol) / 4), np.random.default_rng(seed), INPUTS.index(name)
+    inputs = [np.float64(array) for array in inputs_of(backend, case)]
+    cotangent = np.float64(case.cotangent)
+    along = reference.adapter_vjp(inputs[0], parameters_of(case), cotangent, iterations)[index]
+    along = along / max(float(np.linalg.norm(along)), 1e-30) + 0.3 * _unit(rng.standard_normal(np.shape(along)))
+    direction = along * max(1e-30, float(np.linalg.norm(inputs[index]))) if name in ("x", "basis") else along
+
+    def slope(forward):
+        ends = []
+        for sign in (1.0, -1.0):
+            moved = [*inputs]
+            moved[index] = (inputs[index] + sign * step * direction).astype(backend.parameter_dtype)
+            ends.append(moved)
+        reached = np.float64(ends[0][index]) - np.float64(ends[1][index])
+        difference = np.float64(forward(*ends[0])) - np.float64(forward(*ends[1]))
+        return float((difference * cotangent).sum()), reached
+
+    def of_reference(x, *parameters):
+        return reference.adapter_forward(x, reference.AdapterParameters(*parameters), iterations)
+
+    def of_port(*arrays):
+        return backend.adapter_forward(*(np.asarray(a, backend.parameter_dtype) for a in arrays), iterations)
+
+    size = 2 * step * float((np.linalg.norm(inputs[0], axis=-1) * np.linalg.norm(cotangent, axis=-1)).sum())
+    exact = reference.adapter_vjp(inputs[0], parameters_of(case), cotangent, iterations)[index]
+    truth, reached = slope(of_reference)
+    assume(abs(truth - float((exact * reached).sum())) <= row.atol / 4 * size)  # no kink in between, and no curve
+    port_inputs = [np.asarray(a, backend.parameter_dtype) for a in inputs]
+    gradient = backend.adapter_vjp(*port_inputs, cotangent.astype(backend.parameter_dtype), iterations)[index]
+    by_vjp = float((np.float64(gradient) * reached).sum())
+    comparison = Comparison(slope(of_port)[0], by_vjp, size)
+    assert_agrees(comparison, ("differences", "gradient"), backend, CLAUSES[name], (name, case, iterations, seed))
+
+
+def _unit(array):
+    return array / max(float(np.linalg.norm(array)), 1e-30)
 
 
 # -- the reference against differences (float64) --

@@ -33,6 +33,19 @@ def test_agrees_with_the_reference(backend, case, iterations):
     assert_agrees(projection(backend, case, iterations), ROW, backend, "SINK-4", (case, iterations))
 
 
+@pytest.mark.clause("SINK-1")
+@given(case=comparable_logits(leading=((3,), (2, 3)), magnitudes=(1.0, 5.0)), iterations=ITERATIONS)
+def test_each_matrix_of_a_batch_is_projected_on_its_own(backend, case, iterations):
+    """Matrix by matrix, what the port makes of it alone: no leading axis is mixed up with another."""
+    together = projected(backend, case.values, iterations)
+    tolerance = tolerance_for(*ROW[:1], backend.parameter_dtype, "forward")
+    for index in np.ndindex(case.leading):
+        alone = projected(backend, case.values[index], iterations)
+        assert_close(
+            together[index], alone, tolerance, clause="SINK-1", scale=case.condition, context=(case, iterations, index)
+        )
+
+
 @pytest.mark.clause("SINK-3")
 @pytest.mark.parametrize("iterations", [1, 3])
 @given(case=comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 3.0)))
@@ -54,8 +67,8 @@ def test_doubly_stochastic_at_every_magnitude(backend, case, iterations):
     assert (mixing >= 0).all(), f"SINK-7: smallest entry {mixing.min()} for {case}"
     tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
     for axis in (-1, -2):
-        sums = mixing.astype(np.longdouble).sum(axis=axis)
-        assert_close(sums, np.ones(sums.shape), tolerance, clause="SINK-5", context=(case, iterations, axis))
+        sums, context = mixing.astype(np.longdouble).sum(axis=axis), (case, iterations, axis)
+        assert_close(sums, np.ones(sums.shape), tolerance, clause="SINK-5", scale=max(1, case.n / 16), context=context)
 
 
 @pytest.mark.clause("SINK-5", "SINK-6")
@@ -64,7 +77,8 @@ def test_spectral_norm_is_one(backend, case, iterations):
     mixing = projected(backend, case.values, iterations).astype(np.float64)
     largest = np.linalg.norm(mixing, 2, axis=(-2, -1))
     tolerance = tolerance_for("spectral norm", backend.parameter_dtype, "forward")
-    assert_close(largest, np.ones(largest.shape), tolerance, clause="SINK-6", context=(case, iterations))
+    context, scale = (case, iterations), max(1, case.n / 16)
+    assert_close(largest, np.ones(largest.shape), tolerance, clause="SINK-6", scale=scale, context=context)
 
 
 @pytest.mark.clause("SINK-8")
@@ -132,11 +146,12 @@ def test_plain_sinkhorn_would_break_the_bound(backend, n):
 
 
 @pytest.mark.clause("SINK-5")
-@given(first=every_logits(), seed=SEEDS)
+@given(first=every_logits(st.integers(1, 16)), seed=SEEDS)
 def test_products_stay_doubly_stochastic(backend, first, seed):
     """Composed over layers nothing accumulates but rounding: 24 matrices, each off by at most one row's tolerance."""
     case = Logits(first.kind, first.magnitude, first.n, (24,), seed)
     product = np.linalg.multi_dot([*projected(backend, case.values, 20).astype(np.float64)])
     tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
     for axis in (-1, -2):
-        assert_close(product.sum(axis=axis), np.ones(case.n), tolerance, clause="SINK-5", scale=24.0, context=case)
+        scale = 24.0 * max(1, case.n / 16)
+        assert_close(product.sum(axis=axis), np.ones(case.n), tolerance, clause="SINK-5", scale=scale, context=case)

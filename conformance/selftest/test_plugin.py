@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import reference
+
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 ONE_TEST = PACKAGE / "test_backend_interface.py::test_attributes"
@@ -34,7 +36,7 @@ def assert_one_clear_error(done, *parts):
         assert part in printed
 
 
-@pytest.mark.clause("BACK-2")
+@pytest.mark.clause("BACK-2", "CONF-2")
 @pytest.mark.parametrize(
     ("folder", "arguments"),
     [
@@ -60,7 +62,8 @@ def test_backend_option_works(folder, arguments, tmp_path):
     assert "2 passed" in done.stdout
     assert "backend reference: reference, spec" in done.stdout
     assert "numpy-port, selftest, NumPy" in done.stdout
-    assert "on cpu, parameters in float32, against spec" in done.stdout
+    assert "on cpu, parameters in float32, x in float32, float16, bfloat16, with save_state" in done.stdout
+    assert f"against spec {reference.SPEC_VERSION}" in done.stdout
     left = {path.name for path in tmp_path.iterdir()} - {".benchmarks"}  # that one is pytest-benchmark's
     assert not left, "the run left something behind"
 
@@ -72,7 +75,7 @@ def test_default_is_the_reference(tmp_path):
     assert "backend reference: reference, spec" in done.stdout
 
 
-@pytest.mark.clause("BACK-1", "BACK-2", "ERR-2")
+@pytest.mark.clause("BACK-1", "BACK-2", "CONF-4", "ERR-2")
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -82,6 +85,8 @@ def test_default_is_the_reference(tmp_path):
         ("my_port:incomplete", ("without", "adapter_vjp")),
         ("my_port:broken", ("RuntimeError: no driver", "broken()")),
         ("my_port:half", ("float16", "MIX-10")),
+        ("my_port:nonsense", ("parameter_dtype", "complex128")),
+        ("my_port:tensors", ("arrays", "'tensors'", "'lists'")),
     ],
 )
 def test_a_backend_that_cannot_be_had_is_one_clear_error(name, parts, tmp_path):
@@ -89,9 +94,11 @@ def test_a_backend_that_cannot_be_had_is_one_clear_error(name, parts, tmp_path):
         "import numpy as np\n"
         "from conformance.selftest.port import NumpyPort\n"
         "class incomplete:\n    name = version = device = 'x'\n    parameter_dtype = np.dtype('float32')\n"
-        "    sinkhorn_projection = sinkhorn_projection_vjp = adapter_forward = print\n"
+        "    sinkhorn_projection = sinkhorn_projection_vjp = adapter_forward = load_state = print\n"
         "def broken():\n    raise RuntimeError('no driver')\n"
         "def half():\n    return NumpyPort('float16')\n"
+        "class nonsense(NumpyPort):\n    def __init__(self):\n        super().__init__('complex128')\n"
+        "class tensors(NumpyPort):\n    arrays = 'tensors'\n"
     )
     done = run(tmp_path, *PYTEST, ONE_TEST, f"--backend={name}")
     assert_one_clear_error(done, f"--backend={name}", *parts)

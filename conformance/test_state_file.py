@@ -1,0 +1,110 @@
+"""State files: a port reads what the specification describes, refuses what is damaged, and writes what others can read.
+
+Clauses: STATE-1, STATE-2, STATE-4, STATE-5.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.interface import State
+from backends.state_file import decode_state
+from conformance.agreement import fails
+from conformance.golden_vectors.state_files import refused_files, state_file
+from conformance.strategies import SEEDS
+from reference import SPEC_VERSION
+
+KEYS = State._fields[:3]
+
+
+@st.composite
+def states(draw, fewest_layers=1):
+    """Random states of random sizes. Every value differs from every other, so that no two can be exchanged unseen."""
+    count, n, r, spare = (
+        fewest_layers + draw(st.integers(0, 3)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(0, 3)),
+    )
+    rng, d = np.random.default_rng(draw(SEEDS)), n * r + spare
+    shapes = ((count, n, n), (count,), (count, n, r, d))
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    return State(arrays[0], arrays[1], arrays[2], draw(st.integers(1, 40)))
+
+
+def encoded(state, order=KEYS, **metadata):
+    layers, n, r, d = state.bases.shape
+    config = {"hidden_size": d, "streams": n, "rank": r, "iterations": state.iterations, "layers": layers}
+    arrays = dict(zip(KEYS, state[:3], strict=True))
+    return state_file(arrays, order, **{"config": json.dumps(config), "spec_version": SPEC_VERSION, **metadata})
+
+
+def assert_holds(found, expected):
+    """Bit for bit: nothing is computed."""
+    assert found.iterations == expected.iterations
+    for key, actual, wanted in zip(KEYS, found, expected, strict=False):
+        assert np.shape(actual) == wanted.shape, f"STATE-1: {key}"
+        assert np.array_equal(np.asarray(actual, np.float32), wanted), f"STATE-1: {key}"
+
+
+@pytest.mark.clause("STATE-1", "STATE-2")
+@given(state=states())
+def test_reads_what_a_state_file_holds(backend, state):
+    assert_holds(backend.load_state(encoded(state)), state)
+
+
+@pytest.mark.clause("STATE-5")
+@pytest.mark.parametrize("order", list(itertools.permutations(KEYS)), ids=lambda order: "-".join(order))
+@given(state=states())
+def test_arrays_are_found_by_name_wherever_they_lie(backend, order, state):
+    assert_holds(backend.load_state(encoded(state, order)), state)
+
+
+@pytest.mark.clause("STATE-1")
+@given(state=states(fewest_layers=3))
+def test_layers_keep_their_order(backend, state):
+    found = backend.load_state(encoded(state))
+    for layer in range(len(state.bases)):
+        for key, actual, expected in zip(KEYS, found, state, strict=False):
+            assert np.array_equal(np.asarray(actual, np.float32)[layer], expected[layer]), f"STATE-1: {key}, {layer}"
+
+
+@pytest.mark.clause("STATE-2")
+@given(state=states(), version=st.sampled_from(("0.1", SPEC_VERSION, "0.99")))
+def test_metadata_that_it_does_not_know_is_ignored(backend, state, version):
+    metadata = {"spec_version": version, "base_model": "llama, 30 layers", "author": "somebody"}
+    assert_holds(backend.load_state(encoded(state, **metadata)), state)
+
+
+@pytest.mark.clause("STATE-4", "ERR-4")
+@pytest.mark.parametrize("name", refused_files())
+def test_damaged_files_are_refused(backend, name):
+    data, reason = refused_files()[name]
+    assert fails(lambda: backend.load_state(data)), f"STATE-4: accepted, though {reason}"
+
+
+@pytest.mark.clause("STATE-4")
+@given(state=states(), seed=SEEDS)
+def test_a_file_that_is_cut_off_anywhere_is_refused(backend, state, seed):
+    data = encoded(state)
+    length = int(np.random.default_rng(seed).integers(len(data)))
+    assert fails(lambda: backend.load_state(data[:length])), f"STATE-4: accepted {length} of {len(data)} bytes"
+
+
+@pytest.mark.clause("STATE-1", "STATE-2", "STATE-5")
+@given(state=states())
+def test_writes_a_state_file_that_others_can_read(backend, state):
+    if not hasattr(backend, "save_state"):
+        pytest.skip("not offered: save_state")
+    dtype = backend.parameter_dtype
+    data = backend.save_state(*(array.astype(dtype) for array in state[:3]), state.iterations)
+    content = decode_state(data)
+    assert_holds(State(*content[:3], content.config.iterations), state)
+    assert backend.save_state(*(array.astype(dtype) for array in state[:3]), state.iterations) == data
+    assert_holds(backend.load_state(data), state)
