@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conformance.clauses import clause_titles
 from conformance.tolerances import Tolerance
 from reference.errors import CRMAError
 
@@ -24,6 +26,7 @@ class Measurement:
 
     clause: str
     operation: str
+    dtype: str
     index: tuple[int, ...]
     context: object
     error: float
@@ -152,7 +155,7 @@ def _assert_within(a: Array, e: Array, tolerance: Tolerance, scale: Array, claus
     worst = np.unravel_index(int(excess.argmax()), excess.shape)
     index = tuple(int(i) for i in worst)
     at_worst = (float(array[worst]) for array in (error, bound, a, e))
-    found = Measurement(clause, tolerance.operation, index, context, *at_worst)
+    found = Measurement(clause, tolerance.operation, tolerance.dtype, index, context, *at_worst)
     for observe in observers:
         observe(found)
     if (error <= bound).all():
@@ -162,12 +165,18 @@ def _assert_within(a: Array, e: Array, tolerance: Tolerance, scale: Array, claus
     )
     raise AssertionError(
         f"{clause}: {np.count_nonzero(error > bound)} of {e.size} values are too far from the reference.\n"
+        f"  clause: {_titles().get(clause, 'none of the specification')}\n"
         f"  worst at {index}: actual {a[worst]!s}, expected {e[worst]!s}\n"
         f"  error {found.error:.3g}{in_ulp}, allowed {found.allowed:.3g}\n"
         f"  tolerance: {tolerance.ulps:g} ulp, rtol {tolerance.rtol:g}, atol {tolerance.atol:.3g} "
         f"(times {np.broadcast_to(scale, e.shape)[worst]:.3g}) because {tolerance.reason}\n"
         f"  case: {context}"
     )
+
+
+@cache
+def _titles() -> dict[str, str]:
+    return clause_titles()
 
 
 def _ulp(value: float, tolerance: Tolerance) -> float:

@@ -74,6 +74,11 @@ def declare_gaps(gaps: Iterable[Gap], items: list[pytest.Item], path: Path | str
             )
 
 
+def is_ours(item: pytest.Item) -> bool:
+    """Whether a test is one of this suite."""
+    return Path(item.path).resolve().is_relative_to(PACKAGE)
+
+
 def identifier(item: pytest.Item) -> str:
     """``test_FILE.py::test_NAME[PARAMETERS]``, wherever the suite is installed and wherever pytest was started."""
     path = Path(item.path).resolve()

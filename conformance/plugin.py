@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +18,13 @@ import reference
 from backends import Backend, load_backend
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
-from conformance.gaps import Gap, declare_gaps, read_gaps
+from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
-PACKAGE = Path(__file__).resolve().parent
 _HYPOTHESIS_FOLDER = "HYPOTHESIS_STORAGE_DIRECTORY"
-_LOADED = pytest.StashKey[dict[str, Backend]]()
-_GAPS = pytest.StashKey[Iterable[Gap]]()
+LOADED = pytest.StashKey[dict[str, Backend]]()
+GAPS = pytest.StashKey[Iterable[Gap]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # hypothesis' own plug-in then finds the profile that --hypothesis-profile names
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/ that the test checks")
-    config.stash[_LOADED] = {}
+    config.stash[LOADED] = {}
     try:
         _configure_options(config)
     except CRMAError as error:
@@ -78,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _configure_options(config: pytest.Config) -> None:
     """Refuse a mistake before any test runs."""
     gaps = config.getoption("--gaps")
-    config.stash[_GAPS] = read_gaps(gaps) if gaps else []
+    config.stash[GAPS] = read_gaps(gaps) if gaps else []
     for clause in config.getoption("--clause") or ():
         if clause not in clause_ids():
             raise ConfigError(
@@ -86,7 +84,7 @@ def _configure_options(config: pytest.Config) -> None:
             )
     reports = config.getoption("--conformance-report")
     if reports:
-        from conformance.ledger import ReportPlugin, check_report_paths  # with jinja2 and matplotlib
+        from conformance.report.ledger import ReportPlugin, check_report_paths  # with jinja2 and matplotlib
 
         check_report_paths(reports)
         config.pluginmanager.register(ReportPlugin(config), "crma-conformance-report")
@@ -106,7 +104,7 @@ def _register_profiles(settings: Any, health_check: Any, phase: Any) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames and _is_ours(metafunc.definition):
+    if "backend" in metafunc.fixturenames and is_ours(metafunc.definition):
         metafunc.parametrize("backend", chosen_backends(metafunc.config), indirect=True, scope="session")
 
 
@@ -118,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     path = config.getoption("--gaps")
     try:
-        declare_gaps(config.stash[_GAPS], items, path, whole=not any("::" in argument for argument in config.args))
+        declare_gaps(config.stash[GAPS], items, path, whole=not any("::" in argument for argument in config.args))
     except CRMAError as error:
         raise pytest.UsageError(str(error)) from None
     wanted = set(config.getoption("--clause") or ())
@@ -127,11 +125,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if wanted & set(clauses_of(item))]
     yield
-    if not any("backend" in getattr(item, "fixturenames", ()) and _is_ours(item) for item in items):
+    if not any("backend" in getattr(item, "fixturenames", ()) and is_ours(item) for item in items):
         return
     for name in chosen_backends(config):
         try:
-            port = config.stash[_LOADED][name] = load_backend(name)
+            port = config.stash[LOADED][name] = load_backend(name)
             tolerance_for("adapter y - x", port.parameter_dtype, "forward")
         except CRMAError as error:
             raise pytest.UsageError(f"--backend={name}: {error}") from None
@@ -146,7 +144,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [
         f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in {port.parameter_dtype}, "
         f"x in {', '.join(x_dtypes(port))}{_offers(port)}, against spec {reference.SPEC_VERSION}"
-        for name, port in config.stash[_LOADED].items()
+        for name, port in config.stash[LOADED].items()
     ]
 
 
@@ -168,7 +166,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend named by ``--backend``. Outside this suite's folder: the first of them."""
     name = getattr(request, "param", chosen_backends(request.config)[0])
-    loaded = request.config.stash[_LOADED]
+    loaded = request.config.stash[LOADED]
     if name not in loaded:
         loaded[name] = load_backend(name)
     return loaded[name]
@@ -177,7 +175,3 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def chosen_backends(config: pytest.Config) -> list[str]:
     """The names given, without repetitions."""
     return list(dict.fromkeys(config.getoption("--backend") or ["reference"]))
-
-
-def _is_ours(item: Any) -> bool:
-    return Path(item.path).resolve().is_relative_to(PACKAGE)

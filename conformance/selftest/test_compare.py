@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from conformance.agreement import adapter_change, adapter_gradients, projection, projection_gradient
-from conformance.compare import ToleranceError, assert_close, assert_within, is_resolvable
+from conformance.compare import (
+    Measurement,
+    ToleranceError,
+    assert_at_most,
+    assert_close,
+    assert_within,
+    is_resolvable,
+    observers,
+)
 from conformance.selftest.port import NumpyPort
 from conformance.strategies import Adapter, Logits
 from conformance.tolerances import TOLERANCES, Tolerance, as_markdown, tolerance_for
@@ -94,16 +102,45 @@ def test_arrays_that_cannot_be_compared_are_refused(actual, expected, message):
 
 
 @pytest.mark.clause("ACC-1")
+def test_bounds_hold_up_to_the_tolerance():
+    assert_at_most([0.2, 1.0 + 0.9e-6], [0.5, 1.0], ROW, clause="ACC-1")
+    assert_at_most([0.0, 5.0], 5.0, ROW, clause="ACC-1")
+    with pytest.raises(AssertionError, match=r"worst at \(1,\)"):
+        assert_at_most([0.2, 1.0 + 1.2e-6], 1.0, ROW, clause="ACC-1")
+    with pytest.raises(ToleranceError):
+        assert_at_most([np.nan], 1.0, ROW, clause="ACC-1")
+
+
+@pytest.mark.clause("ACC-1", "CONF-1")
+def test_every_comparison_is_told_to_the_observers():
+    """The report of a run is made from what they hear: what was reached, what was allowed, and where."""
+    heard: list[Measurement] = []
+    hear = heard.append
+    observers.append(hear)
+    try:
+        close([1.0, 2.0 + 5e-7], [1.0, 2.0])
+        with pytest.raises(AssertionError):
+            close([3.0], [1.0])
+    finally:
+        observers.remove(hear)
+    assert [found.index for found in heard] == [(1,), (0,)]
+    assert heard[0].share == pytest.approx(0.5, rel=1e-6)
+    assert (heard[1].actual, heard[1].expected, heard[1].error) == (3.0, 1.0, 2.0)
+    assert heard[1].share > 1e6
+
+
+@pytest.mark.clause("ACC-1")
 def test_infinity_is_too_far():
     with pytest.raises(AssertionError, match="too far"):
         close([np.inf], [1.0])
 
 
-@pytest.mark.clause("ACC-1")
+@pytest.mark.clause("ACC-1", "CONF-6")
 def test_message_names_what_is_needed_to_find_the_fault():
     with pytest.raises(AssertionError) as caught:
         close([[1.0, 2.0], [3.0, 4.5]], [[1.0, 2.0], [3.0, 4.0]])
-    for part in ("ACC-1", "1 of 4", "(1, 1)", "actual 4.5", "expected 4.0", "ulp", "for this test", "seed 7"):
+    clause = "clause: One formula for every comparison"
+    for part in ("ACC-1", clause, "1 of 4", "(1, 1)", "actual 4.5", "expected 4.0", "ulp", "for this test", "seed 7"):
         assert part in str(caught.value)
 
 
