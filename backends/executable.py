@@ -106,11 +106,12 @@ class ExecutablePort:
 
     def load_state(self, data: bytes) -> State:
         result = self._call("load_state", data=base64.b64encode(data).decode())
-        names, iterations = State._fields[:3], self._part("load_state", result, "iterations")
-        arrays = (self._array("load_state", self._part("load_state", result, name)) for name in names)
+        parts = (self._part("load_state", result, name) for name in State._fields[:3])
+        logits, gates, bases = (self._array("load_state", part) for part in parts)
+        iterations = self._part("load_state", result, "iterations")
         if type(iterations) is not int:
             self._stop(f"a result of load_state whose iterations is {_short(iterations)}")
-        return State(*arrays, iterations)
+        return State(logits, gates, bases, iterations)
 
     def _save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
         arrays = {"mix_logits": mix_logits, "gate_logits": gate_logits, "bases": bases}
@@ -221,7 +222,7 @@ def _encode(name: str, value: Any) -> Any:
             )
         return value
     array = np.asarray(value)
-    values = array.astype(np.float64).ravel().tolist()
+    values: list[Any] = array.astype(np.float64).ravel().tolist()
     if not np.isfinite(array).all():
         values = [number if math.isfinite(number) else _name(number) for number in values]
     return {"shape": list(array.shape), "data": values}

@@ -18,6 +18,8 @@ from typing import Any
 
 LONGEST_ANSWER = 2**28  # bytes; a program that never ends its line must not fill the memory
 CHUNK, SAID = 2**16, 2**12  # bytes read or written at once; bytes of standard error that are kept
+TAIL = 32  # chunks of standard error that are still read at the end: more than a pipe holds, and not without end
+POLL = 0.5  # seconds after which a silent program is looked at
 GRACE = 2.0  # seconds that a program has to exit at the end of its input
 
 
@@ -53,7 +55,10 @@ class LineProgram:
                 searched = len(self._answers) if end < 0 else 0
                 if deadline < time.monotonic():
                     raise BrokenProgramError(f"no answer within {seconds:g} s")
-                for key, _ in selector.select(deadline - time.monotonic()):
+                ready = selector.select(min(POLL, deadline - time.monotonic()))
+                if not ready and self._process.poll() is not None:  # what it started may hold its pipes open
+                    raise BrokenProgramError(self._ending())
+                for key, _ in ready:
                     if key.fileobj is self._stdin:
                         unsent = unsent[self._write(unsent) :]
                         if not unsent:
@@ -91,17 +96,16 @@ class LineProgram:
         try:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            return "it closed its standard output"
+            return "a closed standard output"
         if status < 0:
-            return f"it was killed by signal {-status} ({signal.strsignal(-status)}){where}"
-        return f"it ended with status {status}{where}"
+            return f"an end by signal {-status} ({signal.strsignal(-status)}){where}"
+        return f"an end with status {status}{where}"
 
     def last_words(self) -> str:
         """The line of its standard error that most likely says what is wrong."""
-        before = None
-        while self._finalizer.alive and before != self._said:
-            before = bytes(self._said)
-            self._read(self._stderr)
+        if self._finalizer.alive:
+            for _ in range(TAIL):
+                self._read(self._stderr)
         lines = [line.strip() for line in self._said.decode(errors="replace").splitlines() if line.strip()]
         telling = [line for line in lines if "rror" in line or "panic" in line]  # others end in their version
         return (telling or lines or [""])[-1]

@@ -77,8 +77,8 @@ class Port:
     def load_state(self, data: bytes) -> State:
         *arrays, iterations = self._parts("load_state", self.raw.load_state(data), State._fields)
         names = State._fields[:3]
-        read = (self._array(f"load_state, {name}", array) for name, array in zip(names, arrays, strict=True))
-        return State(*read, _plain(iterations))
+        logits, gates, bases = (self._array(f"load_state, {n}", a) for n, a in zip(names, arrays, strict=True))
+        return State(logits, gates, bases, _plain(iterations))
 
     def _save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
         result = self.raw.save_state(*map(self._in, (mix_logits, gate_logits, bases)), _plain(iterations))

@@ -66,6 +66,8 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
     try:
         sizes = json.loads(metadata.get("config", ""))
         layers = sizes.pop("layers")
+        if missing := {field.name for field in dataclasses.fields(AdapterConfig)} - sizes.keys():
+            raise KeyError(", ".join(sorted(missing)))
         config = AdapterConfig(**sizes)
         if type(layers) is not int:
             raise ConfigError("layers", got=repr(layers), allowed="an integer", remedy="count the layers")

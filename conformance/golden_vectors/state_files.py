@@ -126,6 +126,10 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "config-not-json": (state_file(arrays, config="{"), "metadata: config is not JSON"),
         "config-not-object": (state_file(arrays, config="[7, 3, 2, 9, 2]"), "metadata: config is no JSON object"),
         "config-text": (config(streams="3"), "config: a number is given as text"),
+        "config-without-rank": (
+            state_file(arrays, config=json.dumps({key: CONFIG[key] for key in CONFIG if key != "rank"})),
+            "config does not say the rank",
+        ),
         "config-layers": (config(layers=3), "config names another number of layers than the arrays have"),
         "config-iterations": (config(iterations=0), "config: iterations is below 1"),
         "missing-array": (state_file(arrays, ("mix_logits", "bases")), "gate_logits is missing"),
