@@ -21,7 +21,7 @@ class Port:
     """``raw``, an object with the attributes and functions of ``backends.interface.Backend``.
 
     With ``arrays = "lists"`` it is given numbers and nested lists, and its results are read as such. Results are
-    copied, so that no later call can change them.
+    handed on without a copy: whether a later call changes them is for the suite to see.
 
     Raises: BackendError, naming what is missing or wrong, here and in every function whose result is not what the
     interface says. What the port itself raises passes. Clauses: BACK-1, BACK-3. Source: ours.
@@ -50,6 +50,9 @@ class Port:
         for function in OPTIONAL:  # present here exactly where the port has it
             if callable(getattr(raw, function, None)):
                 setattr(self, function, getattr(self, f"_{function}"))
+
+    def __repr__(self) -> str:
+        return f"Port({self.source!r})"
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         logits = self._in(mix_logits, "mix_logits", (_last(mix_logits),) * 2)
@@ -119,9 +122,9 @@ class Port:
         return array
 
     def _array(self, what: str, result: Any, dtype: Any = None) -> Array:
-        """A copy of a result. Numbers in lists have no dtype of their own, and get ``dtype``."""
+        """A result as an array. Numbers in lists have no dtype of their own, and get ``dtype``."""
         try:
-            array = np.array(result)
+            array = np.asarray(result)
             if array.dtype.kind not in "fiu" and array.dtype.name not in DTYPES:
                 raise ValueError(f"dtype {array.dtype}")
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:

@@ -121,6 +121,11 @@ def _logits(kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Any, leadi
     return st.builds(build, st.sampled_from(kinds), st.sampled_from(magnitudes), n, st.sampled_from(leading), SEEDS)
 
 
+def logits_of(kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Any) -> st.SearchStrategy[Logits]:
+    """Single matrices of some kinds alone."""
+    return _logits(kinds, magnitudes, n, ((),))
+
+
 def lattice_logits(n: Any = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING) -> st.SearchStrategy[Logits]:
     """Logits of any magnitude for which float32 and float64 must agree."""
     return _logits(("lattice",), tuple(2.0**k for k in LATTICE_EXPONENTS), n, leading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,14 +105,35 @@ def test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits(backend,
 @given(case=adapters(), other=adapters())
 def test_calls_share_no_state(backend, case, other):
     """A call between two equal ones changes nothing, nor do results change after they were returned."""
-    held = backend.sinkhorn_projection(case.mix_logits.astype(backend.parameter_dtype), 3)
-    copy = np.array(held)
+    inputs = inputs_of(backend, case)
+    held = [
+        backend.sinkhorn_projection(inputs[1], 3),
+        backend.sinkhorn_projection_vjp(inputs[1], inputs[1], 3),
+        backend.adapter_forward(*inputs, 3),
+        *backend.adapter_vjp(*inputs, inputs[0], 3),
+    ]
+    copies = [np.array(result) for result in held]
     first = every_call(backend, case, 3)
     every_call(backend, other, 2)
+    every_result(backend, [*(array + np.ones_like(array) for array in inputs), inputs[0], inputs[1]])  # of these shapes
+    for result, copy in zip(held, copies, strict=True):
+        assert np.asarray(result).tobytes() == copy.tobytes(), f"BACK-3: a result was changed by a later call: {case}"
     again = every_call(backend, case, 3)
-    assert held.tobytes() == copy.tobytes()
     for left, right in zip(first, again, strict=True):
         assert left.tobytes() == right.tobytes(), (case, other)
+
+
+@pytest.mark.clause("BACK-3")
+@given(case=adapters())
+def test_a_gradient_is_that_of_its_own_arguments(backend, case):
+    """And not of the forward pass before it, which was of other values in the same sizes."""
+    inputs, cotangent = inputs_of(backend, case), case.cotangent.astype(backend.parameter_dtype)
+    first = backend.adapter_vjp(*inputs, cotangent, 3)
+    other = replace(case, logits=replace(case.logits, seed=case.logits.seed ^ 1), seed=case.seed ^ 1)
+    backend.adapter_forward(*inputs_of(backend, other), 3)
+    again = backend.adapter_vjp(*inputs, cotangent, 3)
+    for left, right in zip(first, again, strict=True):
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes(), (case, other)
 
 
 @pytest.mark.clause("BACK-3")

@@ -24,18 +24,14 @@ from conformance.agreement import (
     require_x_dtype,
 )
 from conformance.compare import assert_close, assert_within, is_resolvable
-from conformance.strategies import ITERATIONS, LEADING_WITH_EMPTY, SEEDS, adapters, comparable_logits
+from conformance.strategies import ITERATIONS, LEADING_WITH_EMPTY, SEEDS, adapters, comparable_logits, logits_of
 from conformance.tolerances import Tolerance, tolerance_for
 
 ROW = ("sinkhorn_projection", "gradient")
 MAGNITUDES = (0.1, 1.0, 5.0, 20.0)
 SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
-SMOOTH = comparable_logits(n=st.integers(1, 4), leading=((),), magnitudes=(0.1, 1.0, 3.0)).filter(
-    lambda logits: logits.kind in ("normal", "rank one")
-)
-SLOPED = comparable_logits(n=st.integers(2, 4), leading=((),), magnitudes=(0.5, 1.0)).filter(
-    lambda logits: logits.kind in ("normal", "triangular")
-)
+SMOOTH = logits_of(("normal", "rank one"), (0.1, 1.0, 3.0), st.integers(1, 4))
+SLOPED = logits_of(("normal", "triangular"), (0.5, 1.0), st.integers(2, 4))
 CLAUSES = {"x": "GRAD-4", "mix_logits": "GRAD-1", "gate_logit": "GRAD-6", "basis": "GRAD-5"}
 DIFFERENCE = Tolerance(
     "float64", 0, 1e-6, 1e-6, "central differences with a step of 1e-6: error h^2 + eps / h, about 1e-9"

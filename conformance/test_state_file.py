@@ -108,3 +108,14 @@ def test_writes_a_state_file_that_others_can_read(backend, state):
     assert_holds(State(*content[:3], content.config.iterations), state)
     assert backend.save_state(*(array.astype(dtype) for array in state[:3]), state.iterations) == data
     assert_holds(backend.load_state(data), state)
+
+
+@pytest.mark.clause("STATE-1", "BACK-3")
+@given(state=states())
+def test_writes_strided_arrays_by_index(backend, state):
+    """Arrays that lie in column-major order hold the same numbers."""
+    if not hasattr(backend, "save_state"):
+        pytest.skip("not offered: save_state")
+    arrays = [np.asfortranarray(array.astype(backend.parameter_dtype)) for array in state[:3]]
+    content = decode_state(backend.save_state(*arrays, state.iterations))
+    assert_holds(State(*content[:3], content.config.iterations), state)

@@ -93,6 +93,8 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
     after = {key: [offset + 8 for offset in header[key]["data_offsets"]] for key in KEYS[1:]}
     holed = {key: {**header[key], "data_offsets": moved_on} for key, moved_on in after.items()}
     with_hole = assemble({**header, **holed}, body[: offsets[1]] + bytes(8) + body[offsets[1] :])
+    shares = {"mix_logits": [offsets[0], offsets[1] - 4], "gate_logits": [offsets[1] - 4, offsets[1] + 8]}
+    shifted = assemble({**header, **{key: {**header[key], "data_offsets": span} for key, span in shares.items()}}, body)
     spoiled = {value: {**arrays, "bases": arrays["bases"].copy()} for value in (np.nan, np.inf)}
     for value, several in spoiled.items():
         several["bases"][1, 2, 1, 3] = value
@@ -115,6 +117,7 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "offsets-outside": (moved("bases", len(body), len(body) + 336), "an array lies behind the end of the file"),
         "offsets-overlap": (moved("gate_logits", offsets[0], offsets[0] + 8), "two arrays share bytes"),
         "offsets-too-short": (moved("mix_logits", offsets[0], offsets[1] - 4), "fewer bytes than the shape needs"),
+        "offsets-unlike-shapes": (shifted, "no hole, no overlap, and not the bytes that the shapes need"),
         "other-format": (state_file(arrays, format="lora"), "metadata: format is not crma"),
         "no-metadata": (assemble({key: header[key] for key in KEYS}, body), "metadata: missing"),
         "metadata-number": (

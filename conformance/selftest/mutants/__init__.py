@@ -1,0 +1,30 @@
+"""Wrong ports, each with one fault that a real port could have. The suite must catch every one.
+
+Each module holds the faults of one subject. Try ``--backend=conformance.selftest.mutants:transposed_mixing``.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from conformance.selftest.mutants.base import Mutant
+from conformance.selftest.mutants.border import MUTANTS as BORDER
+from conformance.selftest.mutants.gradients import MUTANTS as GRADIENTS
+from conformance.selftest.mutants.memory import MUTANTS as MEMORY
+from conformance.selftest.mutants.mixing import MUTANTS as MIXING
+from conformance.selftest.mutants.projection import MUTANTS as PROJECTION
+from conformance.selftest.mutants.sizes import MUTANTS as SIZES
+from conformance.selftest.mutants.state_file import MUTANTS as STATE_FILE
+from conformance.selftest.mutants.state_writer import MUTANTS as STATE_WRITER
+from conformance.selftest.port import NumpyPort
+
+MUTANTS: tuple[Mutant, ...] = (*PROJECTION, *MIXING, *GRADIENTS, *BORDER, *SIZES, *MEMORY, *STATE_FILE, *STATE_WRITER)
+_FACTORIES = {mutant.name: mutant.factory for mutant in MUTANTS}
+
+
+def __getattr__(name: str) -> Callable[[], NumpyPort]:
+    """The factory of a mutant, by its name."""
+    if name not in _FACTORIES:
+        raise AttributeError(f"no mutant named {name}; there are {', '.join(_FACTORIES)}")
+    return _FACTORIES[name]

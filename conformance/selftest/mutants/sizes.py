@@ -1,0 +1,89 @@
+"""Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K. Source: ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from backends.interface import Gradients
+from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.port import Array, NumpyPort
+
+
+class OneBlockOfTokens(NumpyPort):
+    """One program of the kernel handles 128 tokens, and only one is started: the others pass unmixed."""
+
+    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
+        y = super().adapter_forward(x, *parameters)
+        beyond = slice(128, None)
+        y.reshape(-1, y.shape[-1])[beyond] = x.reshape(-1, y.shape[-1])[beyond]
+        return y
+
+
+class LastBlockOfTokens(NumpyPort):
+    """Every block of 128 tokens writes its sum where the one before wrote: the parameters get that of the last."""
+
+    def adapter_vjp(
+        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
+    ) -> Gradients:
+        whole = super().adapter_vjp(x, mix_logits, gate_logit, basis, cotangent, iterations)
+        tokens = x.size // x.shape[-1]
+        if tokens <= 128:
+            return whole
+        last = slice((tokens - 1) // 128 * 128, None)
+        flat, upstream = x.reshape(-1, x.shape[-1])[last], cotangent.reshape(-1, x.shape[-1])[last]
+        return super().adapter_vjp(flat, mix_logits, gate_logit, basis, upstream, iterations)._replace(x=whole.x)
+
+
+class OneBlockOfHiddenSize(NumpyPort):
+    """The read-in sums over the first 128 places of a token."""
+
+    def read(self, tokens: Array, basis: Array) -> Array:
+        return super().read(tokens[..., :128], basis[..., :128])
+
+
+class OneBlockOfMatrices(NumpyPort):
+    """The projection of a batch of more than 64 matrices leaves the others as they were allocated: zeros."""
+
+    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
+        projected = super().sinkhorn_projection(mix_logits, iterations)
+        projected.reshape(-1, *projected.shape[-2:])[64:] = 0
+        return projected
+
+
+class NoMoreThan20Iterations(NumpyPort):
+    """The loop is unrolled twenty times."""
+
+    def sinkhorn(self, logits: Array, iterations: int) -> tuple[list[Array], Array]:
+        return super().sinkhorn(logits, min(20, iterations))
+
+
+class PowersOfKappaOverflow(NumpyPort):
+    """``(trace (A A^T)^8)^(1/8)`` as it is written: out of range unless A is of order one."""
+
+    def squared_norm_bound(self, basis: Array) -> tuple[Any, Array]:
+        with np.errstate(all="ignore"):
+            flat = basis.reshape(-1, basis.shape[-1])
+            gram = flat @ flat.T
+            squared = gram @ gram
+            seventh = squared @ squared @ squared @ gram
+            eighth = np.trace(seventh @ gram)
+            kappa = eighth ** self.parameter_dtype.type(0.125)
+            return kappa, (2 * kappa / eighth * (seventh @ flat)).reshape(basis.shape)
+
+
+_ELSEWHERE = (PROJECTION, STATE_FILE)
+_FORWARD = (PROJECTION, ADAPTER, STATE_FILE)
+_TOKENS = ("test_every_token_of_a_large_batch_counts",)
+MUTANTS = tuple(
+    Mutant(name, factory, caught_by, passes)
+    for name, factory, caught_by, passes in (
+        ("one_block_of_tokens", OneBlockOfTokens, _TOKENS, _FORWARD),
+        ("last_block_of_tokens", LastBlockOfTokens, _TOKENS, _FORWARD),
+        ("one_block_of_hidden_size", OneBlockOfHiddenSize, ("test_golden_adapter",), _FORWARD),
+        ("one_block_of_matrices", OneBlockOfMatrices, ("test_every_matrix_of_a_large_batch_is_projected",), _FORWARD),
+        ("no_more_than_20_iterations", NoMoreThan20Iterations, ("test_iterations_have_no_upper_limit",), _FORWARD),
+        ("powers_of_kappa_overflow", PowersOfKappaOverflow, (ADAPTER,), _ELSEWHERE),
+    )
+)

@@ -1,0 +1,176 @@
+"""Faults of reading state files. Source: ours."""
+
+from __future__ import annotations
+
+import json
+import struct
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from backends.interface import State
+from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.port import Array, NumpyPort
+from reference import SPEC_VERSION, AdapterConfig
+from reference.errors import StateFileError
+
+KEYS = ("mix_logits", "gate_logits", "bases")
+
+
+class OwnReader(NumpyPort):
+    """Reads a state file without a library; right as it stands, except for the check named ``left_out``."""
+
+    def __init__(self, left_out: str = "") -> None:
+        super().__init__()
+        self.left_out = left_out
+
+    def load_state(self, data: bytes) -> State:
+        try:
+            return self.decoded(data)
+        except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+            raise _refusal(f"{type(error).__name__}: {error}") from error
+
+    def decoded(self, data: bytes) -> State:
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        self.demand("whole file", start <= len(data))
+        header = json.loads(data[8:start].decode())
+        metadata = header.pop("__metadata__", {})
+        config = self.config(metadata)
+        self.demand("same arrays", sorted(header) == sorted(KEYS))
+        self.check_offsets(header, len(data) - start)
+        tensors = self.tensors(header, data[start:])
+        n, r, d, layers = (config[key] for key in ("streams", "rank", "hidden_size", "layers"))
+        shapes = {"mix_logits": (layers, n, n), "gate_logits": (layers,), "bases": (layers, n, r, d)}
+        self.demand("shapes of config", all(tensors[key].shape == shape for key, shape in shapes.items()))
+        self.demand("finite", all(np.isfinite(tensor).all() for tensor in tensors.values()))
+        return self.state(tensors["mix_logits"], tensors["gate_logits"], tensors["bases"], config["iterations"])
+
+    def config(self, metadata: dict[str, str]) -> dict[str, int]:
+        self.demand("text", all(isinstance(value, str) for value in metadata.values()))
+        self.demand("format", metadata.get("format") == "crma")
+        version = metadata.get("spec_version", "none").partition(".")[0]
+        newest = int(SPEC_VERSION.partition(".")[0])
+        self.demand("version", version.isdecimal() and int(version) <= newest)
+        config: dict[str, int] = json.loads(metadata.get("config", ""))
+        sizes = {key: value for key, value in config.items() if key != "layers"}
+        if self.left_out != "iterations":
+            AdapterConfig(**sizes)
+        return config
+
+    def check_offsets(self, header: dict[str, Any], length: int) -> None:
+        """The arrays follow each other without gap or overlap, up to the end of the file."""
+        spans = sorted(entry["data_offsets"] for entry in header.values())
+        self.demand("nothing behind", spans[-1][1] >= length)
+        self.demand("whole file", spans[-1][1] <= length)
+        follow = all(left[1] == right[0] for left, right in pairwise(spans))
+        self.demand("no overlap", spans[0][0] == 0 and follow)
+
+    def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
+        return {key: self.array(header[key], body, *header[key]["data_offsets"]) for key in KEYS}
+
+    def array(self, entry: dict[str, Any], body: bytes, begin: int, end: int) -> Array:
+        self.demand("float32", entry["dtype"] == "F32")
+        kind = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[entry["dtype"]]
+        size = int(np.prod(entry["shape"])) * np.dtype(kind).itemsize
+        self.demand("offsets of the shape", end - begin == size)
+        raw = body[begin : begin + size].ljust(size, b"\0")
+        return np.frombuffer(raw, kind).reshape(entry["shape"]).astype(np.float32)
+
+    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
+        return State(mix_logits, gate_logits, bases, iterations)
+
+    def demand(self, check: str, fulfilled: bool) -> None:
+        if check != self.left_out and not fulfilled:
+            raise _refusal(f"a file that fails the check {check!r}")
+
+
+class ReadsInTheUsualOrder(OwnReader):
+    """The arrays are taken one after another as the writer of the project happens to lay them out."""
+
+    def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
+        found, begin = {}, 0
+        for key in sorted(KEYS):
+            end = begin + header[key]["data_offsets"][1] - header[key]["data_offsets"][0]
+            found[key] = self.array(header[key], body, begin, end)
+            begin = end
+        return found
+
+
+class ReadsInHeaderOrder(OwnReader):
+    """``data_offsets`` is not read: the arrays are taken to lie in the order of the header."""
+
+    def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
+        found, begin = {}, 0
+        for key, entry in header.items():
+            end = begin + entry["data_offsets"][1] - entry["data_offsets"][0]
+            found[key] = self.array(entry, body, begin, end)
+            begin = end
+        return found
+
+
+class LayersReversed(OwnReader):
+    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
+        return State(mix_logits[::-1], gate_logits[::-1], bases[::-1], iterations)
+
+
+class LogitsTransposed(OwnReader):
+    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
+        return State(np.swapaxes(mix_logits, -1, -2), gate_logits, bases, iterations)
+
+
+class DefaultIterations(OwnReader):
+    """K is 20, whatever the file says."""
+
+    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
+        return State(mix_logits, gate_logits, bases, 20)
+
+
+class RoundsWhatItReads(OwnReader):
+    """Kept in the dtype of the model: float16."""
+
+    def state(self, *parts: Any) -> State:
+        *arrays, iterations = parts
+        logits, gates, bases = (array.astype(np.float16).astype(np.float32) for array in arrays)
+        return State(logits, gates, bases, iterations)
+
+
+def _refusal(got: str) -> StateFileError:
+    return StateFileError("mutant", got=got, allowed="a CRMA state file", remedy="save the state again")
+
+
+_READS = ("test_reads_what_a_state_file_holds",)
+_ANYWHERE = ("test_arrays_are_found_by_name_wherever_they_lie",)
+_LAYERS = ("test_layers_keep_their_order",)
+_DAMAGED = ("test_damaged_files_are_refused",)
+_NUMBERS = (PROJECTION, ADAPTER)
+#: what a reader may forget to check -> its mutant's name
+_UNCHECKED = {
+    "whole file": "cut_off_file_accepted",
+    "nothing behind": "bytes_behind_the_arrays_accepted",
+    "no overlap": "overlapping_arrays_accepted",
+    "text": "metadata_of_numbers_accepted",
+    "offsets of the shape": "offsets_of_another_shape_accepted",
+    "format": "other_format_accepted",
+    "version": "newer_version_accepted",
+    "iterations": "no_iterations_accepted",
+    "same arrays": "surplus_array_accepted",
+    "shapes of config": "shapes_unlike_config_accepted",
+    "float32": "other_dtype_accepted",
+    "finite": "nan_accepted",
+}
+_LENIENT = tuple(
+    Mutant(name, partial(OwnReader, check), _DAMAGED, (*_NUMBERS, STATE_FILE)) for check, name in _UNCHECKED.items()
+)
+MUTANTS = _LENIENT + tuple(
+    Mutant(name, factory, caught_by, passes)
+    for name, factory, caught_by, passes in (
+        ("reads_in_the_usual_order", ReadsInTheUsualOrder, _ANYWHERE, _NUMBERS),
+        ("reads_in_header_order", ReadsInHeaderOrder, _ANYWHERE, _NUMBERS),
+        ("layers_reversed", LayersReversed, (*_LAYERS, "test_golden_state_file"), _NUMBERS),
+        ("logits_transposed", LogitsTransposed, (*_READS, "test_golden_state_file"), _NUMBERS),
+        ("default_iterations", DefaultIterations, (*_READS, "test_golden_state_file"), _NUMBERS),
+        ("rounds_what_it_reads", RoundsWhatItReads, (*_READS, "test_golden_state_file"), _NUMBERS),
+    )
+)
