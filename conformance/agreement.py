@@ -18,7 +18,7 @@ from backends import Backend
 from backends.interface import Gradients, dtype_named, x_dtypes
 from conformance.compare import assert_close, assert_within, is_resolvable
 from conformance.strategies import Adapter, Logits
-from conformance.tolerances import tolerance_for
+from conformance.tolerances import EPS, tolerance_for
 from reference.adapter import adapter_strength
 from reference.errors import PortStoppedError
 from reference.residual_mixing import residual_mixing_vjp
@@ -118,7 +118,7 @@ def mixing_cotangent(case: Adapter, iterations: int) -> Array:
     return residual_mixing_vjp(x, mixing, adapter_strength(parameters), basis, cotangent)[1]
 
 
-def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within: Any) -> bool:
+def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within: Any, dtype: str = "float32") -> bool:
     """Whether the reference's dL/dS stays within ``within`` when the logits are rounded another way.
 
     M has kinks: where two row sums of P tie for the largest, the derivative depends on which comes first, and a
@@ -129,7 +129,7 @@ def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within:
     logits = case.values.astype(np.float64)
     if case.kind == "lattice":  # the row step removes the maximum; near zero the logits can be moved by a rounding
         logits = np.maximum(logits - logits.max(axis=-1, keepdims=True), -200.0)
-    step = 4 * np.finfo(np.float32).eps * case.condition
+    step = 4 * EPS[dtype] * case.condition
     moved = logits + step * np.random.default_rng(0).choice((-1.0, 1.0), size=(12, *logits.shape))
     gradients = reference.sinkhorn_projection_vjp(moved, np.broadcast_to(cotangent, moved.shape), iterations)
     change = np.abs(gradients - reference.sinkhorn_projection_vjp(logits, cotangent, iterations))
@@ -138,9 +138,9 @@ def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within:
 
 def assume_settled(backend: Backend, case: Logits, cotangent: Array, iterations: int) -> None:
     """Draw another case where dL/dS sits on a kink: see :func:`gradient_is_settled`."""
-    allowed = max(tolerance_for("sinkhorn_projection", backend.parameter_dtype, "gradient").atol, 4e-6)
-    within = allowed * case.condition * np.abs(cotangent).max(initial=0)
-    assume(gradient_is_settled(case, cotangent, iterations, within))
+    row = tolerance_for("sinkhorn_projection", backend.parameter_dtype, "gradient")
+    within = row.atol * case.condition * np.abs(cotangent).max(initial=0)
+    assume(gradient_is_settled(case, cotangent, iterations, within, row.dtype))
 
 
 def assert_agrees(comparison: Comparison, row: tuple[str, str], backend: Backend, clause: str, context: object) -> None:
