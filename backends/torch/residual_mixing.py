@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -33,9 +35,10 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
 
 
 class _ResidualMixing(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, mixing, strength, basis)
+    def forward(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
             flat = basis.flatten(0, 1)
@@ -43,8 +46,12 @@ class _ResidualMixing(torch.autograd.Function):
             return torch.addmm(tokens, moved * strength, flat).to(x.dtype).view(x.shape)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, mixing, strength, basis = ctx.saved_tensors
         needs_x, needs_mixing, needs_strength, needs_basis = ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
@@ -100,27 +107,34 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
 class _Sigmoid(torch.autograd.Function):
     """Autograd's own sigmoid differentiates to ``s (1 - s)``, which loses its digits for an open gate."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, logit: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(logit)
+    def forward(logit: Tensor) -> Tensor:
         return logit.sigmoid()
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     @once_differentiable
-    def backward(ctx, grad_gate: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad_gate: Tensor) -> Tensor:
         (logit,) = ctx.saved_tensors
         return grad_gate * logit.sigmoid() * (-logit).sigmoid()
 
 
 def squared_norm_bound(basis: Tensor) -> Tensor:
     """kappa of ``basis`` (..., n, r, d), shape (...). Clauses: MIX-6, GRAD-6. Source: ours."""
-    bound: Tensor = _SquaredNormBound.apply(basis)
+    bound: Tensor = _SquaredNormBound.apply(basis)[0]
     return bound
 
 
 class _SquaredNormBound(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, basis: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(basis: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(basis.device.type, enabled=False):
             flat = basis.flatten(-3, -2)
             gram = flat @ flat.mT
@@ -131,12 +145,19 @@ class _SquaredNormBound(torch.autograd.Function):
             trace_eighth = (fourth * fourth.mT).sum((-2, -1))
             kappa = trace * trace_eighth**0.125
             seventh = fourth @ squared @ normalised
-            ctx.save_for_backward(basis, seventh * (kappa / (trace * trace_eighth))[..., None, None])
-            return kappa
+            return kappa, seventh * (kappa / (trace * trace_eighth))[..., None, None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_kappa: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad_kappa: Tensor | None, *_: Tensor) -> Tensor | None:
+        if grad_kappa is None:
+            return None
         basis, weighted_seventh = ctx.saved_tensors
         with torch.autocast(basis.device.type, enabled=False):
             grad_flat = 2 * grad_kappa[..., None, None] * (weighted_seventh @ basis.flatten(-3, -2))
