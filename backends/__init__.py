@@ -8,7 +8,7 @@ from typing import cast
 from backends.executable import is_command, start_executable
 from backends.interface import Backend, Gradients, State
 from backends.port import Port
-from reference.errors import BackendError, MissingPackageError
+from reference.errors import BackendError, CRMAError, MissingPackageError
 
 __all__ = ["BACKENDS", "Backend", "Gradients", "State", "load_backend"]
 
@@ -17,6 +17,7 @@ BACKENDS = {
     "reference": "backends.reference_backend",
     "torch-cpu": "backends.torch.backend",
     "torch-cuda": "backends.torch.backend",
+    "torch-triton": "backends.torch.backend",
 }
 
 
@@ -74,12 +75,13 @@ def _load_port(name: str) -> Backend:
             remedy="install the port, or put its folder on PYTHONPATH, and check the spelling",
         ) from error
     try:
-        port = factory()
-    except Exception as error:
+        return cast(Backend, Port(factory(), name))
+    except (KeyboardInterrupt, CRMAError):
+        raise
+    except BaseException as error:  # sys.exit() in a factory would end the suite with its status
         raise BackendError(
             "backend",
             got=f"{name!r}, whose factory failed with {type(error).__name__}: {error}",
             allowed="a factory that returns a backend when called without arguments",
             remedy=f"call {factory_name}() by hand",
         ) from error
-    return cast(Backend, Port(port, name))

@@ -158,7 +158,7 @@ def test_leading_axes_are_summed_for_the_parameters(backend, case):
 @pytest.mark.clause("MIX-10", "GRAD-4", "GRAD-5", "GRAD-6", "BACK-6")
 @pytest.mark.parametrize("x_dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", INPUTS)
-@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-3.0, 8.0, width=32)).filter(lambda a: a.x_scale == 1.0))
+@given(case=adapters(SEVERAL_STREAMS, gates=st.floats(-3.0, 8.0, width=32)).filter(lambda a: a.x_scale >= 1.0))
 def test_half_precision_x_gets_full_precision_gradients(backend, name, x_dtype, case):
     """x and dL/dy in 16 bits are exact numbers; only x's own gradient is rounded, and only at the end."""
     require_x_dtype(backend, x_dtype)

@@ -51,3 +51,26 @@ def test_iterations_have_no_upper_limit(backend, iterations):
     assert_agrees(projection(backend, case, iterations), ("sinkhorn_projection", "forward"), backend, "SINK-3", case)
     comparison = projection_gradient(backend, case, cotangent, iterations)
     assert_agrees(comparison, ("sinkhorn_projection", "gradient"), backend, "GRAD-1", (case, iterations))
+
+
+@pytest.mark.clause("SINK-1", "SINK-3", "SINK-4", "GRAD-1")
+@pytest.mark.parametrize("n", range(1, 65))
+def test_every_number_of_streams(backend, n):
+    """Each from 1 to 64, since a kernel may be written for a few of them."""
+    case = Logits("normal", 0.5, n, (), n)
+    cotangent = np.random.default_rng(n).standard_normal((n, n)).astype(np.float32)
+    assert_agrees(projection(backend, case, 5), ("sinkhorn_projection", "forward"), backend, "SINK-1", case)
+    comparison = projection_gradient(backend, case, cotangent, 5)
+    assert_agrees(comparison, ("sinkhorn_projection", "gradient"), backend, "GRAD-1", case)
+
+
+@pytest.mark.clause("MIX-1", "MIX-2", "GRAD-7")
+@pytest.mark.parametrize(
+    ("n", "rank", "spare"), [(1, 16, 3), (2, 5, 1), (3, 8, 0), (4, 16, 16), (5, 7, 1), (2, 2, 1030), (3, 1, 4097)]
+)
+def test_other_widths_than_the_usual(backend, n, rank, spare):
+    """Ranks that are no power of two, and hidden sizes beyond a block of any kernel."""
+    case = Adapter(Logits("normal", 0.5, n, (), 3), rank, spare, (3,), 1.0, 1.0, 1.0, True, 4)
+    assert_agrees(adapter_change(backend, case, 20), ("adapter y - x", "forward"), backend, "MIX-2", case)
+    for name, comparison in adapter_gradients(backend, case, 20).items():
+        assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, "GRAD-7", (name, case))

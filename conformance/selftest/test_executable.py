@@ -408,7 +408,7 @@ def test_a_backend_that_nobody_holds_stops_its_program(started):
 def test_an_interrupted_call_stops_the_program(started):
     """The answer to the interrupted request must not be taken for the answer to the next."""
 
-    class Interruption(BaseException):
+    class Interruption(KeyboardInterrupt):
         pass
 
     def interrupt(*_):
