@@ -1,11 +1,12 @@
 """The adapter state file as bytes and NumPy arrays, the same for every backend.
 
-Clauses: STATE-1, STATE-2, STATE-4, STATE-5. Source: ours.
+Clauses: STATE-1, STATE-2, STATE-4 to STATE-6. Source: ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import struct
 from typing import Any, NamedTuple
@@ -23,27 +24,36 @@ KEYS = ("mix_logits", "gate_logits", "bases")
 
 
 class StateFile(NamedTuple):
-    """Content of a state file: float32 arrays (L, n, n), (L,) and (L, n, r, d), their sizes, and the base model."""
+    """Content of a state file: float32 arrays (L, n, n), (L,) and (L, n, r, d), their sizes, and the base model in
+    words and as the checksum of its configuration ("" where the file does not say).
+    """
 
     mix_logits: Array
     gate_logits: Array
     bases: Array
     config: AdapterConfig
     base_model: str
+    base_model_sha256: str
 
 
 def encode_state(
-    mix_logits: Array, gate_logits: Array, bases: Array, config: AdapterConfig, base_model: str = ""
+    mix_logits: Array,
+    gate_logits: Array,
+    bases: Array,
+    config: AdapterConfig,
+    base_model: str = "",
+    base_model_sha256: str = "",
 ) -> bytes:
     """The bytes of a state file; equal states give equal bytes. Clauses: STATE-1, STATE-2. Source: ours."""
     sizes = dataclasses.asdict(config) | {"layers": len(bases)}
     metadata = {"format": "crma", "spec_version": SPEC_VERSION, "config": json.dumps(sizes)}
-    if base_model:
-        metadata["base_model"] = base_model
+    optional = {"base_model": base_model, "base_model_sha256": base_model_sha256}
+    metadata |= {key: value for key, value in optional.items() if value}
     arrays = {
         key: np.ascontiguousarray(array, np.float32)
         for key, array in zip(KEYS, (mix_logits, gate_logits, bases), strict=True)
     }
+    metadata["content_sha256"] = _checksum(metadata["config"], arrays)
     return _sorted_metadata(safetensors.numpy.save(arrays, metadata))
 
 
@@ -86,8 +96,20 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
             raise _refusal(name, f"{key} {arrays[key].dtype} {arrays[key].shape}, expected float32 {shape}")
         if not np.isfinite(arrays[key]).all():
             raise _refusal(name, f"{key} with NaN or infinity")
+    found = metadata.get("content_sha256")  # files of version 0.2 have none
+    if found is not None and found != (checksum := _checksum(metadata["config"], arrays)):
+        raise _refusal(name, f"content_sha256 {found[:64]}, while the content has {checksum} (damaged bits?)")
     mix_logits, gate_logits, bases = (arrays[key] for key in KEYS)
-    return StateFile(mix_logits, gate_logits, bases, config, metadata.get("base_model", ""))
+    names = (metadata.get(key, "") for key in ("base_model", "base_model_sha256"))
+    return StateFile(mix_logits, gate_logits, bases, config, *names)
+
+
+def _checksum(config: str, arrays: dict[str, Array]) -> str:
+    """SHA-256 in hex of the metadata string ``config``, then the bytes of the arrays in the order of KEYS."""
+    digest = hashlib.sha256(config.encode())
+    for key in KEYS:
+        digest.update(np.ascontiguousarray(arrays[key], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _header(data: bytes) -> dict[str, Any]:

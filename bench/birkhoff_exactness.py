@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import reference
 from backends import Backend, load_backend
 from bench.birkhoff_families import ADVERSARIAL, RANDOM, Family, _normal, draw
+from bench.machine import processor
 from reference.errors import BackendError, CRMAError
 
 # The uncorrected P is no public function: nobody should use it. It is measured here in float32, as a backend would run.
@@ -146,15 +147,6 @@ def _cells(row: Row) -> list[str]:
     return [row.family, f"{row.matrices:,}", *figures, str(row.non_finite), difference, "yes" if row.holds else "NO"]
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.birkhoff_exactness", description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", default="torch-cpu", help="a name or module:factory (default: %(default)s)")
@@ -207,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"NaN {sum(r.non_finite for r in judged)}: {'holds' if passed else 'BROKEN'}"
     )
     if options.out:
-        settings = {"backend": name, "version": version, "device": device, "processor": _processor()}
+        settings = {"backend": name, "version": version, "device": device, "processor": processor()}
         settings |= {"python": platform.python_version(), "numpy": np.__version__, "spec": reference.SPEC_VERSION}
         settings |= {key: getattr(options, key) for key in ("streams", "iterations", "seed", "plain")}
         result = {**settings, "bounds": {"sum": SUM_BOUND, "norm": NORM_BOUND}, "holds": passed}

@@ -85,7 +85,7 @@ def test_metadata_that_it_does_not_know_is_ignored(backend, state, version):
 @pytest.mark.clause("STATE-1")
 def test_many_layers_many_iterations_and_the_smallest_and_largest_numbers(backend):
     """Nothing is cut off or rounded: 80 layers, K = 1000, and float32 from its subnormal numbers to its largest."""
-    extremes = np.float32([1e-45, -1e-40, 1.1754944e-38, 3.4028235e38, -3.4028235e38])
+    extremes = np.asarray([1e-45, -1e-40, 1.1754944e-38, 3.4028235e38, -3.4028235e38], np.float32)
     rng, (layers, n, r, d) = np.random.default_rng(1), (80, 2, 2, 5)
     arrays = [rng.choice(extremes, size) for size in ((layers, n, n), (layers,), (layers, n, r, d))]
     state = State(arrays[0], arrays[1], arrays[2], 1000)

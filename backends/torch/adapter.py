@@ -83,7 +83,8 @@ class CRMAAdapter(nn.Module):
         self._prepared = (mixing, strength, self._versions())
 
     def _mixing_and_strength(self) -> tuple[Tensor, Tensor]:
-        if self._prepared is not None and self._prepared[2] == self._versions():
+        # A compiled graph computes them itself: versions of parameters cannot be read while it is traced.
+        if self._prepared is not None and not torch.compiler.is_compiling() and self._prepared[2] == self._versions():
             mixing, strength, _ = self._prepared
             # What was prepared without a graph must not cut the parameters off from their gradients.
             if strength.requires_grad or not (torch.is_grad_enabled() and self.gate_logit.requires_grad):

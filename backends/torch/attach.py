@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from types import MethodType
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from backends.torch.adapter import CRMAAdapter
-from backends.torch.backbone import CRMABackbone
+from backends.torch.architecture import architecture_digest, describe
+from backends.torch.backbone import CRMABackbone, prepare_adapters
+from backends.torch.decoder import Decoder, base_model, find_decoder, refusal
+from backends.torch.writer import writers
 from reference.adapter import AdapterConfig
 from reference.errors import ConfigError, ModelError
 from reference.initialization import GATE_LOGIT, init_parameters
+
+PARAMETERS = ("mix_logits", "gate_logit", "basis")
 
 
 def attach_crma(
@@ -26,60 +32,104 @@ def attach_crma(
 ) -> CRMABackbone:
     """Attach one CRMAAdapter after every decoder block of ``model``, in place.
 
-    Each block gets the submodule ``crma`` and a subclass of its own class whose forward ends in it: so the adapter runs
-    inside gradient checkpointing, the base model's state_dict keeps its keys, and PEFT sees no linear layer to target.
-    The adapters are trainable; nothing else's ``requires_grad`` is touched.
+    The blocks are found by what they do in two forward passes of four tokens. Each gets the submodule ``crma`` and a
+    subclass of its own class whose forward ends in it: so the adapter runs inside gradient checkpointing, the base
+    model's parameters keep their names, ``save_pretrained`` writes the base model alone, and PEFT's "all-linear" finds
+    no linear layer. The adapters are trainable; nothing else's ``requires_grad`` is touched.
+
+    With PEFT: before or after ``get_peft_model``; that function freezes all that is there, so call
+    ``backbone.requires_grad_(True)`` after it. Attach before ``fully_shard`` or DistributedDataParallel. Gemma-2 needs
+    ``attn_implementation="eager"``: with "sdpa", some releases of transformers drop its soft-capping.
 
     Args:
-        model: a causal LM whose ``get_decoder().layers`` are its blocks (Llama, Mistral, Gemma, Phi, ...), or a
-            PeftModel around one.
+        model: a causal LM with attention (Llama, Mistral, Gemma, Phi, Qwen, OLMo, GPT-NeoX, GPT-2, Falcon, ...), in any
+            precision, quantized or not, or a PeftModel around one.
         config: sizes; by default the model's hidden size with 4 streams of rank 4 and K = 20.
-        basis: "random" orthonormal rows, or the "principal" directions of each block's MLP output projection.
+        basis: "random" orthonormal rows, or the "principal" directions of the matrix that writes last into the residual
+            stream in each block (the MLP's output projection); that needs floating-point weights.
         skip_directions: with "principal", how many of the leading directions to leave out.
         gate_logit, seed: of the start values; layer l draws from (seed, l).
 
     Returns:
         The backbone, which holds the adapters. ``backbone.detach_from_model()`` undoes this function.
 
-    Raises: ModelError, ConfigError. Clauses: INIT-1..INIT-4. Source: paper section 4; forum posts; the form, ours.
+    Raises: ModelError, which says what was looked for; ConfigError. Clauses: INIT-1..INIT-4. Source: paper section 4;
+    forum posts; the form, ours.
     """
-    decoder = _decoder(model)
-    blocks = list(decoder.layers)
-    hidden_size = _base_model(model).config.hidden_size
-    config = config or AdapterConfig(hidden_size)
-    if config.hidden_size != hidden_size:
+    base = base_model(model)
+    if any(isinstance(module, CRMAAdapter) for module in base.modules()):
+        raise ModelError(
+            "model",
+            got=f"{type(base).__name__} with adapters already attached",
+            allowed="a model without CRMA adapters",
+            remedy="call detach_from_model() on the first backbone, or keep using it (attached_backbone finds it)",
+        )
+    if basis not in ("random", "principal"):
+        raise ConfigError("basis", got=repr(basis), allowed="'random' or 'principal'", remedy="use 'random'")
+    decoder = find_decoder(base)
+    config = config or AdapterConfig(decoder.hidden_size)
+    if config.hidden_size != decoder.hidden_size:
         raise ConfigError(
             "config.hidden_size",
             got=config.hidden_size,
-            allowed=f"{hidden_size}, the model's",
+            allowed=f"{decoder.hidden_size}, the model's",
             remedy="leave config out",
         )
+    _refuse_replaced_forwards(base, decoder)
+    matrices = writers(base, decoder) if basis == "principal" else [None] * len(decoder.names)
     adapters = []
-    for index, block in enumerate(blocks):
-        start = init_parameters(
-            config,
-            np.random.default_rng([seed, index]),
-            writer=_mlp_output_projection(block, index) if basis == "principal" else None,
-            skip_directions=skip_directions,
-            gate_logit=gate_logit,
-        )
-        adapter = CRMAAdapter(hidden_size, config.streams, config.rank, config.iterations, parameters=start)
-        adapters.append(adapter.to(next(block.parameters()).device))
+    for index, (matrix, device) in enumerate(zip(matrices, decoder.devices, strict=True)):
+        rng = np.random.default_rng([seed, index])
+        start = init_parameters(config, rng, writer=matrix, skip_directions=skip_directions, gate_logit=gate_logit)
+        adapter = CRMAAdapter(config.hidden_size, config.streams, config.rank, config.iterations, parameters=start)
+        adapters.append(adapter.to(device))
 
-    original_classes = [type(block) for block in blocks]
-    for block, adapter in zip(blocks, adapters, strict=True):
+    for block, adapter in zip(decoder.blocks, adapters, strict=True):
         block.add_module("crma", adapter)
-        block.__class__ = _class_with_crma(type(block))  # type: ignore[arg-type]  # classes are hashable
+        _change_class(block, _class_with_crma(type(block)))  # type: ignore[arg-type]  # classes are hashable
+    decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute))
+    _leave_out_of_checkpoints(base, decoder.names, True)
+    return _backbone(base, decoder.container, decoder.attribute, decoder.names)
+
+
+def attached_backbone(model: nn.Module) -> CRMABackbone:
+    """The backbone over the adapters that ``model`` carries already, for instance as a copy.deepcopy of another model.
+
+    Raises: ModelError if it carries none.
+    """
+    base = base_model(model)
+    for name, blocks in base.named_modules():
+        if isinstance(blocks, nn.ModuleList) and all(isinstance(getattr(b, "crma", None), CRMAAdapter) for b in blocks):
+            container, _, attribute = name.rpartition(".")
+            names = [f"{name}.{index}" for index in range(len(blocks))]
+            return _backbone(base, base.get_submodule(container), attribute, names)
+    raise refusal(base, "no CRMA adapters attached")
+
+
+def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str]) -> CRMABackbone:
+    blocks: list[Any] = list(getattr(container, attribute))
 
     def detach() -> None:
-        hook.remove()
-        for block, original_class in zip(blocks, original_classes, strict=True):
-            block.__class__ = original_class
+        for key, hook in list(container._forward_pre_hooks.items()):
+            if isinstance(hook, partial) and hook.func is _prepare:
+                del container._forward_pre_hooks[key]
+        for block in blocks:
+            _change_class(block, type(block).__mro__[1])
             del block.crma
+        _leave_out_of_checkpoints(base, names, False)
 
-    backbone = CRMABackbone(adapters, base_model=_description(_base_model(model).config), detach=detach)
-    hook = decoder.register_forward_pre_hook(lambda *_: backbone.prepare())
-    return backbone
+    return CRMABackbone(
+        [block.crma for block in blocks],
+        names=names,
+        base_model=describe(base),
+        base_model_sha256=architecture_digest(base),
+        detach=detach,
+    )
+
+
+def _prepare(attribute: str, container: nn.Module, args: tuple[Any, ...]) -> None:
+    # Through the module at hand: a deep copy of the model prepares its own adapters.
+    prepare_adapters([block.crma for block in getattr(container, attribute)])
 
 
 @cache
@@ -96,46 +146,26 @@ def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     return BlockWithCRMA
 
 
-def _description(config: Any) -> str:
-    """The architecture in words, the same for every release of transformers."""
-    fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    return " ".join([str(config.model_type), *(f"{field}={getattr(config, field, None)}" for field in fields)])
+def _change_class(block: Any, to: type[nn.Module]) -> None:
+    """Also in the bound methods that accelerate keeps on a module whose inputs it moves between devices."""
+    for name in ("forward", "_old_forward"):
+        if isinstance(vars(block).get(name), MethodType):
+            setattr(block, name, MethodType(to.forward, block))
+    block.__class__ = to
 
 
-def _base_model(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _refuse_replaced_forwards(base: nn.Module, decoder: Decoder) -> None:
+    """A ``forward`` of the instance would win over that of the class, and the adapter would silently never run."""
+    for name, block in zip(decoder.names, decoder.blocks, strict=True):
+        own = vars(block).get("_old_forward", vars(block).get("forward"))
+        if own is not None and not (isinstance(own, MethodType) and own.__func__ is type(block).forward):
+            raise refusal(base, f"{name}.forward, which another library has replaced")
 
 
-def _decoder(model: nn.Module) -> Any:
-    base = _base_model(model)
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0 or not hasattr(base.config, "hidden_size"):
-        raise ModelError(
-            "model",
-            got=type(base).__name__,
-            allowed="a causal LM with get_decoder().layers and config.hidden_size (Llama, Mistral, Gemma, Phi, ...)",
-            remedy="use CRMAAdapter directly after each block of this model",
-        )
-    if any(hasattr(block, "crma") for block in blocks):
-        raise ModelError(
-            "model",
-            got=f"{type(base).__name__} with adapters already attached",
-            allowed="a model without CRMA adapters",
-            remedy="call detach_from_model() on the first backbone, or keep using it",
-        )
-    return decoder
-
-
-def _mlp_output_projection(block: nn.Module, index: int) -> Any:
-    """(d, m) in float64: the last matrix that writes into the residual stream in this block."""
-    projection = getattr(getattr(block, "mlp", None), "down_proj", None)
-    weight = getattr(getattr(projection, "base_layer", projection), "weight", None)
-    if weight is None or not weight.is_floating_point():
-        raise ModelError(
-            f"layers.{index}.mlp.down_proj.weight",
-            got="missing, or not in floating point (quantized?)",
-            allowed="the block's MLP output projection as a floating-point matrix",
-            remedy="start from basis='random'",
-        )
-    return weight.detach().double().cpu().numpy()
+def _leave_out_of_checkpoints(base: Any, names: list[str], leave_out: bool) -> None:
+    """Tell save_pretrained: the adapters have a file of their own."""
+    if not hasattr(base, "_keys_to_ignore_on_save"):
+        return
+    ours = {f"{name}.crma.{parameter}" for name in names for parameter in PARAMETERS}
+    others = set(base._keys_to_ignore_on_save or ()) - ours
+    base._keys_to_ignore_on_save = others | ours if leave_out else others

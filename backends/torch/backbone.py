@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,18 @@ class CRMABackbone(nn.Module):
     """
 
     def __init__(
-        self, adapters: Sequence[CRMAAdapter], *, base_model: str = "", detach: Callable[[], None] | None = None
+        self,
+        adapters: Sequence[CRMAAdapter],
+        *,
+        names: Sequence[str] | None = None,
+        base_model: str = "",
+        base_model_sha256: str = "",
+        detach: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
-        self.base_model = base_model
+        self.names = tuple(names) if names is not None else tuple(str(index) for index in range(len(adapters)))
+        self.base_model, self.base_model_sha256 = base_model, base_model_sha256
         self._detach = detach
 
     @property
@@ -43,18 +51,8 @@ class CRMABackbone(nn.Module):
         return [adapter for adapter in self.adapters if isinstance(adapter, CRMAAdapter)]
 
     def prepare(self) -> None:
-        """Project all layers' logits in one batched call, and hand each adapter its M and alpha.
-
-        Runs before each forward pass of the model. Clauses: SINK-1, MIX-5.
-        """
-        layers = self._layers()
-        if not layers[0].enabled:
-            return
-        state = self._stacked()
-        mixing = sinkhorn_projection(state.mix_logits, self.config.iterations)
-        strength = adapter_strength(state.gate_logits, state.bases)
-        for adapter, layer_mixing, layer_strength in zip(layers, mixing.unbind(), strength.unbind(), strict=True):
-            adapter.prepare(layer_mixing, layer_strength)
+        """:func:`prepare_adapters` for all layers. Runs before each forward pass of the model."""
+        prepare_adapters(self._layers())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -100,32 +98,42 @@ class CRMABackbone(nn.Module):
                 )
         with torch.no_grad():
             for index, adapter in enumerate(self._layers()):
-                adapter.mix_logits.copy_(state.mix_logits[index])
-                adapter.gate_logit.copy_(state.gate_logits[index])
-                adapter.basis.copy_(state.bases[index])
+                _assign(adapter.mix_logits, state.mix_logits[index])
+                _assign(adapter.gate_logit, state.gate_logits[index : index + 1])
+                _assign(adapter.basis, state.bases[index])
 
     def save(self, path: Path | str) -> None:
         """Write the state file, atomically. Clauses: STATE-1..STATE-3."""
-        save_state(path, self.state(), self.config, self.base_model)
+        save_state(path, self.state(), self.config, self.base_model, self.base_model_sha256)
 
     def load(self, path: Path | str) -> None:
         """Read a state file into the adapters. Raises: StateFileError; then nothing is changed. Clauses: STATE-4."""
-        state, config, base_model = load_state(path)
-        for got, own in ((config, self.config), (base_model or self.base_model, self.base_model or base_model)):
+        content = load_state(path)
+        checks = [("adapter configuration", content.config, self.config)]
+        for field in ("base_model", "base_model_sha256"):
+            got, own = getattr(content, field), getattr(self, field)
+            if got and own:  # older files have no checksum
+                checks.append((field, got, own))
+        for field, got, own in checks:
             if got != own:
                 raise StateFileError(
                     str(path),
-                    got=got,
+                    got=f"{field} {got}",
                     allowed=f"{own}, as this model has it",
                     remedy="load the state onto the model it was trained on, with adapters of its configuration",
                 )
-        self.load_state(state)
+        self.load_state(content.state)
 
-    def certificate(self) -> Certificate:
-        """Bounds measured on the present parameters, per layer. Raises: NonFiniteError. Clause: CERT-1."""
+    def certificate(self, anchor: AdapterState | None = None) -> Certificate:
+        """Bounds measured on the present parameters, per layer; ``print`` shows them with the worst layer first.
+
+        With ``anchor``, also ``||G_now - G_anchor||_2``. Raises: NonFiniteError. Clauses: CERT-1, CERT-2.
+        """
         state = self.state()
         _require_finite(state)
-        return certificates.certificate(state, self.config.iterations)
+        measured = certificates.certificate(state, self.config.iterations)
+        moved = None if anchor is None else self.displacement(anchor)
+        return measured._replace(displacement=moved, names=self.names)
 
     def displacement(self, anchor: AdapterState) -> Tensor:
         """``||G_now - G_anchor||_2`` per layer, shape (L,), float64. Clause: CERT-2."""
@@ -149,12 +157,50 @@ class CRMABackbone(nn.Module):
         return fraction
 
     def _stacked(self) -> AdapterState:
-        layers = self._layers()
-        return AdapterState(
-            torch.stack([adapter.mix_logits for adapter in layers]),
-            torch.cat([adapter.gate_logit for adapter in layers]),
-            torch.stack([adapter.basis for adapter in layers]),
-        )
+        return _stack(self._layers())
+
+
+def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
+    """Project all layers' logits in one batched call, and hand each adapter its M and alpha.
+
+    Sharded parameters (FSDP) are left alone: each adapter projects its own when its block is gathered.
+
+    Clauses: SINK-1, MIX-5. Source: ours.
+    """
+    if torch.compiler.is_compiling() or not adapters[0].enabled:
+        return  # in a compiled graph each adapter projects its own, and the compiler sees all of it
+    if any(_is_sharded(parameter) for parameter in adapters[0].parameters()):
+        return
+    state = _stack(adapters)
+    mixing = sinkhorn_projection(state.mix_logits, adapters[0].config.iterations)
+    strength = adapter_strength(state.gate_logits, state.bases)
+    for adapter, layer_mixing, layer_strength in zip(adapters, mixing.unbind(), strength.unbind(), strict=True):
+        adapter.prepare(layer_mixing, layer_strength)
+
+
+def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:
+    return AdapterState(
+        torch.stack([_whole(adapter.mix_logits) for adapter in adapters]),
+        torch.cat([_whole(adapter.gate_logit) for adapter in adapters]),
+        torch.stack([_whole(adapter.basis) for adapter in adapters]),
+    )
+
+
+def _is_sharded(parameter: Any) -> bool:
+    return hasattr(parameter, "full_tensor")
+
+
+def _whole(parameter: Any) -> Tensor:
+    whole: Tensor = parameter.full_tensor() if _is_sharded(parameter) else parameter
+    return whole
+
+
+def _assign(parameter: Any, value: Tensor) -> None:
+    if _is_sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor  # only where torch is built with it
+
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
 
 
 def _require_finite(state: AdapterState) -> None:

@@ -15,17 +15,22 @@ from reference.errors import StateFileError
 
 
 class StateFile(NamedTuple):
-    """Content of a state file; ``base_model`` describes the model the adapters were trained on, or is empty."""
+    """Content of a state file; ``base_model`` names the model that the adapters were trained on, in words and as the
+    checksum of its configuration. Both are empty where the file does not say.
+    """
 
     state: AdapterState
     config: AdapterConfig
     base_model: str
+    base_model_sha256: str
 
 
-def save_state(path: Path | str, state: AdapterState, config: AdapterConfig, base_model: str = "") -> None:
+def save_state(
+    path: Path | str, state: AdapterState, config: AdapterConfig, base_model: str = "", base_model_sha256: str = ""
+) -> None:
     """Write ``state`` to ``path``, atomically. Raises: DiskSpaceError. Clauses: STATE-1..STATE-3. Source: ours."""
     mix_logits, gate_logits, bases = (tensor.detach().to("cpu", torch.float32).numpy() for tensor in state)
-    atomic_write(Path(path), encode_state(mix_logits, gate_logits, bases, config, base_model))
+    atomic_write(Path(path), encode_state(mix_logits, gate_logits, bases, config, base_model, base_model_sha256))
 
 
 def load_state(path: Path | str) -> StateFile:
@@ -38,4 +43,4 @@ def load_state(path: Path | str) -> StateFile:
         ) from error
     content = decode_state(data, str(path))
     state = AdapterState(*(torch.from_numpy(array.copy()) for array in content[:3]))
-    return StateFile(state, content.config, content.base_model)
+    return StateFile(state, content.config, content.base_model, content.base_model_sha256)

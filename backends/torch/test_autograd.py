@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from backends.torch import CRMAAdapter, sinkhorn_projection
+from backends.torch import CRMAAdapter, attach_crma, sinkhorn_projection
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
+from reference import AdapterConfig
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
@@ -74,7 +75,7 @@ def test_a_second_derivative_is_refused() -> None:
     """There is none: a silent zero would be worse than an error."""
     logits = draw(3, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(sinkhorn_projection(logits, 2)[0, 0], logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         gradient.sum().backward()
 
 
@@ -99,6 +100,17 @@ def test_traces_in_one_graph() -> None:
     torch._dynamo.reset()
     adapter = CRMAAdapter(12, 3, 2, iterations=3)
     explained = torch._dynamo.explain(adapter)(draw(2, 5, 12, dtype=torch.float32))
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+def test_a_model_with_adapters_traces_in_one_graph() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch._dynamo.reset()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.LlamaConfig(intermediate_size=24, vocab_size=40, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
+    attach_crma(model, AdapterConfig(16, 2, 2, 3))
+    explained = torch._dynamo.explain(lambda ids: model(input_ids=ids, use_cache=False).logits)(torch.ones(2, 7).long())
     assert explained.graph_break_count == 0, explained.break_reasons
 
 

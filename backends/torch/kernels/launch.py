@@ -1,0 +1,81 @@
+"""What all kernels share: whether they are interpreted, and the sizes of their blocks. Source: ours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from reference.errors import DeviceUnavailableError
+
+#: Triton's interpreter (TRITON_INTERPRET=1 when the kernels were imported) in place of a GPU: NumPy on the CPU.
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+#: tl.dot takes no side shorter than this.
+SHORTEST = 16
+
+
+class Blocks(NamedTuple):
+    """Tokens that a program takes at a time, in whole rows and for the gradients of parameters, and places of x; padded
+    n r; and in how many parts the gradients of parameters are summed over tokens, each of ``steps`` tiles.
+    """
+
+    rows: int
+    tile: int
+    places: int
+    width: int
+    splits: int
+    steps: int
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    """The smallest power of two that is not less than ``size`` and ``least``."""
+    return 1 << (max(size, least, 1) - 1).bit_length()
+
+
+def require_device(field: str, tensor: Tensor) -> None:
+    """Raises: DeviceUnavailableError for a tensor that is not on a GPU, unless the kernels are interpreted."""
+    if not (INTERPRETED or tensor.is_cuda):
+        raise DeviceUnavailableError(
+            field,
+            got=f"a tensor on {tensor.device}",
+            allowed="a tensor on a CUDA device, as the kernels were not imported for Triton's interpreter",
+            remedy="move it to the GPU, set TRITON_INTERPRET=1 before the start, or take the plain functions",
+        )
+
+
+def blocks_for(x: Tensor, width: int) -> Blocks:
+    """Blocks for x (tokens, d) and ``width`` = n r. They depend on sizes and on the device alone, never on timings:
+    the same call sums in the same order.
+
+    On a GPU a tile of whole rows is as large as the L2 cache allows when every multiprocessor holds one (half of a tile
+    is alive on average), so that the second pass over x finds it there; a larger tile reads the basis less often. A
+    program of either kernel takes less than 99 KiB of shared memory, which every GPU since 2020 has.
+    """
+    tokens, d = x.shape
+    padded = power_of_two(width, SHORTEST)
+    if INTERPRETED:
+        block = min(256, power_of_two(tokens, SHORTEST))
+        places, most_splits = min(128, power_of_two(d, SHORTEST)), 4
+        return Blocks(block, block, places, padded, *_splits(tokens, block, most_splits))
+    device = torch.cuda.get_device_properties(x.device)
+    processors, cache = device.multi_processor_count, device.L2_cache_size
+    block = 64 if padded <= 64 else 16
+    while block > SHORTEST and (
+        processors * block * d * x.element_size() > 1.5 * cache or triton.cdiv(tokens, block) < processors
+    ):
+        block //= 2
+    # With more places registers spill, or shared memory does not suffice (test_compilation).
+    places = min(64 if padded == SHORTEST else 32 if padded <= 128 else 16, power_of_two(d, SHORTEST))
+    tile = min(block, 32)
+    most_splits = max(1, 2 * processors // triton.cdiv(d, places))
+    return Blocks(block, tile, places, padded, *_splits(tokens, tile, most_splits))
+
+
+def _splits(tokens: int, tile: int, most: int) -> tuple[int, int]:
+    """Parts and steps. Steps are a power of two, since each number of them is compiled anew."""
+    tiles = triton.cdiv(tokens, tile)
+    steps = power_of_two(triton.cdiv(tiles, most))
+    return triton.cdiv(tiles, steps), steps

@@ -1,0 +1,137 @@
+"""Residual mixing in Triton: x is read once and y written once, the streams being computed while x is in flight.
+
+The kernels over tokens know no streams, only a flat width n r. With ``D = M - I`` what is added to x is
+``sum_j z_j (alpha sum_i D_ij A_i)``, so mixing acts on the basis, once per call, and not on every token:
+``y = x + z C``, ``C = alpha D^T A``, ``z = A x``. Backwards ``x' = y' + w E``, ``E = alpha D A``, ``w = A y'``; and
+with the sums over tokens ``P = sum z y'^T``, ``Q = sum w x^T`` (n r, d) the rest is of the parameters' size:
+``A' = alpha (D P + D^T Q)``, ``M'_ij = alpha <A_i, P_j>``, ``alpha' = sum_ij D_ij <A_i, P_j>``.
+
+Launches: forward two, one of them over tokens; backward four, two of them over tokens (one needs the whole rows of y',
+the other sums over tokens). x and y' are then read three times in all rather than two: 4/3 of the least traffic.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
+from backends.torch.kernels.launch import blocks_for, require_device
+from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
+from reference.errors import ConfigError, ShapeError
+
+MOST_WIDTH = 256
+
+
+def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
+    """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
+
+    The same function as :func:`backends.torch.residual_mixing.residual_mixing`, for n r <= 256.
+
+    Args:
+        x: residual stream, shape (..., d), any floating dtype; made contiguous if it is not.
+        mixing: M, shape (n, n), n <= 64. strength: alpha, one value. basis: A, shape (n, r, d). float32 (or float64).
+
+    Returns:
+        y, shape and dtype of x. What is added to x is computed in the basis' dtype.
+
+    Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Differentiable once.
+    Raises: ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    """
+    if strength.numel() != 1:
+        raise ShapeError(
+            "strength",
+            got=tuple(strength.shape),
+            allowed="a single value",
+            remedy="use one gate per layer: one per stream would let the adapter expand",
+        )
+    n, rank, d = basis.shape
+    if x.shape[-1:] != (d,) or mixing.shape != (n, n):
+        raise ShapeError(
+            "x, mixing",
+            got=f"{tuple(x.shape)}, {tuple(mixing.shape)}",
+            allowed=f"(..., {d}) and ({n}, {n}), as basis is {tuple(basis.shape)}",
+            remedy="put the hidden axis of x last",
+        )
+    if n * rank > MOST_WIDTH:
+        raise ConfigError(
+            "streams * rank",
+            got=f"{n} * {rank} = {n * rank}",
+            allowed=f"at most {MOST_WIDTH} in the Triton kernel",
+            remedy="take backends.torch.residual_mixing, which has no limit",
+        )
+    y, _ = _mixing(x, mixing.to(basis.dtype), strength.to(basis.dtype), basis)
+    changed: Tensor = y
+    return changed
+
+
+@torch.library.custom_op("crma::residual_mixing_triton", mutates_args=())
+def _mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """y, and the streams z (tokens, n r), which the backward pass needs."""
+    tokens, flat = x.reshape(-1, x.shape[-1]).contiguous(), basis.flatten(0, 1).contiguous()
+    y, streams = torch.empty_like(tokens), flat.new_empty((len(tokens), len(flat)))
+    if len(tokens):
+        require_device("x", x)
+        mixed = mix_basis(flat, mixing, strength, transposed=True)
+        _over_tokens(tokens, flat, mixed, y, streams)
+    return y.view(x.shape), streams
+
+
+@torch.library.custom_op("crma::residual_mixing_triton_backward", mutates_args=())
+def _mixing_backward(
+    grad_y: Tensor, x: Tensor, streams: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens, upstream = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (x, grad_y))
+    flat = basis.flatten(0, 1).contiguous()
+    if not len(tokens):
+        return torch.empty_like(x), torch.zeros_like(mixing), torch.zeros_like(strength), torch.zeros_like(basis)
+    grad_x, read_back = torch.empty_like(tokens), torch.empty_like(streams)
+    _over_tokens(upstream, flat, flat, upstream, read_back, write=False)
+    blocks = blocks_for(tokens, len(flat))
+    width, d = flat.shape
+    mixed = mix_basis(flat, mixing, strength, transposed=False)
+    parts = flat.new_empty((2, blocks.splits, width, d))
+    gradient_kernel[triton.cdiv(d, blocks.places), blocks.splits](
+        upstream, tokens, streams, read_back, mixed, grad_x, parts, len(tokens), width, blocks.splits,
+        d=d, STEPS=blocks.steps, BLOCK_T=blocks.tile, **constants(blocks, x),
+    )  # fmt: skip
+    grad_mixing, grad_strength, grad_basis = mix_gradients(parts, flat, mixing, strength)
+    return grad_x.view(x.shape), grad_mixing, grad_strength.view(strength.shape), grad_basis.view(basis.shape)
+
+
+@_mixing.register_fake
+def _(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = x.numel() // x.shape[-1]
+    return x.new_empty(x.shape), basis.new_empty((tokens, basis.shape[0] * basis.shape[1]))
+
+
+@_mixing_backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, streams: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, *grads = (tensor.new_empty(tensor.shape) for tensor in (x, mixing, strength, basis))
+    return grad_x, grads[0], grads[1], grads[2]
+
+
+def _setup_context(ctx, inputs, output):
+    x, mixing, strength, basis = inputs
+    _, streams = output
+    ctx.mark_non_differentiable(streams)
+    ctx.save_for_backward(x, streams, mixing, strength, basis)
+
+
+def _backward(ctx, grad_y, _):
+    return _mixing_backward(grad_y, *ctx.saved_tensors)
+
+
+_mixing.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _over_tokens(x: Tensor, basis: Tensor, mixed: Tensor, y: Tensor, streams: Tensor, write: bool = True) -> None:
+    """``streams = x A^T``, and ``y = x + streams C`` if ``write``: the launch in which a program sees whole rows."""
+    blocks = blocks_for(x, len(basis))
+    token_kernel[(triton.cdiv(len(x), blocks.rows),)](
+        x, basis, mixed, y, streams, len(x), len(basis), d=x.shape[1], WRITE=write,
+        BLOCK_T=blocks.rows, **constants(blocks, x),
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Sinkhorn projection in Triton: all matrices of a stack in one launch forward and in one launch backward.
+
+A program holds ``BLOCK`` matrices, padded from n to the next power of two N.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from backends.torch.kernels.launch import INTERPRETED, power_of_two, require_device
+from backends.torch.kernels.projection_kernels import backward_kernel, forward_kernel
+from reference.errors import ConfigError, ShapeError
+from reference.sinkhorn_projection import checked_iterations
+
+MOST_STREAMS = 64
+ENTRIES = 2**16 if INTERPRETED else 128  # of one program, as long as that is more than one matrix
+
+
+def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
+    """Project logits (..., n, n), n <= 64, onto the Birkhoff polytope, in float32 (float64 for float64 logits).
+
+    The same function as :func:`backends.torch.sinkhorn_projection.sinkhorn_projection`. Logits that are not finite give
+    NaN in every entry of their matrix, in the gradient too. The backward pass recomputes the iteration; meanwhile it
+    takes up to ``2K - 2`` times the memory of the logits, padded, and afterwards none.
+
+    Raises: ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    """
+    if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
+        raise ShapeError(
+            "mix_logits",
+            got=tuple(mix_logits.shape),
+            allowed="(..., n, n) with n >= 1",
+            remedy="pass one square matrix of logits per layer",
+        )
+    if mix_logits.shape[-1] > MOST_STREAMS:
+        raise ConfigError(
+            "streams",
+            got=mix_logits.shape[-1],
+            allowed=f"at most {MOST_STREAMS} in the Triton kernel",
+            remedy="take backends.torch.sinkhorn_projection, which has no limit",
+        )
+    logits = mix_logits if mix_logits.dtype == torch.float64 else mix_logits.float()
+    projected: Tensor = _projection(logits, checked_iterations(iterations))
+    return projected
+
+
+@torch.library.custom_op("crma::sinkhorn_projection_triton", mutates_args=())
+def _projection(mix_logits: Tensor, iterations: int) -> Tensor:
+    logits = mix_logits.contiguous()
+    mixing = torch.empty_like(logits)
+    if logits.numel():
+        grid, settings = _launch(logits)
+        forward_kernel[grid](
+            logits, mixing, logits[..., 0, 0].numel(), logits.shape[-1], ITERATIONS=iterations, **settings
+        )
+    return mixing
+
+
+@torch.library.custom_op("crma::sinkhorn_projection_triton_backward", mutates_args=())
+def _projection_backward(mix_logits: Tensor, grad_mixing: Tensor, iterations: int) -> Tensor:
+    logits, upstream = mix_logits.contiguous(), grad_mixing.contiguous()
+    grad_logits = torch.empty_like(logits)
+    if logits.numel():
+        grid, settings = _launch(logits)
+        steps = max(1, 2 * (iterations - 1))
+        softmaxes = logits.new_empty((*grid, steps, settings["BLOCK"], settings["N"], settings["N"]))
+        batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
+        backward_kernel[grid](logits, upstream, softmaxes, grad_logits, batch, n, ITERATIONS=iterations, **settings)
+    return grad_logits
+
+
+@_projection.register_fake
+def _(mix_logits: Tensor, iterations: int) -> Tensor:
+    return torch.empty_like(mix_logits, memory_format=torch.contiguous_format)
+
+
+@_projection_backward.register_fake
+def _(mix_logits: Tensor, grad_mixing: Tensor, iterations: int) -> Tensor:
+    return torch.empty_like(mix_logits, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output):
+    mix_logits, ctx.iterations = inputs
+    ctx.save_for_backward(mix_logits)
+
+
+def _backward(ctx, grad_mixing):
+    (mix_logits,) = ctx.saved_tensors
+    return _projection_backward(mix_logits, grad_mixing, ctx.iterations), None
+
+
+_projection.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _launch(logits: Tensor) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
+    require_device("mix_logits", logits)
+    batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
+    padded = power_of_two(n)
+    block = min(power_of_two(batch), max(1, ENTRIES // padded**2))
+    warps = min(8, max(1, padded**2 * block // 256))
+    return (triton.cdiv(batch, block),), {"BLOCK": block, "N": padded, "num_warps": warps}

@@ -1,0 +1,261 @@
+"""attach_crma on small random models of many families. Clauses: MIX-8, MIX-10, INIT-3. Source: ours."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+import transformers
+
+import reference
+from backends.torch import attach_crma
+from backends.torch.attach import attached_backbone
+from backends.torch.conftest import FAMILIES, activate, everything, tiny_config, tiny_model
+from backends.torch.decoder import find_decoder
+from backends.torch.writer import writers
+from reference.errors import ModelError
+
+IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17], [7, 7, 50, 12, 29, 4, 40, 18, 6, 55]])
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@families
+def test_closed_disabled_and_detached_leave_every_bit(family: str) -> None:
+    model = tiny_model(family)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    model.eval()
+    ids = IDS.repeat(1, 8)  # 80 tokens: longer than the sliding window, and than phi3's original length
+    bare = model(ids).logits
+    model.train()
+    before = everything(model)
+    backbone = attach_crma(model, gate_logit=-1e4)
+    assert [parameter.requires_grad for parameter in backbone.parameters()] == [True] * 6
+    after = everything(model)
+    assert all(module.training for module in model.modules())
+    assert [key for key in after["keys"] if ".crma." not in key] == before["keys"]
+    assert {key: value for key, value in after.items() if key[:7] == "trained" and "crma" not in key} == {
+        key: value for key, value in before.items() if key[:7] == "trained"
+    }
+    model.eval()
+    assert torch.equal(model(ids).logits, bare)
+    activate(backbone)
+    assert (model(ids).logits - bare).abs().max() > 0.05 * bare.abs().max()
+    with backbone.disabled():
+        assert torch.equal(model(ids).logits, bare)
+    model.train()
+    backbone.detach_from_model()
+    backbone.detach_from_model()  # a second time does nothing
+    assert everything(model) == before
+    model.eval()
+    assert torch.equal(model(ids).logits, bare)
+
+
+@families
+def test_generation_with_and_without_a_cache_and_in_a_padded_batch(family: str) -> None:
+    model = tiny_model(family)
+    bare = model.generate(IDS, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    activate(attach_crma(model))
+    settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    cached, plain = (model.generate(IDS, use_cache=use_cache, **settings) for use_cache in (True, False))
+    assert torch.equal(cached, plain)
+    assert not torch.equal(cached, bare)
+    batch, mask = IDS.clone(), torch.ones_like(IDS)
+    batch[1, :4], mask[1, :4] = 0, 0
+    padded = model.generate(batch, attention_mask=mask, **settings)
+    for row, start in enumerate((0, 4)):
+        alone = model.generate(IDS[row : row + 1, start:], **settings)
+        assert torch.equal(padded[row, start:], alone[0])
+
+
+@families
+def test_gradient_checkpointing_changes_no_bit_and_recomputes_the_adapters(family: str) -> None:
+    losses, gradients, calls = [], [], []
+    for checkpointing in (False, True):
+        model = tiny_model(family).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        backbone = activate(attach_crma(model))
+        counted: list[int] = []
+        for adapter in backbone.adapters:
+            adapter.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = model(IDS, labels=IDS, use_cache=False).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        calls.append(len(counted))
+    assert torch.equal(*losses)
+    assert calls == [2, 4]  # each adapter once more in the backward pass
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            assert torch.equal(gradient, gradients[1][name]), name
+        if ".crma." in name:
+            assert gradient is not None, name
+            assert gradient.abs().max() > 0, name
+
+
+@families
+def test_hidden_states_are_those_after_the_adapters(family: str) -> None:
+    model = tiny_model(family)
+    count = len(model(IDS, output_hidden_states=True).hidden_states)
+    backbone = activate(attach_crma(model))
+    outputs = []
+    backbone.adapters[0].register_forward_hook(lambda module, args, output: outputs.append(output))
+    hidden_states = model(IDS, output_hidden_states=True).hidden_states
+    assert len(hidden_states) == count == 3
+    assert torch.equal(hidden_states[1], outputs[0])
+
+
+@families
+def test_base_in_bfloat16_leaves_the_adapters_in_float32(family: str) -> None:
+    model = tiny_model(family)
+    backbone = activate(attach_crma(model))
+    state = backbone.state()
+    exact = model(IDS).logits
+    model.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+    assert all(torch.equal(one, other) for one, other in zip(state, backbone.state(), strict=True))
+    rounded = model(IDS).logits
+    assert rounded.dtype == torch.bfloat16
+    if family != "mixtral":  # rounding may choose another expert
+        assert (rounded.float() - exact).abs().max() < 0.2 * exact.abs().max()
+    backbone.detach_from_model()
+    assert next(iter(attach_crma(model).parameters())).dtype == torch.float32  # attached to a bfloat16 model
+
+
+@pytest.mark.clause("INIT-3")
+@families
+def test_the_writer_is_found_by_what_the_block_computes(family: str) -> None:
+    model, path = tiny_model(family), FAMILIES[family][2]
+    if not path:
+        with pytest.raises(ModelError, match=r"layers\.0: got several matrices .*basis='random'"):
+            attach_crma(model, basis="principal")
+        return
+    decoder = find_decoder(model)
+    for block, found in zip(decoder.blocks, writers(model, decoder), strict=True):
+        module: Any = block.get_submodule(path)
+        weight = module.weight.detach().double()
+        stored = weight.T if type(module).__name__ == "Conv1D" else weight
+        assert torch.equal(torch.from_numpy(found), stored)
+    backbone = attach_crma(model, reference.AdapterConfig(32, streams=2, rank=2), basis="principal")
+    start = reference.init_parameters(backbone.config, np.random.default_rng([0, 1]), writer=found)
+    assert torch.equal(backbone.state().bases[1], torch.tensor(start.basis, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_saved_base_model_is_the_base_alone(family: str, tmp_path: Any) -> None:
+    model = tiny_model(family)
+    bare = model(IDS).logits
+    backbone = activate(attach_crma(model))
+    model.save_pretrained(tmp_path / "attached")
+    backbone.detach_from_model()
+    model.save_pretrained(tmp_path / "bare")
+    first, second = (folder.joinpath("model.safetensors").read_bytes() for folder in sorted(tmp_path.iterdir()))
+    assert first == second
+    attention = "eager" if family == "gemma2" else None
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "attached", attn_implementation=attention)
+    assert torch.equal(again.eval()(IDS).logits, bare)
+
+
+def test_a_copy_has_adapters_of_its_own() -> None:
+    model = tiny_model("llama")
+    bare = model(IDS).logits
+    backbone = activate(attach_crma(model))
+    active = model(IDS).logits
+    copied = copy.deepcopy(model)
+    with backbone.disabled():
+        assert torch.equal(copied(IDS).logits, active)
+    own = attached_backbone(copied)
+    assert own.names == backbone.names
+    assert own.base_model_sha256 == backbone.base_model_sha256
+    with torch.no_grad():
+        for gate in own.parameter_groups()["gate"]:
+            gate.fill_(-1e4)
+    assert torch.equal(copied(IDS).logits, bare)
+    assert torch.equal(model(IDS).logits, active)
+    own.detach_from_model()
+    assert everything(copied) == everything(tiny_model("llama"))
+    assert torch.equal(model(IDS).logits, active)
+    with pytest.raises(ModelError, match="no CRMA adapters"):
+        attached_backbone(copied)
+
+
+def test_a_copy_without_pickle_through_its_state() -> None:
+    model, other = tiny_model("qwen3"), tiny_model("qwen3")
+    backbone = activate(attach_crma(model))
+    attach_crma(other, seed=5).load_state(backbone.state())
+    assert torch.equal(model(IDS).logits, other(IDS).logits)
+
+
+def test_two_models_in_one_process_do_not_meet() -> None:
+    first, second = tiny_model("llama"), tiny_model("llama")  # of one class
+    bare = second(IDS).logits
+    one = activate(attach_crma(first))
+    active = first(IDS).logits
+    assert torch.equal(second(IDS).logits, bare)
+    two = attach_crma(second, gate_logit=-1e4)
+    assert type(first.model.layers[0]) is type(second.model.layers[0])
+    two.detach_from_model()
+    assert torch.equal(first(IDS).logits, active)
+    with one.disabled():
+        assert torch.equal(first(IDS).logits, bare)
+
+
+def test_an_accelerate_hook_on_the_blocks_does_not_silence_the_adapters() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    remove_hook_from_submodules = accelerate.hooks.remove_hook_from_submodules
+    model = tiny_model("llama")
+    bare = model(IDS).logits
+    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    device_map |= {f"model.layers.{index}": "cpu" for index in range(2)}
+    accelerate.dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+    assert "forward" in vars(model.model.layers[0])
+    backbone = activate(attach_crma(model))
+    active = model(IDS).logits
+    assert (active - bare).abs().max() > 0.1
+    remove_hook_from_submodules(model)
+    assert torch.equal(model(IDS).logits, active)
+    # The other order: attached first, hooks afterwards.
+    accelerate.dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
+    assert torch.equal(model(IDS).logits, active)
+    backbone.detach_from_model()
+    assert torch.equal(model(IDS).logits, bare)
+    remove_hook_from_submodules(model)
+    assert torch.equal(model(IDS).logits, bare)
+
+
+@pytest.mark.parametrize("kind", ["LlamaModel", "LlamaForSequenceClassification"])
+def test_a_decoder_without_a_language_head_carries_it_too(kind: str) -> None:
+    model = getattr(transformers, kind)(tiny_config("llama")).eval()
+    bare = model(IDS[:, :4])[0]
+    activate(attach_crma(model))
+    assert not torch.equal(model(IDS[:, :4])[0], bare)
+
+
+def test_the_language_model_within_a_multimodal_one() -> None:
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        ),
+        text_config=tiny_config("llama"),
+        image_token_index=59,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    backbone = attach_crma(model)
+    assert len(backbone.adapters) == 2
+    assert all("language_model" in name for name in backbone.names)
+    assert backbone.base_model.startswith("llama hidden_size=32")

@@ -1,0 +1,58 @@
+"""Two processes train what one trains. DDP and FSDP2 over gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).with_name("_two_processes.py")
+
+
+def train(folder: Path, mode: str, processes: int) -> dict[str, torch.Tensor]:
+    """Parameters of the adapters after three steps, from the state file that process 0 wrote."""
+    from backends.torch import load_state
+
+    file = folder / f"{mode}-{processes}.safetensors"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launcher, str(PROGRAM), mode, str(file)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    assert said["dtypes"] == ["torch.float32"]  # of the parameters as they are kept, and as they are computed with
+    assert said["gradients"] == "all"
+    return dict(load_state(file).state._asdict())
+
+
+@pytest.fixture(scope="module")
+def start() -> dict[str, torch.Tensor]:
+    from backends.torch._two_processes import build
+
+    return dict(build()[1].state()._asdict())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return train(tmp_path_factory.mktemp("alone"), "ddp", 1)
+
+
+@pytest.mark.clause("MIX-10", "GRAD-7", "STATE-1")
+@pytest.mark.parametrize("mode", ["ddp", "fsdp", pytest.param("fsdp-bfloat16", marks=pytest.mark.slow)])
+def test_two_processes_give_the_parameters_of_one(
+    tmp_path: Path, start: dict[str, torch.Tensor], alone: dict[str, torch.Tensor], mode: str
+) -> None:
+    together = train(tmp_path, mode, 2)
+    # With a base model in bfloat16 the gradients themselves are rounded; Adam's steps have the size of the rate.
+    rtol, atol = (0.0, 2e-2) if mode == "fsdp-bfloat16" else (1e-4, 1e-5)
+    for name, value in alone.items():
+        assert float((value - start[name]).abs().max()) > 5e-3, "nothing was learned"
+        torch.testing.assert_close(together[name], value, rtol=rtol, atol=atol)

@@ -1,0 +1,211 @@
+"""CRMA together with PEFT's LoRA adapters, one per task: what each of the two must leave alone. Source: ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+
+from backends.torch import CRMABackbone, attach_crma
+from backends.torch.conftest import FAMILIES, activate, tiny_model
+
+IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17], [7, 7, 50, 12, 29, 4, 40, 18, 6, 55]])
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)  # at work from the start
+
+
+def with_two_tasks(family: str = "llama") -> tuple[Any, CRMABackbone]:
+    """Attached, then wrapped, then a second task; the second is active."""
+    model = tiny_model(family)
+    backbone = activate(attach_crma(model))
+    peft_model: Any = get_peft_model(model, lora(), adapter_name="first")
+    peft_model.add_adapter("second", lora())
+    peft_model.set_adapter("second")
+    return peft_model.eval(), backbone
+
+
+def logits(peft_model: Any, *tasks: str) -> list[torch.Tensor]:
+    found = []
+    for task in tasks:
+        peft_model.set_adapter(task)
+        found.append(peft_model(IDS).logits.detach())
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_does_not_touch_the_adapters(family: str) -> None:
+    names = []
+    for attached in (False, True):
+        model = tiny_model(family)
+        if attached:
+            attach_crma(model)
+        peft_model: Any = get_peft_model(model, lora())
+        names.append([name for name, _ in peft_model.named_parameters() if "lora_" in name])
+    assert names[0] == names[1] != []
+
+
+def test_get_peft_model_freezes_the_adapters_and_one_call_brings_them_back() -> None:
+    peft_model, backbone = with_two_tasks()
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())  # the pitfall
+    backbone.requires_grad_(True)  # the remedy, as attach_crma documents it
+    for task in ("first", "second"):
+        peft_model.set_adapter(task)
+        assert all(parameter.requires_grad for parameter in backbone.parameters())
+        trained = {name for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+        assert all(".crma." in name or f".{task}." in name for name in trained)
+        peft_model.zero_grad()
+        peft_model(IDS, labels=IDS).loss.backward()
+        reached = {name for name, p in peft_model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached == trained
+    peft_model.add_adapter("third", lora())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_before_and_after_get_peft_model_are_the_same(family: str) -> None:
+    found = []
+    for crma_first in (True, False):
+        torch.manual_seed(0)
+        model = tiny_model(family)
+        basis: Any = "principal" if FAMILIES[family][2] else "random"
+        backbone = attach_crma(model, basis=basis) if crma_first else None
+        torch.manual_seed(3)
+        peft_model: Any = get_peft_model(model, lora()).eval()
+        backbone = activate(backbone or attach_crma(peft_model, basis=basis))
+        found.append((peft_model(IDS).logits, backbone.state(), backbone.base_model_sha256))
+        with backbone.disabled():
+            bare = peft_model(IDS).logits
+        assert (found[-1][0] - bare).abs().max() > 1e-2
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    assert found[0][2] == found[1][2]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gpt2"])
+def test_files_per_task_hold_lora_only_and_bring_back_every_bit(family: str, tmp_path: Path) -> None:
+    peft_model, backbone = with_two_tasks(family)
+    first, second = logits(peft_model, "first", "second")
+    with peft_model.disable_adapter():
+        shared_only = peft_model(IDS).logits
+    assert not torch.equal(first, second)
+    peft_model.save_pretrained(tmp_path)
+    backbone.save(tmp_path / "crma.safetensors")
+    for task in ("first", "second"):
+        with safe_open(tmp_path / task / "adapter_model.safetensors", "pt") as file:
+            assert all("lora_" in key and "crma" not in key for key in file.keys())  # noqa: SIM118  # no mapping
+
+    base = tiny_model(family)
+    other = attach_crma(base, seed=9)
+    other.load(tmp_path / "crma.safetensors")
+    again: Any = PeftModel.from_pretrained(base, str(tmp_path / "first"), adapter_name="first")
+    again.load_adapter(str(tmp_path / "second"), adapter_name="second")
+    again.eval()
+    assert all(map(torch.equal, logits(again, "first", "second"), (first, second)))
+    with again.disable_adapter():
+        assert torch.equal(again(IDS).logits, shared_only)
+
+
+def test_disabling_lora_leaves_crma_and_disabling_crma_leaves_lora() -> None:
+    peft_model, backbone = with_two_tasks()
+    both = peft_model(IDS).logits
+    with peft_model.disable_adapter():
+        crma_only = peft_model(IDS).logits
+        with backbone.disabled():
+            neither = peft_model(IDS).logits
+    with backbone.disabled():
+        lora_only = peft_model(IDS).logits
+    assert torch.equal(neither, tiny_model("llama")(IDS).logits)
+    alone = tiny_model("llama")
+    activate(attach_crma(alone))
+    assert torch.equal(crma_only, alone(IDS).logits)
+    different = [both, crma_only, lora_only, neither]
+    assert all((one - two).abs().max() > 1e-2 for i, one in enumerate(different) for two in different[:i])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_merging_lora_keeps_crma(family: str) -> None:
+    peft_model, backbone = with_two_tasks(family)
+    (before,) = logits(peft_model, "first")
+    state = backbone.state()
+    merged = peft_model.merge_and_unload()
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    assert all(torch.equal(one, other) for one, other in zip(state, backbone.state(), strict=True))
+    assert (merged(IDS).logits - before).abs().max() < 1e-4 * before.abs().max()
+    with backbone.disabled():
+        assert (merged(IDS).logits - before).abs().max() > 1e-2
+    backbone.detach_from_model()
+    assert not any(".crma." in name for name, _ in merged.named_parameters())
+
+
+def test_unloading_lora_gives_back_the_model_with_crma() -> None:
+    peft_model, backbone = with_two_tasks()
+    model = peft_model.unload()
+    alone = tiny_model("llama")
+    activate(attach_crma(alone))
+    assert torch.equal(model(IDS).logits, alone(IDS).logits)
+    backbone.detach_from_model()
+    assert torch.equal(model(IDS).logits, tiny_model("llama")(IDS).logits)
+    assert list(model.state_dict()) == list(tiny_model("llama").state_dict())
+
+
+def test_deleting_a_task_leaves_the_others_and_crma() -> None:
+    peft_model, backbone = with_two_tasks()
+    (first,) = logits(peft_model, "first")
+    backbone.requires_grad_(True)
+    peft_model.delete_adapter("second")
+    assert torch.equal(peft_model(IDS).logits, first)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_detaching_under_peft_leaves_lora() -> None:
+    peft_model, backbone = with_two_tasks()
+    with backbone.disabled():
+        lora_only = logits(peft_model, "first", "second")
+    backbone.detach_from_model()
+    for one, other in zip(logits(peft_model, "first", "second"), lora_only, strict=True):
+        assert torch.equal(one, other)
+    assert not any(".crma." in name for name in peft_model.state_dict())
+    peft_model(IDS, labels=IDS).loss.backward()
+
+
+def test_generation_and_checkpointing_under_peft() -> None:
+    peft_model, backbone = with_two_tasks("mistral")
+    settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    cached, plain = (peft_model.generate(input_ids=IDS, use_cache=use_cache, **settings) for use_cache in (True, False))
+    assert torch.equal(cached, plain)
+    backbone.requires_grad_(True)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            peft_model.gradient_checkpointing_enable({"use_reentrant": False})
+        peft_model.train().zero_grad()
+        peft_model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in peft_model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+    assert sum(".crma." in name for name in gradients[0]) == 6
+
+
+def test_preparing_for_low_bit_training_keeps_the_adapters_usable() -> None:
+    from peft import prepare_model_for_kbit_training
+
+    model = tiny_model("llama")
+    backbone = activate(attach_crma(model))
+    active = model(IDS).logits
+    prepared: Any = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    peft_model: Any = get_peft_model(prepared, LoraConfig(r=2, target_modules="all-linear")).eval()
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+    assert torch.equal(peft_model(IDS).logits, active)
+    backbone.requires_grad_(True)
+    peft_model(IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())

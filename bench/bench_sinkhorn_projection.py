@@ -1,0 +1,77 @@
+"""Time and accuracy of the Sinkhorn projection: all layers of a model in one call, n = 4, K = 20, float32.
+
+    pytest bench/bench_sinkhorn_projection.py --benchmark-json=FILE.json
+
+Logits are normal with standard deviation 1; the accuracy is also taken at 5 (``_sd5``), where plain Sinkhorn has not
+converged after 20 iterations. Source: ours. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from bench.accuracy import projection_accuracy, projection_gradient_error
+from bench.projections import ITERATIONS, PROJECTIONS, Projection
+from reference.errors import CRMAError
+
+STREAMS = 4
+LAYERS = [32, 48]
+cases = pytest.mark.parametrize(
+    ("contender", "layers"),
+    # Compiling takes a quarter of a minute each: one size is enough.
+    [(name, layers) for layers in LAYERS for name in PROJECTIONS if layers == 32 or not name.endswith("-compiled")],
+)
+
+
+def _normal(layers: int, seed: int, device: str, deviation: float = 1.0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return (deviation * torch.randn(layers, STREAMS, STREAMS, generator=generator)).to(device)
+
+
+def _projection(contender: str, device: str) -> Projection:
+    try:
+        return PROJECTIONS[contender](device)
+    except CRMAError as error:
+        pytest.skip(str(error))
+
+
+def _name(benchmark: Any, contender: str, kind: str, layers: int) -> None:
+    benchmark.group = f"Sinkhorn projection [{layers}, {STREAMS}, {STREAMS}], {kind}"
+    benchmark.extra_info["contender"] = contender
+
+
+@cases
+def test_forward(
+    contender: str, layers: int, device: str, benchmark: Any, timed: Callable[[Callable[[], object]], None]
+) -> None:
+    project = _projection(contender, device)
+    _name(benchmark, contender, "forward", layers)
+    logits = _normal(layers, 0, device)
+    with torch.no_grad():
+        timed(lambda: project(logits))
+        benchmark.extra_info.update(projection_accuracy(project, logits, ITERATIONS))
+        wide = projection_accuracy(project, _normal(layers, 1, device, 5.0), ITERATIONS)
+    benchmark.extra_info.update({f"{key}_sd5": value for key, value in wide.items()})
+    if contender.startswith("crma"):
+        assert max(wide["sum_error"], wide["norm_excess"]) <= 5e-7
+        assert wide["difference"] <= 1e-3
+
+
+@cases
+def test_forward_and_backward(
+    contender: str, layers: int, device: str, benchmark: Any, timed: Callable[[Callable[[], object]], None]
+) -> None:
+    project = _projection(contender, device)
+    _name(benchmark, contender, "forward+backward", layers)
+    logits, cotangent = _normal(layers, 0, device).requires_grad_(), _normal(layers, 2, device)
+    timed(lambda: torch.autograd.grad(project(logits), logits, cotangent))
+    error = projection_gradient_error(project, logits, cotangent, ITERATIONS)
+    wide = projection_gradient_error(project, _normal(layers, 1, device, 5.0), cotangent, ITERATIONS)
+    benchmark.extra_info.update({"gradient_error": error, "gradient_error_sd5": wide})
+    if contender.startswith("crma"):
+        assert error <= 1e-5

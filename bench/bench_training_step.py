@@ -1,0 +1,205 @@
+"""Whole fine-tuning step of LoRA + CRMA over LoRA alone: time, peak memory, and decoding of one token.
+
+    python -m bench.bench_training_step --model smollm2 --out FILE.json
+    python -m bench.bench_training_step --model mistral-7b --device cuda --precision bfloat16 --batch 1 --tokens 2048
+
+Rounds alternate between the two sides, and the ratio is the median over rounds of the two neighbouring times, so that a
+drift of the machine cancels. Peak memory is taken in a process of its own for each side, from the moment its model is
+loaded. As a pytest module it times the tiny model, and SmolLM2 where its packages are installed. Source: ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.atomic import atomic_write
+from bench.machine import machine_kind, require_device, versions
+from bench.memory import peak_bytes, reset_peak
+from bench.training_step import PRECISIONS, Setting, Side
+from reference.errors import BackendError, CRMAError
+
+GPU_COMMAND = (
+    "python -m bench.bench_training_step --model mistral-7b --device cuda --precision bfloat16 --batch 1 --tokens 2048"
+)
+WARMUP = 3
+
+
+@pytest.mark.parametrize("model", ["tiny", pytest.param("smollm2", marks=pytest.mark.needs_model)])
+def test_training_step(model: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Each round times a step of LoRA + CRMA, right after one of LoRA alone."""
+    try:
+        sides = [Side(Setting(model, device), crma=crma) for crma in (False, True)]
+    except CRMAError as error:
+        pytest.skip(str(error))
+    alone, both = sides
+    losses = [(alone.step(), both.step()) for _ in range(WARMUP)]
+    assert losses[0][0] == pytest.approx(losses[0][1], rel=0.05)  # near identity at the start
+    assert losses[-1][1] < losses[0][1]  # and it learns
+    clock = getattr(
+        time, pytestconfig.getoption("--benchmark-timer").rpartition(".")[2]
+    )  # both sides by the same clock
+    benchmark.group, alone_times = f"training step, {model}", []
+    rounds = 10 if model == "tiny" else 5
+    benchmark.pedantic(both.step, setup=lambda: alone_times.append(_seconds(alone.step, clock)), rounds=rounds)
+    median = statistics.median(alone_times)
+    ratio = benchmark.stats.stats.median / median
+    benchmark.extra_info.update({"contender": "lora+crma", "lora_alone_median": median, "ratio": ratio})
+
+
+@pytest.mark.parametrize("sizes", [(1, 2048)], ids=["1x2048"])
+def test_training_step_of_7b(sizes: tuple[int, int], device: str, benchmark: Any) -> None:
+    """On a GPU alone; the figures to keep are those of the command."""
+    if device != "cuda":
+        pytest.skip(f"device: got {device}; allowed: cuda. Try: {GPU_COMMAND}")
+    sides = [Side(Setting("mistral-7b", device, "bfloat16", *sizes), crma=crma) for crma in (False, True)]
+    overhead = measure([side.step for side in sides], 5)
+    benchmark.group = "training step, mistral-7b"
+    benchmark.extra_info.update({"contender": "lora+crma", **overhead})
+    benchmark.pedantic(sides[1].step, rounds=3)
+
+
+def measure(sides: Sequence[Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Time two functions in alternation, the first first in even rounds. Times in seconds."""
+    for _ in range(WARMUP):
+        for side in sides:
+            side()
+    times: list[list[float]] = [[], []]
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            times[which].append(_seconds(sides[which]))
+    ratios = [both / alone for alone, both in zip(*times, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if rounds > 1 else [ratios[0]] * 3
+    medians = [statistics.median(values) for values in times]
+    return {
+        "lora_median": medians[0],
+        "lora_crma_median": medians[1],
+        "ratio": quartiles[1],
+        "ratio_quartiles": [quartiles[0], quartiles[2]],
+        "ratio_of_minima": min(times[1]) / min(times[0]),
+    }
+
+
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
+    work()  # returns a number of the result, so a GPU has finished
+    return clock() - start
+
+
+def peak(setting: Setting, *, crma: bool, steps: int) -> dict[str, Any]:
+    """Peak memory of ``steps`` steps, in this process: for a process that does nothing else."""
+    side = Side(setting, crma=crma)
+    since_load = reset_peak(setting.device)
+    for _ in range(steps):
+        side.step()
+    return {"peak_bytes": peak_bytes(setting.device), "since_load": since_load}
+
+
+def _peak_in_own_process(arguments: Sequence[str], side: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.bench_training_step", *arguments, "--peak-of", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BackendError(
+            f"process for the peak memory of {side}",
+            got=f"exit status {done.returncode}: {done.stderr.strip()[-300:]}",
+            allowed="exit status 0",
+            remedy="run it by hand: python " + " ".join(command[1:]),
+        )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.bench_training_step",
+        description=__doc__.partition("\n")[0],
+        epilog=f"On a GPU: {GPU_COMMAND}",
+    )
+    defaults = Setting()
+    parser.add_argument("--model", default=defaults.model, help="tiny, smollm2, mistral-7b or a folder")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"))
+    parser.add_argument("--precision", default=defaults.precision, choices=PRECISIONS)
+    parser.add_argument("--batch", type=int, default=defaults.batch)
+    parser.add_argument("--tokens", type=int, default=defaults.tokens, help="of each example (default: %(default)s)")
+    parser.add_argument("--delta", type=float, help="also enforce this displacement budget after each step of CRMA")
+    parser.add_argument("--rounds", type=int, default=20, help="a step of each side per round (default: %(default)s)")
+    parser.add_argument("--decode", type=int, default=0, metavar="N", help="also time N decoded tokens at batch 1")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--peak-of", choices=("lora", "lora+crma"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.threads < 1 or options.decode < 0:
+        parser.error("--rounds and --threads must be at least 1, --decode at least 0")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 0 if it could be measured, 2 if not."""
+    options = _parsed(arguments)
+    try:
+        result = _measured(options, list(sys.argv[1:] if arguments is None else arguments))
+        if options.peak_of is None and options.out:
+            atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
+    except CRMAError as error:
+        print(f"bench_training_step: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if options.peak_of else _text(result))
+    return 0
+
+
+def _measured(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    device = require_device(options.device, GPU_COMMAND)
+    setting = Setting(options.model, device, options.precision, options.batch, options.tokens, options.delta)
+    if options.peak_of:
+        return peak(setting, crma=options.peak_of == "lora+crma", steps=3)
+    peaks = [_peak_in_own_process(arguments, side) for side in ("lora", "lora+crma")]
+    sides = [Side(setting, crma=crma) for crma in (False, True)]
+    result = {"setting": asdict(setting), "machine": machine_kind(device), "versions": versions()}
+    result["rounds"] = options.rounds
+    result["step"] = measure([side.step for side in sides], options.rounds)
+    if options.decode:
+        result["decode"] = measure([side.decoder() for side in sides], options.decode)
+    bytes_of = [one["peak_bytes"] for one in peaks]
+    result["memory"] = {"lora_peak_bytes": bytes_of[0], "lora_crma_peak_bytes": bytes_of[1]}
+    result["memory"] |= {"ratio": bytes_of[1] / bytes_of[0], "since_load": peaks[0]["since_load"]}
+    return result
+
+
+def _text(result: dict[str, Any]) -> str:
+    setting, memory = result["setting"], result["memory"]
+    lines = [f"{setting['model']}, {setting['batch']} x {setting['tokens']} tokens, {setting['precision']}, "]
+    lines[0] += f"{result['rounds']} rounds on {', '.join(map(str, result['machine'].values()))}"
+    for name in ("step", "decode"):
+        if name in result:
+            figures = result[name]
+            low, high = figures["ratio_quartiles"]
+            lines.append(
+                f"{name}: LoRA {1e3 * figures['lora_median']:.2f} ms, "
+                f"LoRA + CRMA {1e3 * figures['lora_crma_median']:.2f} ms, "
+                f"ratio {figures['ratio']:.4f} (quartiles {low:.4f} to {high:.4f}; "
+                f"of the fastest {figures['ratio_of_minima']:.4f})"
+            )
+    lines.append(
+        f"peak memory: LoRA {memory['lora_peak_bytes'] / 2**20:.0f} MiB, LoRA + CRMA "
+        f"{memory['lora_crma_peak_bytes'] / 2**20:.0f} MiB, ratio {memory['ratio']:.4f}"
+    )
+    if setting["device"] == "cpu":
+        lines.append(f"on a GPU: {GPU_COMMAND} --decode 200")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,144 @@
+"""Sinkhorn projections to be timed on the same logits: this project's, plain loops, and other packages'. Source: ours.
+
+The other packages iterate without a Birkhoff correction, some of them columns first, so they compute another matrix:
+what they differ by from the reference is a difference of results; their worst row or column sum is what they leave.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.torch import sinkhorn_projection
+from reference.errors import DeviceUnavailableError, MissingPackageError
+
+ITERATIONS = 20
+Projection = Callable[[Tensor], Tensor]
+INSTALL = "pip install --no-deps -c constraints.txt {}"
+
+
+def _crma(device: str) -> Projection:
+    return lambda logits: sinkhorn_projection(logits, ITERATIONS)
+
+
+def _crma_triton(device: str) -> Projection:
+    gpu_only("the Triton kernels", device)
+    kernels = package("backends.torch.kernels", "triton")
+    return lambda logits: kernels.sinkhorn_projection(logits, ITERATIONS)
+
+
+def _loop(device: str) -> Projection:
+    """The same map as this project's, its derivative left to autograd."""
+
+    def project(logits: Tensor) -> Tensor:
+        log_matrix = logits - logits.amax((-2, -1), keepdim=True)
+        for _ in range(ITERATIONS - 1):
+            log_matrix = log_matrix.log_softmax(-1).log_softmax(-2)
+        plain = log_matrix.log_softmax(-1).softmax(-2)
+        row_sums = plain.sum(-1, keepdim=True)
+        largest = row_sums.amax(-2, keepdim=True)
+        return plain / largest + (1 - row_sums / largest) / plain.shape[-1]
+
+    return project
+
+
+def _exponential_loop(device: str) -> Projection:
+    """The least that an iteration costs in plain operations: no shift, no logarithm, no correction; NaN can come."""
+
+    def project(logits: Tensor) -> Tensor:
+        matrix = logits.exp()
+        for _ in range(ITERATIONS):
+            matrix = matrix / matrix.sum(-1, keepdim=True)
+            matrix = matrix / matrix.sum(-2, keepdim=True)
+        return matrix
+
+    return project
+
+
+def _hyper_connections(device: str) -> Projection:
+    module = package("hyper_connections.mHCv2", "hyper-connections torch-einops-utils einops")
+    return lambda logits: module.log_domain_sinkhorn_knopps(logits, iters=ITERATIONS)
+
+
+def _hyper_connections_triton(device: str) -> Projection:
+    gpu_only("the Triton kernel of hyper-connections", device)
+    module = package("hyper_connections.triton_sinkhorn", "hyper-connections torch-einops-utils einops triton")
+    # Not its triton_sinkhorn, which falls back to another function without a word.
+    return lambda logits: module.TritonSinkhornFunction.apply(logits, ITERATIONS)
+
+
+def _mhc_pytorch(device: str) -> Projection:
+    module = package("mhc.sinkhorn_knopp", "mhc-pytorch  # Python >= 3.12")
+    return lambda logits: module.apply_sinkhorn_knopp(logits, ITERATIONS)
+
+
+def _pot(device: str) -> Projection:
+    """Optimal transport with the cost -S, marginals of ones and entropy 1 is the limit of Sinkhorn on S."""
+    batch = package("ot.batch", "POT scipy")
+
+    def project(logits: Tensor) -> Tensor:
+        ones = logits.new_ones(logits.shape[:-1])
+        result = batch.solve_batch(
+            -logits, reg=1.0, a=ones, b=ones, max_iter=ITERATIONS, tol=0.0, method="log_sinkhorn", grad="autodiff"
+        )
+        plan: Tensor = result.plan
+        return plan
+
+    return project
+
+
+def _liger(device: str) -> Projection:
+    gpu_only("liger-kernel", device)
+    from bench.liger import project
+
+    package("liger_kernel.ops.mhc", "liger-kernel triton")
+    return project
+
+
+def _compiled(make: Callable[[str], Projection]) -> Callable[[str], Projection]:
+    return lambda device: torch.compile(make(device), fullgraph=True, dynamic=False)
+
+
+PROJECTIONS: dict[str, Callable[[str], Projection]] = {
+    "crma": _crma,
+    "crma-compiled": _compiled(_crma),
+    "crma-triton": _crma_triton,
+    "loop": _loop,
+    "loop-compiled": _compiled(_loop),
+    "exponential-loop": _exponential_loop,
+    "exponential-loop-compiled": _compiled(_exponential_loop),
+    "hyper-connections": _hyper_connections,
+    "hyper-connections-compiled": _compiled(_hyper_connections),
+    "hyper-connections-triton": _hyper_connections_triton,
+    "mhc-pytorch": _mhc_pytorch,
+    "pot": _pot,
+    "liger-kernel": _liger,
+}
+
+
+def package(module: str, requirement: str) -> Any:
+    """Import ``module``. Raises: MissingPackageError with the command that installs ``requirement``."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            module,
+            got=f"no package named {error.name}",
+            allowed="an installed package",
+            remedy=INSTALL.format(requirement),
+        ) from error
+
+
+def gpu_only(what: str, device: str) -> None:
+    """Raise DeviceUnavailableError unless ``device`` is cuda."""
+    if device != "cuda":
+        raise DeviceUnavailableError(
+            "device",
+            got=device,
+            allowed=f"cuda for {what}",
+            remedy="pytest bench/ --bench-device=cuda on a machine with a GPU",
+        )

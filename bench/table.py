@@ -1,0 +1,76 @@
+"""Print the JSON of ``pytest bench/ --benchmark-json=FILE.json`` as Markdown: accuracy beside time.
+
+    python -m bench.table FILE.json
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reference.errors import ConfigError, CRMAError
+
+_NOT_SHOWN = ("contender", "bytes_of_x")
+
+
+def tables(content: dict[str, Any]) -> str:
+    """One table per group, the fastest median first."""
+    groups = defaultdict(list)
+    for entry in content["benchmarks"]:
+        groups[entry["group"]].append(entry)
+    return "\n\n".join(_table(group, entries) for group, entries in groups.items())
+
+
+def _table(group: str, entries: list[dict[str, Any]]) -> str:
+    entries.sort(key=lambda entry: entry["stats"]["median"])
+    figures = list(dict.fromkeys(key for entry in entries for key in entry["extra_info"] if key not in _NOT_SHOWN))
+    lines = [["", "median", "fastest", *(key.replace("_", " ") for key in figures)]]
+    lines.append(["---"] * len(lines[0]))
+    for entry in entries:
+        info, stats = entry["extra_info"], entry["stats"]
+        times = [f"{1e6 * stats[key]:,.1f} us" for key in ("median", "min")]
+        lines.append([info["contender"], *times, *(_figure(info.get(key)) for key in figures)])
+    return f"**{group}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, or 2 if the file cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args(arguments).file
+    try:
+        print(tables(_read(path)))
+    except CRMAError as error:
+        print(f"table: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not all({"group", "stats", "extra_info"} <= entry.keys() for entry in content["benchmarks"]):
+            raise ValueError("a benchmark without figures")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"file {path}",
+            got=f"{type(error).__name__}: {error}",
+            allowed="what pytest bench/ --benchmark-json writes",
+            remedy="pytest bench/ --benchmark-json=FILE.json",
+        ) from None
+    return content
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
