@@ -67,11 +67,15 @@ def blocks_for(x: Tensor, width: int) -> Blocks:
         processors * block * d * x.element_size() > 1.5 * cache or triton.cdiv(tokens, block) < processors
     ):
         block //= 2
-    # With more places registers spill, or shared memory does not suffice (test_compilation).
-    places = min(64 if padded == SHORTEST else 32 if padded <= 128 else 16, power_of_two(d, SHORTEST))
+    places = min(places_for(padded), power_of_two(d, SHORTEST))
     tile = min(block, 32)
     most_splits = max(1, 2 * processors // triton.cdiv(d, places))
     return Blocks(block, tile, places, padded, *_splits(tokens, tile, most_splits))
+
+
+def places_for(padded: int) -> int:
+    """Places of x for a program, by the padded n r. With more, shared memory does not suffice (test_compilation)."""
+    return 64 if padded == SHORTEST else 32 if padded <= 128 else 16
 
 
 def _splits(tokens: int, tile: int, most: int) -> tuple[int, int]:

@@ -21,13 +21,13 @@ from backends.torch.kernels.launch import blocks_for, require_device
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
 from reference.errors import ConfigError, ShapeError
 
-MOST_WIDTH = 256
+MOST_WIDTH = 512
 
 
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
 
-    The same function as :func:`backends.torch.residual_mixing.residual_mixing`, for n r <= 256.
+    The same function as :func:`backends.torch.residual_mixing.residual_mixing`, for n r <= 512.
 
     Args:
         x: residual stream, shape (..., d), any floating dtype; made contiguous if it is not.

@@ -11,7 +11,14 @@ from backends.torch.residual_mixing import residual_mixing as plain_mixing
 from reference.errors import ConfigError, ShapeError
 
 EPS = 2.0**-23
-SIZES = [((5,), 19, 3, 2), ((2, 3), 40, 1, 1), ((1030,), 33, 3, 5), ((7,), 300, 8, 4), ((2, 1, 3), 131, 5, 7)]
+SIZES = [
+    ((5,), 19, 3, 2),
+    ((2, 3), 40, 1, 1),
+    ((1030,), 33, 3, 5),
+    ((7,), 300, 8, 4),
+    ((2, 1, 3), 131, 5, 7),
+    ((17,), 530, 64, 8),
+]
 
 
 def inputs(leading, d, n, rank, device, dtype=torch.float32):
@@ -136,8 +143,8 @@ def test_wrong_inputs_are_refused(kernels, device):
         kernels.residual_mixing(x, mixing, strength.expand(2), basis)
     with pytest.raises(ShapeError, match="hidden axis"):
         kernels.residual_mixing(x[:, :19], mixing, strength, basis)
-    with pytest.raises(ConfigError, match="at most 256"):
-        kernels.residual_mixing(*inputs((1,), 300, 43, 6, device))
+    with pytest.raises(ConfigError, match="at most 512"):
+        kernels.residual_mixing(*inputs((1,), 520, 64, 9, device))
 
 
 @pytest.mark.clause("GRAD-7")

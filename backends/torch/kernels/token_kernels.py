@@ -3,7 +3,7 @@
 A row of x is ``d`` places; the basis and what is made of it are (n r, d), with n r padded to ``W``. Arithmetic is in
 the dtype of the basis. Products for 16-bit x are ``tf32x3`` on a GPU: x itself is exact in tf32, other factors are
 split in two parts, which keep 21 to 22 of their 24 bits, so the error is about that of float32 sums; wider x takes
-``ieee``, which is slower. The interpreter multiplies with NumPy in both cases.
+``ieee``, which is slower, and so does n r > 256. The interpreter multiplies with NumPy in both cases.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def constants(blocks: Blocks, x: Tensor) -> dict[str, Any]:
     return {
         "BLOCK_D": blocks.places,
         "W": blocks.width,
-        "PRECISION": "tf32x3" if x.dtype.itemsize == 2 else "ieee",
+        "PRECISION": "tf32x3" if x.dtype.itemsize == 2 and blocks.width <= 256 else "ieee",
         # Triton's interpreter cuts the last 16 bits off, where a GPU rounds to nearest even.
         "ROUND": INTERPRETED and x.dtype == torch.bfloat16,
         "num_warps": 8,
+        "num_stages": 3 if blocks.width <= 256 else 1,  # shared memory: see test_compilation
     }
 
 
