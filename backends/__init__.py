@@ -67,10 +67,12 @@ def _load_port(name: str) -> Backend:
     module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module does when it is imported, sys.exit() included
         raise BackendError(
             "backend",
-            got=f"{name!r} ({error})",
+            got=f"{name!r} ({type(error).__name__}: {error})",
             allowed="module:factory, importable from here",
             remedy="install the port, or put its folder on PYTHONPATH, and check the spelling",
         ) from error
