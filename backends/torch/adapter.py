@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from backends.torch.residual_mixing import adapter_strength, residual_mixing
-from backends.torch.sinkhorn_projection import sinkhorn_projection
+from backends.torch.functions import Kernels, checked_kernels, functions
+from backends.torch.residual_mixing import adapter_strength, add_mixed, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
 from reference.errors import ShapeError
 from reference.initialization import init_parameters
+
+#: Up to so many tokens plain matrix products are used for inference: one tile would leave the rest of a GPU idle.
+FEW_TOKENS = 16
+
+
+class Prepared(NamedTuple):
+    """What a backbone computed for all its layers at once: M, alpha, and for inference C (see ``mixed_basis``)."""
+
+    mixing: Tensor
+    strength: Tensor
+    mixed: Tensor | None
+    versions: tuple[int, ...]
 
 
 class CRMAAdapter(nn.Module):
@@ -22,13 +34,17 @@ class CRMAAdapter(nn.Module):
         hidden_size: d. streams: n. rank: r, with ``streams * rank <= hidden_size``. iterations: K.
         seed: of the start values (random orthonormal basis); ignored if ``parameters`` are given.
         parameters: start values, from :func:`reference.init_parameters`.
+        kernels: "triton", "torch" (plain PyTorch), or "auto": Triton for x on a CUDA device, plain PyTorch elsewhere.
+            There is no fallback. The kernels take n <= 64 and n r <= 512, and on the CPU TRITON_INTERPRET=1.
 
     Parameters (float32, and kept so by ``.to(torch.bfloat16)`` and ``.half()``):
         mix_logits (n, n); gate_logit (1,), since FSDP2 refuses parameters without axes; basis (n, r, d).
 
-    x has shape (..., d) and any floating dtype; y has x's shape and dtype.
+    x has shape (..., d) and any floating dtype; y has x's shape and dtype. For the backward pass y is kept where it is
+    float32 (what follows keeps it anyway), so there it must not be changed in place.
 
-    Raises: ConfigError, ShapeError. Clauses: MIX-1..MIX-10, INIT-1..INIT-4. Source: ours; paper sections 3.1-3.4.
+    Raises: ConfigError, ShapeError, MissingPackageError. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
+    Source: ours; paper sections 3.1-3.4.
     """
 
     mix_logits: nn.Parameter
@@ -44,8 +60,10 @@ class CRMAAdapter(nn.Module):
         *,
         seed: int = 0,
         parameters: AdapterParameters | None = None,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
+        self.kernels: Kernels = checked_kernels(kernels)
         self.config = AdapterConfig(hidden_size, streams, rank, iterations)
         start = init_parameters(self.config, seed) if parameters is None else parameters
         self.mix_logits = nn.Parameter(torch.tensor(start.mix_logits, dtype=torch.float32))
@@ -59,7 +77,8 @@ class CRMAAdapter(nn.Module):
                 remedy="draw them with init_parameters and the same sizes",
             )
         self.enabled = True
-        self._prepared: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
+        functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
+        self._prepared: Prepared | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
@@ -72,27 +91,30 @@ class CRMAAdapter(nn.Module):
                 allowed=f"(..., {self.config.hidden_size})",
                 remedy="build the adapter with the model's hidden_size",
             )
-        mixing, strength = self._mixing_and_strength()
-        return residual_mixing(x, mixing, strength, self.basis)
+        chosen = functions(self.kernels, x.device.type)
+        prepared = self._still_prepared()
+        if prepared is None:
+            mixing = chosen.sinkhorn_projection(self.mix_logits, self.config.iterations)
+            return chosen.residual_mixing(x, mixing, adapter_strength(self.gate_logit, self.basis), self.basis)
+        is_plain = chosen.residual_mixing is residual_mixing
+        if prepared.mixed is not None and not torch.is_grad_enabled() and (is_plain or x[..., 0].numel() <= FEW_TOKENS):
+            return add_mixed(x, self.basis, prepared.mixed)
+        return chosen.residual_mixing(x, prepared.mixing, prepared.strength, self.basis)
 
-    def prepare(self, mixing: Tensor, strength: Tensor) -> None:
-        """Take M and alpha from a projection that a backbone made for all its layers at once.
+    def prepare(self, mixing: Tensor, strength: Tensor, mixed: Tensor | None = None) -> None:
+        """Take M and alpha, and for inference C, from a backbone that computed them for all its layers at once.
 
         They serve until a parameter changes, so that a checkpointed block finds the same tensors when it recomputes.
         """
-        self._prepared = (mixing, strength, self._versions())
+        self._prepared = Prepared(mixing, strength, mixed, self._versions())
 
-    def _mixing_and_strength(self) -> tuple[Tensor, Tensor]:
+    def _still_prepared(self) -> Prepared | None:
         # A compiled graph computes them itself: versions of parameters cannot be read while it is traced.
-        if self._prepared is not None and not torch.compiler.is_compiling() and self._prepared[2] == self._versions():
-            mixing, strength, _ = self._prepared
-            # What was prepared without a graph must not cut the parameters off from their gradients.
-            if strength.requires_grad or not (torch.is_grad_enabled() and self.gate_logit.requires_grad):
-                return mixing, strength
-        return (
-            sinkhorn_projection(self.mix_logits, self.config.iterations),
-            adapter_strength(self.gate_logit, self.basis),
-        )
+        if self._prepared is None or torch.compiler.is_compiling() or self._prepared.versions != self._versions():
+            return None
+        # What was prepared without a graph must not cut the parameters off from their gradients.
+        wants_graph = torch.is_grad_enabled() and self.gate_logit.requires_grad
+        return None if wants_graph and not self._prepared.strength.requires_grad else self._prepared
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(parameter._version for parameter in (self.mix_logits, self.gate_logit, self.basis))
@@ -106,6 +128,7 @@ class CRMAAdapter(nn.Module):
 
         self._prepared = None
         applied: CRMAAdapter = super()._apply(keep_precision, recurse)
+        functions(self.kernels, self.basis.device.type)
         return applied
 
     def __getstate__(self) -> dict[str, Any]:

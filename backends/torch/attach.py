@@ -13,6 +13,7 @@ from backends.torch.adapter import CRMAAdapter
 from backends.torch.architecture import architecture_digest, describe
 from backends.torch.backbone import CRMABackbone, prepare_adapters
 from backends.torch.decoder import Decoder, base_model, find_decoder, refusal
+from backends.torch.functions import Kernels
 from backends.torch.writer import writers
 from reference.adapter import AdapterConfig
 from reference.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ def attach_crma(
     skip_directions: int = 0,
     gate_logit: float = GATE_LOGIT,
     seed: int = 0,
+    kernels: Kernels = "auto",
 ) -> CRMABackbone:
     """Attach one CRMAAdapter after every decoder block of ``model``, in place.
 
@@ -49,12 +51,13 @@ def attach_crma(
             stream in each block (the MLP's output projection); that needs floating-point weights.
         skip_directions: with "principal", how many of the leading directions to leave out.
         gate_logit, seed: of the start values; layer l draws from (seed, l).
+        kernels: "triton", "torch" (plain PyTorch), or "auto": Triton on CUDA devices, plain PyTorch elsewhere.
 
     Returns:
         The backbone, which holds the adapters. ``backbone.detach_from_model()`` undoes this function.
 
-    Raises: ModelError, which says what was looked for; ConfigError. Clauses: INIT-1..INIT-4. Source: paper section 4;
-    forum posts; the form, ours.
+    Raises: ModelError, which says what was looked for; ConfigError; MissingPackageError.
+    Clauses: INIT-1..INIT-4. Source: paper section 4; forum posts; the form, ours.
     """
     base = base_model(model)
     if any(isinstance(module, CRMAAdapter) for module in base.modules()):
@@ -81,7 +84,8 @@ def attach_crma(
     for index, (matrix, device) in enumerate(zip(matrices, decoder.devices, strict=True)):
         rng = np.random.default_rng([seed, index])
         start = init_parameters(config, rng, writer=matrix, skip_directions=skip_directions, gate_logit=gate_logit)
-        adapter = CRMAAdapter(config.hidden_size, config.streams, config.rank, config.iterations, parameters=start)
+        sizes = (config.hidden_size, config.streams, config.rank, config.iterations)
+        adapter = CRMAAdapter(*sizes, parameters=start, kernels=kernels)
         adapters.append(adapter.to(device))
 
     for block, adapter in zip(decoder.blocks, adapters, strict=True):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from backends.torch import certificates
 from backends.torch.adapter import CRMAAdapter
 from backends.torch.certificates import AdapterState, Certificate
-from backends.torch.residual_mixing import adapter_strength
-from backends.torch.sinkhorn_projection import require_finite, sinkhorn_projection
+from backends.torch.functions import functions
+from backends.torch.residual_mixing import adapter_strength, mixed_basis
+from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
 from reference.errors import StateFileError
@@ -161,7 +162,7 @@ class CRMABackbone(nn.Module):
 
 
 def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
-    """Project all layers' logits in one batched call, and hand each adapter its M and alpha.
+    """Project all layers' logits in one batched call, and hand each adapter its M and alpha, and its C for inference.
 
     Sharded parameters (FSDP) are left alone: each adapter projects its own when its block is gathered.
 
@@ -172,10 +173,14 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
     if any(_is_sharded(parameter) for parameter in adapters[0].parameters()):
         return
     state = _stack(adapters)
-    mixing = sinkhorn_projection(state.mix_logits, adapters[0].config.iterations)
+    project = functions(adapters[0].kernels, state.mix_logits.device.type).sinkhorn_projection
+    mixing = project(state.mix_logits, adapters[0].config.iterations)
     strength = adapter_strength(state.gate_logits, state.bases)
-    for adapter, layer_mixing, layer_strength in zip(adapters, mixing.unbind(), strength.unbind(), strict=True):
-        adapter.prepare(layer_mixing, layer_strength)
+    mixed: Sequence[Tensor | None] = [None] * len(adapters)
+    if not torch.is_grad_enabled():
+        mixed = mixed_basis(mixing, strength, state.bases).unbind()
+    for adapter, m, alpha, c in zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True):
+        adapter.prepare(m, alpha, c)
 
 
 def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:

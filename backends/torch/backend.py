@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,38 +13,29 @@ from numpy.typing import NDArray
 from backends.interface import DTYPES, Gradients, State, dtype_named
 from backends.state_file import decode_state, encode_state
 from backends.torch.autodiff import plain_adapter
-from backends.torch.residual_mixing import adapter_strength, residual_mixing
-from backends.torch.sinkhorn_projection import sinkhorn_projection
+from backends.torch.functions import Kernels, functions
+from backends.torch.residual_mixing import adapter_strength
 from reference import AdapterConfig
-from reference.errors import DeviceUnavailableError, MissingPackageError
+from reference.errors import DeviceUnavailableError
 
 Array = NDArray[Any]
 
 
 class TorchBackend:
-    """``torch-cpu`` or ``torch-cuda``, in plain PyTorch, and ``torch-triton``, the Triton kernels.
+    """PyTorch: on the CPU as plain tensor operations, on a GPU as Triton kernels, unless asked for the other.
 
-    The last runs on the GPU if there is one, and in Triton's interpreter otherwise: slow, and made for tests.
+    Args:
+        name: as reports show it. device: "cpu" or "cuda".
+        kernels: "auto", "torch" or "triton", as in CRMAAdapter.
 
-    Raises: DeviceUnavailableError if there is no CUDA device for ``torch-cuda``; MissingPackageError if there is no
-    Triton for ``torch-triton``. Clauses: BACK-1, BACK-2, ERR-3.
+    Raises: DeviceUnavailableError if there is no such device; MissingPackageError if there is no Triton where it is
+    needed. Clauses: BACK-1, BACK-2, ERR-3.
     """
 
     parameter_dtype: np.dtype[Any] = np.dtype(np.float32)
     x_dtypes = DTYPES
-    _project: Callable[..., torch.Tensor]
-    _mix: Callable[..., torch.Tensor]
 
-    def __init__(self, name: str) -> None:
-        self.name, self.version = name, f"torch {torch.__version__}"
-        device = name.removeprefix("torch-")
-        if device == "triton":
-            kernels, triton_version = _load_kernels(name)
-            self._project, self._mix = kernels.sinkhorn_projection, kernels.residual_mixing
-            self.version += f", triton {triton_version}"
-            device = "cpu" if kernels.INTERPRETED else "cuda"
-        else:
-            self._project, self._mix = sinkhorn_projection, residual_mixing
+    def __init__(self, name: str, device: str, kernels: Kernels = "auto") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceUnavailableError(
                 f"backend {name}",
@@ -53,17 +43,21 @@ class TorchBackend:
                 allowed="a machine with an NVIDIA GPU and a CUDA build of torch",
                 remedy="use torch-cpu here",
             )
+        self.name, self.version = name, f"torch {torch.__version__}"
+        self._functions = functions(kernels, device)
         self._device = torch.device(device)
         self.device = f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else "cpu"
-        if name == "torch-triton" and device == "cpu":
-            self.device = "cpu (Triton interpreter)"
+        if self._functions != functions("torch", device):
+            import triton  # type: ignore[import-untyped]
+
+            self.version += f", triton {triton.__version__}"
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return _array(self._project(self._tensor(mix_logits), iterations))
+        return _array(self._functions.sinkhorn_projection(self._tensor(mix_logits), iterations))
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         logits = self._tensor(mix_logits).requires_grad_()
-        self._project(logits, iterations).backward(self._tensor(cotangent))
+        self._functions.sinkhorn_projection(logits, iterations).backward(self._tensor(cotangent))
         return _array(_gradient(logits))
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
@@ -94,8 +88,8 @@ class TorchBackend:
 
     def _adapter(self, inputs: list[torch.Tensor], iterations: int) -> torch.Tensor:
         x, mix_logits, gate_logit, basis = inputs
-        mixing = self._project(mix_logits, iterations)
-        return self._mix(x, mixing, adapter_strength(gate_logit, basis), basis)
+        mixing = self._functions.sinkhorn_projection(mix_logits, iterations)
+        return self._functions.residual_mixing(x, mixing, adapter_strength(gate_logit, basis), basis)
 
     def _tensor(self, array: Array) -> torch.Tensor:
         array = np.ascontiguousarray(array).reshape(array.shape)  # torch reads no negative strides
@@ -103,32 +97,6 @@ class TorchBackend:
         if array.dtype.name == "bfloat16":  # torch does not read the dtype of ml_dtypes; the bits are the same
             return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(self._device)
         return torch.tensor(array, device=self._device)
-
-
-def _load_kernels(name: str) -> tuple[ModuleType, str]:
-    """The Triton kernels and Triton's version. Without a GPU they are made for Triton's interpreter."""
-    try:
-        import triton  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"backend {name}",
-            got=f"no package named {error.name}",
-            allowed="an installation with the extra 'triton', on Linux",
-            remedy="pip install 'crma[triton]'",
-        ) from error
-    with triton.knobs.runtime.scope():  # the environment and other kernels of this process stay as they are
-        if not torch.cuda.is_available():
-            triton.knobs.runtime.interpret = True
-        kernels = importlib.import_module("backends.torch.kernels")
-        interpreted = kernels.INTERPRETED  # makes the kernels, if nothing has yet
-    if not (interpreted or torch.cuda.is_available()):
-        raise DeviceUnavailableError(
-            f"backend {name}",
-            got=f"no CUDA device (torch {torch.__version__}), and kernels that were made for one",
-            allowed="a machine with an NVIDIA GPU, or Triton's interpreter",
-            remedy="load this backend before backends.torch.kernels is used, or set TRITON_INTERPRET=1",
-        )
-    return kernels, str(triton.__version__)
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -145,5 +113,41 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def make_backend(name: str) -> TorchBackend:
-    """Factory for ``load_backend``."""
-    return TorchBackend(name)
+    """Factory for ``load_backend``: torch-cpu, torch-cuda or torch-triton."""
+    return triton_backend() if name == "torch-triton" else TorchBackend(name, name.removeprefix("torch-"))
+
+
+def make_plain_cuda() -> TorchBackend:
+    """Plain PyTorch on a GPU: ``--backend=backends.torch.backend:make_plain_cuda``."""
+    return TorchBackend("torch-cuda, plain", "cuda", "torch")
+
+
+def triton_backend() -> TorchBackend:
+    """The Triton kernels on the GPU if there is one, and otherwise in Triton's interpreter, for tests."""
+    if torch.cuda.is_available():
+        return TorchBackend("torch-triton", "cuda", "triton")
+    with _interpreted():
+        backend = TorchBackend("torch-triton", "cpu", "triton")
+        from backends.torch.kernels import INTERPRETED
+    if not INTERPRETED:
+        raise DeviceUnavailableError(
+            "backend torch-triton",
+            got=f"no CUDA device (torch {torch.__version__}), and kernels that were made for one",
+            allowed="a machine with an NVIDIA GPU, or Triton's interpreter",
+            remedy="load this backend before backends.torch.kernels is used, or set TRITON_INTERPRET=1",
+        )
+    backend.device = "cpu (Triton interpreter)"
+    return backend
+
+
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Kernels imported inside are made for the interpreter; the environment and other kernels stay as they are."""
+    try:
+        import triton
+    except ModuleNotFoundError:
+        yield  # and loading the kernels says what is missing
+        return
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        yield

@@ -30,63 +30,103 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
         )
-    mixed: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)
-    return mixed
+    y: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)[0]
+    return y
+
+
+def mixed_basis(mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
+    """``C = alpha (M - I)^T A``: mixing acts on the basis, once, not on each token: ``y = x + z C``, ``z = A x``.
+
+    Args:
+        mixing: M, shape (..., n, n). strength: alpha, shape (...). basis: A, shape (..., n, r, d).
+
+    Returns:
+        C, shape (..., n, r, d). Clauses: MIX-2, MIX-3. Source: ours.
+    """
+    return _mix(strength, _mixer(mixing).mT, basis)
+
+
+def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
+    """``y = x + z C``, ``z = A x``, for inference: autograd does not see through the rounding to the dtype of x.
+
+    Args:
+        x: shape (..., d), any floating dtype. basis: A, shape (n, r, d). mixed: C of :func:`mixed_basis`, that shape.
+
+    Returns:
+        y, shape and dtype of x; computed in the dtype of the basis. Clauses: MIX-2, MIX-10. Source: ours.
+    """
+    return _add_mixed(x, basis, mixed)[0]
+
+
+def _add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
+        streams = tokens @ basis.flatten(0, 1).T
+        return torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype).view(x.shape), streams
 
 
 class _ResidualMixing(torch.autograd.Function):
+    """Keeps y rather than x where both have the precision of the parameters: what follows keeps y in any case."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
-            flat = basis.flatten(0, 1)
-            moved = _mix(tokens @ flat.T, _mixer(mixing))
-            return torch.addmm(tokens, moved * strength, flat).to(x.dtype).view(x.shape)
+    def forward(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        return _add_mixed(x, basis, mixed_basis(mixing, strength, basis))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        (x, mixing, strength, basis), (y, streams) = inputs, output
+        ctx.mark_non_differentiable(streams)
+        ctx.set_materialize_grads(False)
+        ctx.keeps_y = x.dtype == basis.dtype
+        ctx.save_for_backward(y if ctx.keeps_y else x, streams, mixing, strength, basis)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, mixing, strength, basis = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """With ``w = A y'``: ``x' = y' + w E``, ``E = alpha D A``, and from sums over tokens the gradients of M, alpha
+        and A. ``W = sum w z^T`` holds ``<A_i, P_j>``, ``P = sum z y'^T``; and ``Q = sum w x^T = sum w y^T - W C``.
+        """
+        if grad_y is None:
+            return None, None, None, None
+        kept, streams, mixing, strength, basis = ctx.saved_tensors
         needs_x, needs_mixing, needs_strength, needs_basis = ctx.needs_input_grad
-        with torch.autocast(x.device.type, enabled=False):
-            tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
-            upstream = grad_output.reshape(-1, x.shape[-1]).to(basis.dtype)
-            flat = basis.flatten(0, 1)
-            streams, grad_streams = tokens @ flat.T, upstream @ flat.T
-            mixer = _mixer(mixing)
-            moved_back = _mix(grad_streams, mixer.T)
-            grad_x = grad_mixing = grad_strength = grad_basis = None
+        n, rank, d = basis.shape
+        grad_x = grad_mixing = grad_strength = grad_basis = None
+        with torch.autocast(kept.device.type, enabled=False):
+            upstream = grad_y.reshape(-1, d).to(basis.dtype)
+            flat, mixer = basis.flatten(0, 1), _mixer(mixing)
+            read_back = upstream @ flat.T
             if needs_x:
-                grad_x = torch.addmm(upstream, moved_back * strength, flat).to(x.dtype).view(x.shape)
-            if needs_mixing or needs_strength:
-                n = mixing.shape[0]
-                by_stream = (tensor.view(-1, n, basis.shape[1]) for tensor in (grad_streams, streams))
-                correlation = torch.einsum("tir,tjr->ij", *by_stream)
-                grad_mixing = strength * correlation
-                # sum_t u . (M z - z) from the n x n correlation: no second pass over the tokens
-                grad_strength = (mixer * correlation).sum().reshape(strength.shape)
+                mixed_back = _mix(strength, mixer, basis).flatten(0, 1)
+                grad_x = torch.addmm(upstream, read_back, mixed_back).to(kept.dtype).view(kept.shape)
+            if not (needs_mixing or needs_strength or needs_basis):
+                return grad_x, None, None, None
+            overlap = read_back.T @ streams
+            correlation = overlap.view(n, rank, n, rank).diagonal(dim1=1, dim2=3).sum(-1)
+            grad_mixing = strength * correlation
+            # D first: near M = I the difference of two sums would lose its digits.
+            grad_strength = (mixer * correlation).sum().reshape(strength.shape)
             if needs_basis:
-                moved = _mix(streams, mixer)
-                grad_basis = (strength * (moved.T @ upstream + moved_back.T @ tokens)).view(basis.shape)
+                streams_upstream = streams.T @ upstream
+                read_back_x = read_back.T @ kept.reshape(-1, d).to(basis.dtype)
+                if ctx.keeps_y:
+                    read_back_x = read_back_x - overlap @ mixed_basis(mixing, strength, basis).flatten(0, 1)
+                grad_basis = _mix(strength, mixer, streams_upstream.view(basis.shape))
+                grad_basis = grad_basis + _mix(strength, mixer.T, read_back_x.view(basis.shape))
         return grad_x, grad_mixing, grad_strength, grad_basis
 
 
 def _mixer(mixing: Tensor) -> Tensor:
     """``D = M - I``."""
-    return mixing - torch.eye(mixing.shape[0], dtype=mixing.dtype, device=mixing.device)
+    return mixing - torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
 
 
-def _mix(streams: Tensor, mixer: Tensor) -> Tensor:
-    """(tokens, n r) -> what mixing adds to each stream: ``(D (x) I_r) z``."""
-    tokens, width = streams.shape
-    n = mixer.shape[0]
-    return (mixer @ streams.view(tokens, n, width // n)).view(tokens, width)
+def _mix(strength: Tensor, mixer: Tensor, rows: Tensor) -> Tensor:
+    """(..., n, r, d) -> ``alpha D rows``, D acting on the axis of streams."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return ((strength.reshape(*mixer.shape[:-2], 1, 1) * mixer) @ rows.flatten(-2)).view(rows.shape)
 
 
 def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:

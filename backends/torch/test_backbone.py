@@ -10,6 +10,7 @@ import torch
 
 import reference
 from backends.torch import CRMABackbone, attach_crma, sinkhorn_projection
+from backends.torch.functions import functions
 from reference.errors import ConfigError, ModelError, NonFiniteError
 
 pytest.importorskip("transformers")
@@ -110,9 +111,24 @@ def test_one_projection_per_forward_pass_serves_all_layers(monkeypatch: pytest.M
         shapes.append(tuple(mix_logits.shape))
         return sinkhorn_projection(mix_logits, iterations)
 
-    monkeypatch.setattr("backends.torch.backbone.sinkhorn_projection", counted)
+    plain = functions("torch", "cpu")
+    monkeypatch.setattr("backends.torch.functions._LOADED", {"torch": plain._replace(sinkhorn_projection=counted)})
     model(IDS)
     assert shapes == [(3, 4, 4)]
+
+
+@pytest.mark.clause("MIX-5")
+def test_inference_sees_a_parameter_that_was_set_behind_autograds_back() -> None:
+    model = make_model()
+    backbone = open_gates(attach_crma(model))
+    with torch.no_grad():
+        before = model(IDS).logits
+        for parameter in backbone.parameters():
+            parameter.data.mul_(0.5)  # leaves no trace in the version of the parameter
+        assert not torch.equal(model(IDS).logits, before)
+        for parameter in backbone.parameters():
+            parameter.data.mul_(2.0)
+        assert torch.equal(model(IDS).logits, before)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:

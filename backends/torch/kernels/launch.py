@@ -42,7 +42,7 @@ def require_device(field: str, tensor: Tensor) -> None:
             field,
             got=f"a tensor on {tensor.device}",
             allowed="a tensor on a CUDA device, as the kernels were not imported for Triton's interpreter",
-            remedy="move it to the GPU, set TRITON_INTERPRET=1 before the start, or take the plain functions",
+            remedy="move it to the GPU, set TRITON_INTERPRET=1 before the start, or ask for kernels='torch'",
         )
 
 

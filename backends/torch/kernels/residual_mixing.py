@@ -59,7 +59,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             "streams * rank",
             got=f"{n} * {rank} = {n * rank}",
             allowed=f"at most {MOST_WIDTH} in the Triton kernel",
-            remedy="take backends.torch.residual_mixing, which has no limit",
+            remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.residual_mixing",
         )
     y, _ = _mixing(x, mixing.to(basis.dtype), strength.to(basis.dtype), basis)
     changed: Tensor = y

@@ -39,7 +39,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
             "streams",
             got=mix_logits.shape[-1],
             allowed=f"at most {MOST_STREAMS} in the Triton kernel",
-            remedy="take backends.torch.sinkhorn_projection, which has no limit",
+            remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.sinkhorn_projection",
         )
     logits = mix_logits if mix_logits.dtype == torch.float64 else mix_logits.float()
     projected: Tensor = _projection(logits, checked_iterations(iterations))

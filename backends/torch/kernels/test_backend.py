@@ -46,5 +46,5 @@ def test_kernels_made_for_a_gpu_are_no_silent_fallback(kernels):
 @pytest.mark.clause("BACK-2", "ERR-2")
 def test_a_missing_triton_is_said_in_one_line():
     answer = said("import sys; sys.modules['triton'] = None; load_backend('torch-triton')")
-    assert "MissingPackageError: backend torch-triton: got no package named triton" in answer
+    assert "MissingPackageError: kernels: got no package named triton" in answer
     assert "pip install 'crma[triton]'" in answer
