@@ -38,7 +38,7 @@ class Backend(Protocol):
     """One implementation of CRMA: four attributes and five functions.
 
     Attributes:
-        name: as given to ``--backend``.
+        name: as given to ``load_backend``, or the port's own.
         version: of the implementation and of its framework.
         device: where it computes: "cpu", "cuda", "cuda:0 (its name)", ...
         parameter_dtype: dtype of logits, gate and basis: float32; float64 for the reference.

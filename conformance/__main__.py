@@ -6,14 +6,20 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from reference.errors import CRMAError, MissingPackageError
+from conformance.guard import run_to_the_end
 
 PACKAGE = Path(__file__).resolve().parent
 USAGE_ERROR = 4  # pytest's own
+_EXPRESSIONS = ("-k", "-m", "--deselect")  # what follows these is no path
 
 
 def main(arguments: list[str]) -> int:
-    """Run the suite, or only the files and test ids among ``arguments``; without the suite's own tests (selftest/)."""
+    """Run the suite, or only the files and test ids among ``arguments``; without the suite's own tests (selftest/).
+
+    A file of the suite may be given by its name alone, as a gap and a report give it.
+    """
+    from reference.errors import CRMAError
+
     try:
         _check_packages()
     except CRMAError as error:
@@ -21,8 +27,10 @@ def main(arguments: list[str]) -> int:
         return USAGE_ERROR
     import pytest
 
-    named = any(argument.partition("::")[0].endswith(".py") and not argument.startswith("-") for argument in arguments)
-    tests = [] if named else sorted(str(path) for path in PACKAGE.glob("test_*.py"))
+    before = ["", *arguments]
+    paths = {a for b, a in zip(before, arguments, strict=False) if b not in _EXPRESSIONS and _is_path(a)}
+    arguments = [_found(argument) if argument in paths else argument for argument in arguments]
+    tests = [] if paths else sorted(str(path) for path in PACKAGE.glob("test_*.py"))
     options = ["-p", "conformance.plugin", "--import-mode=importlib"]
     if not (
         PACKAGE.parent / "pyproject.toml"
@@ -31,7 +39,20 @@ def main(arguments: list[str]) -> int:
     return int(pytest.main([*options, *tests, *arguments]))
 
 
+def _is_path(argument: str) -> bool:
+    return argument.partition("::")[0].endswith(".py") and not argument.startswith("-")
+
+
+def _found(argument: str) -> str:
+    """The file where it lies; that of the suite, where the current folder has none of this name."""
+    file, separator, test = argument.partition("::")
+    known = not Path(file).exists() and (PACKAGE / file).is_file()
+    return f"{PACKAGE / file if known else file}{separator}{test}"
+
+
 def _check_packages() -> None:
+    from reference.errors import MissingPackageError
+
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
@@ -43,4 +64,4 @@ def _check_packages() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_to_the_end(lambda: main(sys.argv[1:])))

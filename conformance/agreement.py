@@ -6,6 +6,7 @@ Clauses: ACC-1, ACC-3. Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from reference.residual_mixing import residual_mixing_vjp
 
 Array = NDArray[Any]
 INPUTS = Gradients._fields
+#: the clause of each gradient
+CLAUSES = {"x": "GRAD-4", "mix_logits": "GRAD-1", "gate_logit": "GRAD-6", "basis": "GRAD-5"}
 
 
 class Comparison(NamedTuple):
@@ -60,6 +63,13 @@ def projection_gradient(backend: Backend, case: Logits, cotangent: Array, iterat
     actual = backend.sinkhorn_projection_vjp(case.values.astype(dtype), cotangent.astype(dtype), iterations)
     expected = reference.sinkhorn_projection_vjp(case.values, cotangent, iterations)
     return Comparison(actual, expected, case.condition * np.abs(cotangent).max(initial=0.0))
+
+
+def adapter_output(backend: Backend, case: Adapter, iterations: int, x: Any = None) -> Array:
+    """y in float64; ``x`` replaces the case's own."""
+    tokens, logits, gate, basis = inputs_of(backend, case)
+    x = tokens if x is None else np.asarray(x, backend.parameter_dtype)
+    return np.asarray(backend.adapter_forward(x, logits, gate, basis, iterations)).astype(np.float64)
 
 
 def adapter_change(backend: Backend, case: Adapter, iterations: int) -> Comparison:
@@ -153,6 +163,13 @@ def assert_agrees(comparison: Comparison, row: tuple[str, str], backend: Backend
         assert_within(actual, expected, tolerance, clause=clause, scale=scale, context=context)
         reject()
     assert_close(actual, expected, tolerance, clause=clause, scale=scale, context=context)
+
+
+def assert_near(backend: Backend, actual: Any, expected: Any, clause: str, scale: Any, context: object) -> None:
+    """Two results of the port's adapter, which only rounding may tell apart. Both are of the order of ``scale``."""
+    tolerance = replace(tolerance_for("adapter y - x", backend.parameter_dtype, "forward"), ulps=0.0)
+    expected = np.broadcast_to(expected, np.shape(actual))
+    assert_within(actual, expected, tolerance, clause=clause, scale=scale, context=context)
 
 
 def require_x_dtype(backend: Backend, name: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from reference.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
+DECLARED = pytest.StashKey["Gap"]()
 FORM = '[[gap]] tables with test = "test_FILE.py::test_NAME[PARAMETERS]", reason = "..." and link = "..."'
 
 
@@ -63,6 +64,7 @@ def declare_gaps(gaps: Iterable[Gap], items: list[pytest.Item], path: Path | str
     for gap in gaps:
         if gap.test in by_id:
             reason = f"{gap.reason} ({gap.link})"
+            by_id[gap.test].stash[DECLARED] = gap
             by_id[gap.test].add_marker(pytest.mark.xfail(reason=reason, strict=True))
         elif not (PACKAGE / gap.test.partition("::")[0]).is_file() or (whole and gap.test.partition("::")[0] in files):
             near = difflib.get_close_matches(gap.test, by_id, n=1, cutoff=0.0)
@@ -72,6 +74,14 @@ def declare_gaps(gaps: Iterable[Gap], items: list[pytest.Item], path: Path | str
                 allowed="the exact id of a test that a backend of this run is given",
                 remedy=f"the nearest is {near[0]!r}" if near else "copy the id from the output of the run",
             )
+
+
+def refuse_skipped(item: pytest.Item, report: pytest.TestReport) -> None:
+    """A gap whose test is skipped has not failed as declared: it fails the run, as one that passes. Clause: CONF-3."""
+    if DECLARED in item.stash and report.skipped and not hasattr(report, "wasxfail"):
+        why = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "no reason given"
+        report.outcome = "failed"
+        report.longrepr = f"[a declared gap that is skipped] {item.stash[DECLARED].test}: {why}. Take it from the gaps."
 
 
 def is_ours(item: pytest.Item) -> bool:

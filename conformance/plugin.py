@@ -1,4 +1,4 @@
-"""The pytest plug-in: its options, the ``backend`` fixture, the header and the hypothesis profiles.
+"""The pytest plug-in: its options, the ``backend`` fixture and the header.
 
 It is loaded with ``-p conformance.plugin``; the options then exist from any folder. Backends are loaded only when a
 selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3. Source: ours.
@@ -6,11 +6,8 @@ selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3. S
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Generator, Iterable
-from typing import Any
+from contextlib import nullcontext
 
 import pytest
 
@@ -18,11 +15,11 @@ import reference
 from backends import Backend, load_backend
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
-from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps
+from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
+from conformance.profiles import load_profile, same_cases_everywhere
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
-_HYPOTHESIS_FOLDER = "HYPOTHESIS_STORAGE_DIRECTORY"
 LOADED = pytest.StashKey[dict[str, Backend]]()
 GAPS = pytest.StashKey[Iterable[Gap]]()
 
@@ -59,18 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOADED] = {}
     try:
         _configure_options(config)
+        load_profile(config)
     except CRMAError as error:
         raise pytest.UsageError(str(error)) from None
-    try:
-        from hypothesis import HealthCheck, Phase, settings
-    except ModuleNotFoundError:  # not installed: pytest serves other tests here, such as bench/
-        return
-    if _HYPOTHESIS_FOLDER not in os.environ:  # even without a database it would write into the current folder
-        os.environ[_HYPOTHESIS_FOLDER] = folder = tempfile.mkdtemp(prefix="crma-conformance-")
-        config.add_cleanup(lambda: _remove_hypothesis_folder(folder))
-    _register_profiles(settings, HealthCheck, Phase)
-    if not config.getoption("--hypothesis-profile", default=None):
-        settings.load_profile("crma-quick" if config.getoption("--quick") else "crma-ci")
 
 
 def _configure_options(config: pytest.Config) -> None:
@@ -88,19 +76,6 @@ def _configure_options(config: pytest.Config) -> None:
 
         check_report_paths(reports)
         config.pluginmanager.register(ReportPlugin(config), "crma-conformance-report")
-
-
-def _remove_hypothesis_folder(folder: str) -> None:
-    os.environ.pop(_HYPOTHESIS_FOLDER, None)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _register_profiles(settings: Any, health_check: Any, phase: Any) -> None:
-    common = {"deadline": None, "database": None, "suppress_health_check": [health_check.too_slow]}
-    settings.register_profile("crma-ci", derandomize=True, max_examples=150, **common)
-    settings.register_profile("crma-random", derandomize=False, max_examples=5000, print_blob=True, **common)
-    quick_phases = [phase.explicit, phase.generate]
-    settings.register_profile("crma-quick", derandomize=True, max_examples=40, phases=quick_phases, **common)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -157,9 +132,17 @@ def _offers(backend: Backend) -> str:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """A program that died or hangs ends the run: every test after it would fail for the same reason."""
     try:
-        return (yield)
+        with same_cases_everywhere() if is_ours(pyfuncitem) else nullcontext():
+            return (yield)
     except PortStoppedError as error:
         pytest.exit(f"--backend={error}", returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: after pytest has made a skip or an expected failure of it
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    refuse_skipped(item, report)
+    return report
 
 
 @pytest.fixture(scope="session")

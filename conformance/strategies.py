@@ -145,6 +145,17 @@ def every_logits(n: Any = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING)
     return _logits(KINDS, EVERY_MAGNITUDE, n, leading) | lattice_logits(n, leading)
 
 
+SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
+OPEN_GATES = st.floats(-2.0, 12.0, width=32)
+#: logits without a kink or a saturated entry nearby, so that a difference quotient is a derivative
+SMOOTH = logits_of(("normal", "rank one"), (0.1, 1.0, 3.0), st.integers(1, 4))
+
+
+def random_cotangent(shape: tuple[int, ...], seed: int) -> Array:
+    """Normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Inputs of one adapter call. ``x``, ``cotangent`` (*leading, d), ``basis`` (n, r, d), ``gate_logit`` ()."""

@@ -1,4 +1,4 @@
-"""Gradients: a port against the reference, with random cotangents; the reference against differences. GRAD-1..7."""
+"""Gradients of a port: against the reference, and against the port's own forward pass. Clauses: GRAD-1..GRAD-7."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.random import default_rng
 
 import reference
 from conformance.agreement import (
+    CLAUSES,
     INPUTS,
     Comparison,
     adapter_gradients,
@@ -24,25 +25,22 @@ from conformance.agreement import (
     require_x_dtype,
 )
 from conformance.compare import assert_close, assert_within, is_resolvable
-from conformance.strategies import ITERATIONS, LEADING_WITH_EMPTY, SEEDS, adapters, comparable_logits, logits_of
-from conformance.tolerances import Tolerance, tolerance_for
+from conformance.strategies import (
+    ITERATIONS,
+    LEADING_WITH_EMPTY,
+    SEEDS,
+    SEVERAL_STREAMS,
+    SMOOTH,
+    adapters,
+    comparable_logits,
+    logits_of,
+    random_cotangent,
+)
+from conformance.tolerances import tolerance_for
 
 ROW = ("sinkhorn_projection", "gradient")
 MAGNITUDES = (0.1, 1.0, 5.0, 20.0)
-SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
-SMOOTH = logits_of(("normal", "rank one"), (0.1, 1.0, 3.0), st.integers(1, 4))
 SLOPED = logits_of(("normal", "triangular"), (0.5, 1.0), st.integers(2, 4))
-CLAUSES = {"x": "GRAD-4", "mix_logits": "GRAD-1", "gate_logit": "GRAD-6", "basis": "GRAD-5"}
-DIFFERENCE = Tolerance(
-    "float64", 0, 1e-6, 1e-6, "central differences with a step of 1e-6: error h^2 + eps / h, about 1e-9"
-)
-
-
-def random_cotangent(shape, seed):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-# -- a port against the reference --
 
 
 @pytest.mark.clause("GRAD-1", "GRAD-2", "ACC-1", "ACC-2", "ACC-3")
@@ -243,68 +241,3 @@ def test_gradient_agrees_with_differences_of_the_port(backend, name, case, itera
 
 def unit(array):
     return np.asarray(array) / max(float(np.linalg.norm(array)), 1e-30)
-
-
-# -- the reference against differences (float64) --
-
-
-def directional_difference(function, inputs, index, direction, step):
-    moved = [[*inputs], [*inputs]]
-    moved[0][index] = inputs[index] + step * direction
-    moved[1][index] = inputs[index] - step * direction
-    return (function(*moved[0]) - function(*moved[1])) / (2 * step)
-
-
-@pytest.mark.clause("GRAD-4", "GRAD-5", "GRAD-6")
-@pytest.mark.parametrize("name", INPUTS)
-@given(case=adapters(SMOOTH, gates=st.floats(-3.0, 3.0)), iterations=ITERATIONS, seed=SEEDS)
-def test_reference_adapter_vjp_is_the_adjoint_of_its_derivative(name, case, iterations, seed):
-    """``<Jv, w> = <v, J^T w>`` with Jv by central differences."""
-    index, rng = INPUTS.index(name), np.random.default_rng(seed)
-    inputs: list[np.ndarray] = [
-        np.asarray(a, np.float64)
-        for a in (case.x / case.x_scale, case.mix_logits, case.gate_logit, case.basis / case.basis_scale)
-    ]
-    direction, cotangent = rng.standard_normal(inputs[index].shape), np.float64(case.cotangent)
-
-    def forward(x, *parameters):
-        return reference.adapter_forward(x, reference.AdapterParameters(*parameters), iterations)
-
-    assume(gradient_is_settled(case.logits, mixing_cotangent(case, iterations), iterations, 1e-4 * case.x_scale))
-    by_difference = float((directional_difference(forward, inputs, index, direction, 1e-6) * cotangent).sum())
-    gradients = reference.adapter_vjp(
-        inputs[0], reference.AdapterParameters(inputs[1], inputs[2], inputs[3]), cotangent, iterations
-    )
-    by_vjp = float((direction * gradients[index]).sum())
-    size = float(np.linalg.norm(cotangent)) * max(1.0, float(np.linalg.norm(inputs[0])))
-    assume(by_vjp == 0 or abs(by_vjp) > 1e-4 * size)
-    assert_close(by_difference, by_vjp, DIFFERENCE, clause=CLAUSES[name], scale=size, context=(case, iterations, seed))
-
-
-@pytest.mark.clause("GRAD-1", "GRAD-2")
-@given(case=SMOOTH, iterations=ITERATIONS, seed=SEEDS)
-def test_reference_projection_vjp_is_the_derivative_entry_by_entry(case, iterations, seed):
-    cotangent = random_cotangent(case.values.shape, seed).astype(np.float64)
-    assume(gradient_is_settled(case, cotangent, iterations, 1e-4))
-    logits = np.float64(case.values)
-    step = 1e-6 * np.eye(case.n**2).reshape(-1, case.n, case.n)
-    difference = reference.sinkhorn_projection(logits + step, iterations) - reference.sinkhorn_projection(
-        logits - step, iterations
-    )
-    by_difference = (difference * cotangent).sum(axis=(-2, -1)).reshape(logits.shape) / 2e-6
-    expected = reference.sinkhorn_projection_vjp(logits, cotangent, iterations)
-    assume(not expected.any() or np.abs(expected).max() > 1e-4)
-    assert_close(
-        by_difference, expected, DIFFERENCE, clause="GRAD-1", scale=np.abs(cotangent).max(), context=(case, seed)
-    )
-
-
-@pytest.mark.clause("MIX-2", "GRAD-4")
-@given(case=adapters(), iterations=ITERATIONS)
-def test_reference_adapter_is_linear_in_x(case, iterations):
-    """So its gradient for x is its transpose: ``<G x, w> = <x, G^T w>`` without any difference quotient."""
-    x, cotangent = np.float64(case.x), np.float64(case.cotangent)
-    forward = reference.adapter_forward(x, parameters_of(case), iterations)
-    backward = reference.adapter_vjp(x, parameters_of(case), cotangent, iterations).x
-    size = np.linalg.norm(x) * np.linalg.norm(cotangent)
-    assert abs((forward * cotangent).sum() - (x * backward).sum()) <= 1e-13 * size

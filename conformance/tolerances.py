@@ -6,7 +6,9 @@ Clauses: ACC-1, ACC-3. Source: ours.
 the range of the logits where they are not on a lattice. So one row serves every magnitude. "Floor" is the worst error
 of ``conformance.selftest.port``, a float32 NumPy port, against the float64 reference over 5,000 random cases of
 ``conformance.strategies``, in units of eps * scale. A row leaves a port 4 to 20 times its floor, for another order of
-summation and for another exp and log.
+summation and for another exp and log. Three kinds of rows are not made that way: the row and column sums have what
+SINK-5 promises, 2 times the floor in float32 (in float64, 3 times that of the reference); "differences" has what a
+difference quotient costs; and the 16-bit rows have one rounding.
 """
 
 from __future__ import annotations

@@ -38,6 +38,34 @@ def test_a_gap_that_passes_fails_the_run(tmp_path):
     assert "XPASS(strict)" in done.stdout
 
 
+@pytest.mark.clause("CONF-3", "CONF-4")
+@pytest.mark.parametrize(
+    ("test", "why"),
+    [
+        ("test_backend_interface.py::test_device_is_the_one_that_the_name_promises[WRONG]", "promises no device"),
+        ("test_gradients.py::test_closed_form_agrees_with_the_ports_own_autodiff[WRONG-x]", "not offered"),
+    ],
+)
+def test_a_gap_that_is_skipped_fails_the_run(tmp_path, test, why):
+    """Before the test itself or within it: what is not offered need not be declared, and nothing was shown."""
+    test = test.replace("WRONG", WRONG)
+    done = run(tmp_path, *SUITE, test, f"--backend={WRONG}", gaps_file(tmp_path, test), "--quick")
+    assert done.returncode == 1, done.stdout
+    assert "a declared gap that is skipped" in done.stdout
+    assert why in done.stdout
+
+
+@pytest.mark.clause("CONF-3", "CONF-4")
+def test_a_gap_on_a_test_that_a_marker_skips_fails_the_run(tmp_path):
+    (tmp_path / "test_own.py").write_text(
+        "import pytest\n@pytest.mark.skip(reason='too late')\n"
+        "@pytest.mark.parametrize('backend', ['a'])\ndef test_own(backend):\n    pass\n"
+    )
+    done = run(tmp_path, *PYTEST, "test_own.py", gaps_file(tmp_path, "test_own.py::test_own[a]"))
+    assert done.returncode == 1, done.stdout
+    assert "too late. Take it from the gaps" in done.stdout
+
+
 @pytest.mark.clause("CONF-3")
 def test_a_gap_hides_no_other_test(tmp_path):
     """Not even another parameter of the same test."""

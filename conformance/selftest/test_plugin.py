@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_backend_option_works(folder, arguments, tmp_path):
     assert f"against spec {reference.SPEC_VERSION}" in done.stdout
     left = {path.name for path in tmp_path.iterdir()} - {".benchmarks"}  # that one is pytest-benchmark's
     assert not left, "the run left something behind"
+
+
+@pytest.mark.clause("CONF-3")
+@pytest.mark.parametrize("test", ["", "::test_attributes"], ids=["file", "one test"])
+def test_a_file_of_the_suite_is_found_by_its_name(test, tmp_path):
+    """From any folder, unless that has a file of this name itself; in an expression it stays as it is."""
+    command = (*SUITE, f"test_backend_interface.py{test}", "-k", "test_attributes")
+    assert "1 passed" in run(tmp_path, *command).stdout
+    by_file = run(tmp_path, *SUITE, "-k", "test_backend_interface.py", "--collect-only", "-q").stdout
+    assert re.search(r"\d+/\d+ tests collected", by_file), by_file
+    (tmp_path / "test_backend_interface.py").write_text("def test_attributes():\n    print('of this folder')\n")
+    assert "of this folder" in run(tmp_path, *command, "-s").stdout
 
 
 @pytest.mark.clause("BACK-2")
@@ -132,24 +145,3 @@ def test_tests_of_others_are_left_alone(tmp_path):
     done = run(tmp_path, *PYTEST, "--backend=torch-cuda", "test_other.py")
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
-
-
-@pytest.mark.clause("BACK-2")
-@pytest.mark.parametrize(
-    ("options", "profile", "examples"),
-    [
-        ((), "crma-ci", 150),
-        (("--quick",), "crma-quick", 40),
-        (("--hypothesis-profile=crma-random",), "crma-random", 5000),
-        (("--hypothesis-profile=crma-random", "--quick"), "crma-random", 5000),
-    ],
-)
-def test_hypothesis_profiles(options, profile, examples, tmp_path):
-    (tmp_path / "test_profile.py").write_text(
-        "from hypothesis import settings\ndef test_profile():\n"
-        f"    chosen = settings()\n    assert chosen.max_examples == {examples}\n"
-        "    assert chosen.deadline is None and chosen.database is None\n"
-        f"    assert chosen.derandomize == {profile != 'crma-random'}\n"
-    )
-    done = run(tmp_path, *PYTEST, "test_profile.py", *options)
-    assert done.returncode == 0, done.stdout

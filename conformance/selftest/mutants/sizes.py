@@ -1,7 +1,11 @@
-"""Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K. Source: ours."""
+"""Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K, squares of large x.
+
+Source: ours.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,8 +77,41 @@ class PowersOfKappaOverflow(NumpyPort):
             return kappa, (2 * kappa / eighth * (seventh @ flat)).reshape(basis.shape)
 
 
+class SquaresTheTokens(NumpyPort):
+    """Each token is divided by its norm and the result multiplied by it again; from 1.9e19 on, squares overflow."""
+
+    def __init__(self, backward: bool) -> None:
+        super().__init__()
+        self.backward = backward
+
+    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
+        if self.backward:
+            return super().adapter_forward(x, *parameters)
+        tokens, norms = self._of_norm_one(x)
+        return np.asarray((super().adapter_forward(tokens, *parameters) * norms).astype(x.dtype))
+
+    def adapter_vjp(
+        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
+    ) -> Gradients:
+        inputs = (mix_logits, gate_logit, basis)
+        gradients = super().adapter_vjp(x, *inputs, cotangent, iterations)
+        if not self.backward:
+            return gradients
+        tokens, norms = self._of_norm_one(x)
+        of_parameters = super().adapter_vjp(tokens, *inputs, self.checked_cotangent(cotangent, x) * norms, iterations)
+        return of_parameters._replace(x=gradients.x)
+
+    def _of_norm_one(self, x: Array) -> tuple[Array, Array]:
+        tokens = np.asarray(x, self.parameter_dtype)
+        with np.errstate(all="ignore"):
+            norms = np.sqrt((tokens**2).sum(axis=-1, keepdims=True))
+            norms = np.where(norms > 0, norms, self.parameter_dtype.type(1))
+            return tokens / norms, norms
+
+
 _ELSEWHERE = (PROJECTION, STATE_FILE)
 _FORWARD = (PROJECTION, ADAPTER, STATE_FILE)
+_FAR = ("test_linear_in_x_and_in_the_cotangent_at_any_magnitude",)
 _TOKENS = ("test_every_token_of_a_large_batch_counts",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
@@ -85,5 +122,7 @@ MUTANTS = tuple(
         ("one_block_of_matrices", OneBlockOfMatrices, ("test_every_matrix_of_a_large_batch_is_projected",), _FORWARD),
         ("no_more_than_20_iterations", NoMoreThan20Iterations, ("test_iterations_have_no_upper_limit",), _FORWARD),
         ("powers_of_kappa_overflow", PowersOfKappaOverflow, (ADAPTER,), _ELSEWHERE),
+        ("squares_the_tokens", partial(SquaresTheTokens, False), _FAR, _FORWARD),
+        ("norms_the_tokens_in_the_gradient", partial(SquaresTheTokens, True), _FAR, _FORWARD),
     )
 )
