@@ -9,22 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from backends.torch.functions import Kernels, checked_kernels, functions
-from backends.torch.residual_mixing import adapter_strength, add_mixed, residual_mixing
+from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
 from reference.errors import ShapeError
 from reference.initialization import init_parameters
 
-#: Up to so many tokens plain matrix products are used for inference: one tile would leave the rest of a GPU idle.
-FEW_TOKENS = 16
+#: Up to so many entries of the streams are summed without a kernel in inference: one tile leaves most of a GPU idle.
+FEW_ENTRIES = 256
 
 
 class Prepared(NamedTuple):
-    """What a backbone computed for all its layers at once: M, alpha, and for inference C (see ``mixed_basis``)."""
+    """What a backbone computed for all its layers at once: M, alpha, and for inference C (see ``mixed_basis``).
+
+    Of which parameters, in which version, is None within a graph that torch.compile traces.
+    """
 
     mixing: Tensor
     strength: Tensor
     mixed: Tensor | None
-    versions: tuple[int, ...]
+    made_of: tuple[tuple[Tensor, int], ...] | None
 
 
 class CRMAAdapter(nn.Module):
@@ -50,6 +53,7 @@ class CRMAAdapter(nn.Module):
     mix_logits: nn.Parameter
     gate_logit: nn.Parameter
     basis: nn.Parameter
+    _is_fsdp_managed_module = False  # FSDP sets it
 
     def __init__(
         self,
@@ -78,7 +82,8 @@ class CRMAAdapter(nn.Module):
             )
         self.enabled = True
         functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
-        self._prepared: Prepared | None = None
+        self._for_training: Prepared | None = None
+        self._for_inference: Prepared | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
@@ -97,43 +102,66 @@ class CRMAAdapter(nn.Module):
             mixing = chosen.sinkhorn_projection(self.mix_logits, self.config.iterations)
             return chosen.residual_mixing(x, mixing, adapter_strength(self.gate_logit, self.basis), self.basis)
         is_plain = chosen.residual_mixing is residual_mixing
-        if prepared.mixed is not None and not torch.is_grad_enabled() and (is_plain or x[..., 0].numel() <= FEW_TOKENS):
+        if prepared.mixed is not None and is_plain:
             return add_mixed(x, self.basis, prepared.mixed)
+        if prepared.mixed is not None and x[..., 0].numel() * self.config.streams * self.config.rank <= FEW_ENTRIES:
+            return add_mixed_by_sums(x, self.basis, prepared.mixed)
         return chosen.residual_mixing(x, prepared.mixing, prepared.strength, self.basis)
 
     def prepare(self, mixing: Tensor, strength: Tensor, mixed: Tensor | None = None) -> None:
         """Take M and alpha, and for inference C, from a backbone that computed them for all its layers at once.
 
-        They serve until a parameter changes, so that a checkpointed block finds the same tensors when it recomputes.
+        Those for training serve until a parameter changes, so that a checkpointed block finds the same tensors when it
+        recomputes, whatever inference came in between.
         """
-        self._prepared = Prepared(mixing, strength, mixed, self._versions())
+        prepared = Prepared(mixing, strength, mixed, None if torch.compiler.is_compiling() else self._made_of())
+        if torch.is_grad_enabled():
+            self._for_training, self._for_inference = prepared, None
+        else:
+            self._for_inference = prepared
+
+    def release(self) -> None:
+        """The end of a forward pass: what was prepared for inference, or in a graph being traced, has served."""
+        self._for_inference = None
+        if torch.compiler.is_compiling():
+            self._for_training = None
 
     def _still_prepared(self) -> Prepared | None:
-        # A compiled graph computes them itself: versions of parameters cannot be read while it is traced.
-        if self._prepared is None or torch.compiler.is_compiling() or self._prepared.versions != self._versions():
+        prepared = self._for_training if torch.is_grad_enabled() else self._for_inference or self._for_training
+        if prepared is None:
             return None
+        if torch.compiler.is_compiling() or prepared.made_of is None:
+            return prepared if torch.compiler.is_compiling() and prepared.made_of is None else None
+        present = self._made_of()
+        if any(a is not b or old != new for (a, old), (b, new) in zip(prepared.made_of, present, strict=True)):
+            return None
+        if not torch.is_grad_enabled():
+            # The first pass of a reentrant checkpoint: each block runs backward by itself, so its second pass must
+            # not share a graph with the others.
+            if prepared.strength.requires_grad:
+                self._for_training = None
+            return prepared
         # What was prepared without a graph must not cut the parameters off from their gradients.
-        wants_graph = torch.is_grad_enabled() and self.gate_logit.requires_grad
-        return None if wants_graph and not self._prepared.strength.requires_grad else self._prepared
+        return None if self.gate_logit.requires_grad and not prepared.strength.requires_grad else prepared
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(parameter._version for parameter in (self.mix_logits, self.gate_logit, self.basis))
+    def _made_of(self) -> tuple[tuple[Tensor, int], ...]:
+        return tuple((parameter, parameter._version) for parameter in (self.mix_logits, self.gate_logit, self.basis))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CRMAAdapter:
         # A model that moves to half precision takes its adapters along to the device, not to the precision.
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            lost = moved.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize
-            return tensor.to(moved.device) if lost else moved
+            lost = moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(moved.device, torch.float32) if lost else moved
 
-        self._prepared = None
+        self._for_training = self._for_inference = None
         applied: CRMAAdapter = super()._apply(keep_precision, recurse)
         functions(self.kernels, self.basis.device.type)
         return applied
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied adapter must not share the original's prepared tensors, which belong to its autograd graph.
-        return {**self.__dict__, "_prepared": None}
+        return {**self.__dict__, "_for_training": None, "_for_inference": None}
 
     def extra_repr(self) -> str:
         c = self.config

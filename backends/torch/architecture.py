@@ -52,7 +52,7 @@ FIELDS = (
 def describe(model: Any) -> str:
     """The architecture in words, the same for every release of transformers."""
     config = text_config(model)
-    return " ".join([str(config.model_type), *(f"{field}={getattr(config, field, None)}" for field in WORDS)])
+    return " ".join([str(config.model_type), *(f"{field}={_value(config, field)}" for field in WORDS)])
 
 
 def architecture_digest(model: Any) -> str:
@@ -61,9 +61,16 @@ def architecture_digest(model: Any) -> str:
     Fields that the configuration does not have, or that are None, are left out. Source: ours. Clause: STATE-2.
     """
     config = text_config(model)
-    fields = _without_none({field: getattr(config, field, None) for field in FIELDS})
+    fields = _without_none({field: _value(config, field) for field in FIELDS})
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _value(config: Any, field: str) -> Any:
+    try:
+        return getattr(config, field, None)
+    except RuntimeError:  # Gemma 4: one value for each layer, which transformers does not give under this name
+        return None
 
 
 def _without_none(value: Any) -> Any:

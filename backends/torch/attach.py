@@ -40,7 +40,8 @@ def attach_crma(
     no linear layer. The adapters are trainable; nothing else's ``requires_grad`` is touched.
 
     With PEFT: before or after ``get_peft_model``; that function freezes all that is there, so call
-    ``backbone.requires_grad_(True)`` after it. Attach before ``fully_shard`` or DistributedDataParallel. Gemma-2 needs
+    ``backbone.requires_grad_(True)`` after it. With transformers.Trainer ``callbacks=[CRMACallback(backbone)]``, or its
+    checkpoints come without the adapters. Attach before ``fully_shard`` or DistributedDataParallel. Gemma-2 needs
     ``attn_implementation="eager"``: with "sdpa", some releases of transformers drop its soft-capping.
 
     Args:
@@ -69,6 +70,16 @@ def attach_crma(
         )
     if basis not in ("random", "principal"):
         raise ConfigError("basis", got=repr(basis), allowed="'random' or 'principal'", remedy="use 'random'")
+    if skip_directions and basis == "random":
+        raise ConfigError(
+            "skip_directions", got=skip_directions, allowed="0 with basis='random'", remedy="leave it out"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("seed", got=repr(seed), allowed="an integer >= 0", remedy="use 0")
+    if config is not None and not isinstance(config, AdapterConfig):
+        raise ConfigError(
+            "config", got=repr(config), allowed="an AdapterConfig or None", remedy="AdapterConfig(hidden_size, 4, 4)"
+        )
     decoder = find_decoder(base)
     config = config or AdapterConfig(decoder.hidden_size)
     if config.hidden_size != decoder.hidden_size:
@@ -79,6 +90,7 @@ def attach_crma(
             remedy="leave config out",
         )
     _refuse_replaced_forwards(base, decoder)
+    identity = _identity(base)
     matrices = writers(base, decoder) if basis == "principal" else [None] * len(decoder.names)
     adapters = []
     for index, (matrix, device) in enumerate(zip(matrices, decoder.devices, strict=True)):
@@ -92,8 +104,9 @@ def attach_crma(
         block.add_module("crma", adapter)
         _change_class(block, _class_with_crma(type(block)))  # type: ignore[arg-type]  # classes are hashable
     decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute))
+    decoder.container.register_forward_hook(partial(_release, decoder.attribute))
     _leave_out_of_checkpoints(base, decoder.names, True)
-    return _backbone(base, decoder.container, decoder.attribute, decoder.names)
+    return _backbone(base, decoder.container, decoder.attribute, decoder.names, identity)
 
 
 def attached_backbone(model: nn.Module) -> CRMABackbone:
@@ -103,32 +116,47 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
     """
     base = base_model(model)
     for name, blocks in base.named_modules():
-        if isinstance(blocks, nn.ModuleList) and all(isinstance(getattr(b, "crma", None), CRMAAdapter) for b in blocks):
+        carries = [isinstance(getattr(block, "crma", None), CRMAAdapter) for block in module_list(blocks)]
+        if carries and all(carries):
             container, _, attribute = name.rpartition(".")
             names = [f"{name}.{index}" for index in range(len(blocks))]
-            return _backbone(base, base.get_submodule(container), attribute, names)
+            return _backbone(base, base.get_submodule(container), attribute, names, _identity(base))
     raise refusal(base, "no CRMA adapters attached")
 
 
-def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str]) -> CRMABackbone:
+def module_list(module: nn.Module) -> list[nn.Module]:
+    """Its entries; none if it is no nn.ModuleList."""
+    return list(module) if isinstance(module, nn.ModuleList) else []
+
+
+def _identity(base: nn.Module) -> dict[str, str]:
+    """What a state file says about the base model."""
+    return {"base_model": describe(base), "base_model_sha256": architecture_digest(base)}
+
+
+def _backbone(
+    base: Any, container: nn.Module, attribute: str, names: list[str], identity: dict[str, str]
+) -> CRMABackbone:
     blocks: list[Any] = list(getattr(container, attribute))
 
     def detach() -> None:
-        for key, hook in list(container._forward_pre_hooks.items()):
-            if isinstance(hook, partial) and hook.func is _prepare:
-                del container._forward_pre_hooks[key]
+        for name, block in zip(names, blocks, strict=True):
+            _refuse_what_was_changed(base, name, block)
+        for hooks in (container._forward_pre_hooks, container._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, partial) and hook.func in (_prepare, _release):
+                    del hooks[key]
         for block in blocks:
-            _change_class(block, type(block).__mro__[1])
+            _change_class(block, type(block).crma_attached_to)
             del block.crma
         _leave_out_of_checkpoints(base, names, False)
 
-    return CRMABackbone(
-        [block.crma for block in blocks],
-        names=names,
-        base_model=describe(base),
-        base_model_sha256=architecture_digest(base),
-        detach=detach,
-    )
+    def reshard() -> None:
+        for module in base.modules():
+            if callable(getattr(module, "reshard", None)):
+                module.reshard()
+
+    return CRMABackbone([block.crma for block in blocks], names=names, detach=detach, reshard=reshard, **identity)
 
 
 def _prepare(attribute: str, container: nn.Module, args: tuple[Any, ...]) -> None:
@@ -136,9 +164,16 @@ def _prepare(attribute: str, container: nn.Module, args: tuple[Any, ...]) -> Non
     prepare_adapters([block.crma for block in getattr(container, attribute)])
 
 
+def _release(attribute: str, container: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    for block in getattr(container, attribute):
+        block.crma.release()
+
+
 @cache
 def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     class BlockWithCRMA(block_class):  # type: ignore[valid-type,misc]
+        crma_attached_to = block_class
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output: Tensor | tuple[Any, ...] = super().forward(*args, **kwargs)
             if isinstance(output, tuple):
@@ -166,10 +201,26 @@ def _refuse_replaced_forwards(base: nn.Module, decoder: Decoder) -> None:
             raise refusal(base, f"{name}.forward, which another library has replaced")
 
 
+def _refuse_what_was_changed(base: nn.Module, name: str, block: nn.Module) -> None:
+    """Detaching restores a block only if it is what attach_crma made of it. Raises: ModelError."""
+    forward = vars(block).get("_old_forward", vars(block).get("forward"))  # the former is accelerate's
+    whole = isinstance(getattr(block, "crma", None), CRMAAdapter) and "crma_attached_to" in vars(type(block))
+    if not whole or (forward is not None and not isinstance(forward, MethodType)):
+        raise ModelError(
+            type(base).__name__,
+            got=f"{name}, a {type(block).__name__} that has changed since adapters were attached",
+            allowed="the blocks as attach_crma left them",
+            remedy="detach only once, and before a model is sharded or its blocks are wrapped",
+        )
+
+
 def _leave_out_of_checkpoints(base: Any, names: list[str], leave_out: bool) -> None:
-    """Tell save_pretrained: the adapters have a file of their own."""
+    """Tell save_pretrained: the adapters have a file of their own.
+
+    One key more than there are, since Trainer resumes without a word where just these keys are missing (CRMACallback).
+    """
     if not hasattr(base, "_keys_to_ignore_on_save"):
         return
-    ours = {f"{name}.crma.{parameter}" for name in names for parameter in PARAMETERS}
+    ours = {f"{name}.crma.{parameter}" for name in names for parameter in PARAMETERS} | {"crma"}
     others = set(base._keys_to_ignore_on_save or ()) - ours
     base._keys_to_ignore_on_save = others | ours if leave_out else others

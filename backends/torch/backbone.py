@@ -18,7 +18,7 @@ from backends.torch.residual_mixing import adapter_strength, mixed_basis
 from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
-from reference.errors import StateFileError
+from reference.errors import BackendError, StateFileError
 
 
 class CRMABackbone(nn.Module):
@@ -36,12 +36,17 @@ class CRMABackbone(nn.Module):
         base_model: str = "",
         base_model_sha256: str = "",
         detach: Callable[[], None] | None = None,
+        reshard: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
         self.names = tuple(names) if names is not None else tuple(str(index) for index in range(len(adapters)))
         self.base_model, self.base_model_sha256 = base_model, base_model_sha256
-        self._detach = detach
+        self._detach, self._reshard = detach, reshard
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has adapters of its own, which are in no model.
+        return {**self.__dict__, "_detach": None, "_reshard": None}
 
     @property
     def config(self) -> AdapterConfig:
@@ -83,12 +88,23 @@ class CRMABackbone(nn.Module):
         }
 
     def state(self) -> AdapterState:
-        """A copy of all parameters, stacked over layers. Clause: STATE-1."""
+        """A copy of all parameters, stacked over layers, on the first layer's device. Clause: STATE-1."""
+        self._gather_none()
         with torch.no_grad():
             return AdapterState(*(tensor.clone() for tensor in self._stacked()))
 
+    def finite_state(self) -> AdapterState:
+        """:meth:`state`. Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
+        state = self.state()
+        _require_finite(state)
+        return state
+
     def load_state(self, state: AdapterState) -> None:
-        """Set all parameters. Raises: StateFileError if the shapes are another model's; then nothing is changed."""
+        """Set all parameters.
+
+        Raises: StateFileError if the shapes are another model's, NonFiniteError; then nothing is changed.
+        """
+        self._gather_none()
         for field, new, old in zip(AdapterState._fields, state, self._stacked(), strict=True):
             if new.shape != old.shape:
                 raise StateFileError(
@@ -97,6 +113,7 @@ class CRMABackbone(nn.Module):
                     allowed=f"{tuple(old.shape)}, as this model has it",
                     remedy="load the state onto the model it was trained on, with the same streams and rank",
                 )
+        _require_finite(state)
         with torch.no_grad():
             for index, adapter in enumerate(self._layers()):
                 _assign(adapter.mix_logits, state.mix_logits[index])
@@ -104,8 +121,11 @@ class CRMABackbone(nn.Module):
                 _assign(adapter.basis, state.bases[index])
 
     def save(self, path: Path | str) -> None:
-        """Write the state file, atomically. Clauses: STATE-1..STATE-3."""
-        save_state(path, self.state(), self.config, self.base_model, self.base_model_sha256)
+        """Write the state file, atomically.
+
+        Raises: NonFiniteError for NaN or infinity, so that they never replace a good file. Clauses: STATE-1..STATE-3.
+        """
+        save_state(path, self.finite_state(), self.config, self.base_model, self.base_model_sha256)
 
     def load(self, path: Path | str) -> None:
         """Read a state file into the adapters. Raises: StateFileError; then nothing is changed. Clauses: STATE-4."""
@@ -128,16 +148,20 @@ class CRMABackbone(nn.Module):
     def certificate(self, anchor: AdapterState | None = None) -> Certificate:
         """Bounds measured on the present parameters, per layer; ``print`` shows them with the worst layer first.
 
-        With ``anchor``, also ``||G_now - G_anchor||_2``. Raises: NonFiniteError. Clauses: CERT-1, CERT-2.
+        With ``anchor``, also ``||G_now - G_anchor||_2``. Raises: NonFiniteError; DegenerateBasisError for A = 0, or so
+        small or large that float32 cannot hold ``||A||^2``; ShapeError for an anchor of another size.
+        Clauses: CERT-1, CERT-2.
         """
-        state = self.state()
-        _require_finite(state)
+        state = self.finite_state()
         measured = certificates.certificate(state, self.config.iterations)
         moved = None if anchor is None else self.displacement(anchor)
         return measured._replace(displacement=moved, names=self.names)
 
     def displacement(self, anchor: AdapterState) -> Tensor:
-        """``||G_now - G_anchor||_2`` per layer, shape (L,), float64. Clause: CERT-2."""
+        """``||G_now - G_anchor||_2`` per layer, shape (L,), float64.
+
+        Raises: as :meth:`certificate`. Clause: CERT-2.
+        """
         return certificates.displacement(anchor, self.state(), self.config.iterations)
 
     def limit_displacement(self, anchor: AdapterState, delta: float) -> Tensor:
@@ -148,10 +172,10 @@ class CRMABackbone(nn.Module):
         Returns:
             The fraction of the way from the anchor that was kept, shape (L,); 1 where nothing changed.
 
-        Raises: ConfigError for delta <= 0, NonFiniteError. Clauses: BUDGET-1, BUDGET-2. Source: ours.
+        Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
+        DegenerateBasisError (A = 0). Clauses: BUDGET-1..BUDGET-3. Source: ours.
         """
-        now = self.state()
-        _require_finite(now)
+        now = self.finite_state()
         fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
         if bool((fraction < 1).any()):
             self.load_state(certificates.interpolate(anchor, now, fraction))
@@ -160,18 +184,34 @@ class CRMABackbone(nn.Module):
     def _stacked(self) -> AdapterState:
         return _stack(self._layers())
 
+    def _gather_none(self) -> None:
+        """Let FSDP drop the gathered copies of the parameters: what is written into these is lost."""
+        managed = [adapter for adapter in self._layers() if adapter._is_fsdp_managed_module]
+        if managed and self._reshard is not None:
+            self._reshard()
+        if not all(_is_sharded(adapter.basis) for adapter in managed):
+            raise BackendError(
+                "parameters of the adapters",
+                got="copies that FSDP gathered for a forward pass",
+                allowed="sharded parameters",
+                remedy="call reshard() on the modules that fully_shard was called on, the outermost included",
+            )
+
 
 def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
     """Project all layers' logits in one batched call, and hand each adapter its M and alpha, and its C for inference.
 
-    Sharded parameters (FSDP) are left alone: each adapter projects its own when its block is gathered.
+    A model over several devices takes one call for each. Parameters that FSDP shards are left alone: each adapter
+    projects its own when they are gathered, since only then do its gradients reach FSDP.
 
     Clauses: SINK-1, MIX-5. Source: ours.
     """
-    if torch.compiler.is_compiling() or not adapters[0].enabled:
-        return  # in a compiled graph each adapter projects its own, and the compiler sees all of it
-    if any(_is_sharded(parameter) for parameter in adapters[0].parameters()):
-        return
+    ready = [adapter for adapter in adapters if adapter.enabled and not adapter._is_fsdp_managed_module]
+    for device in dict.fromkeys([adapter.basis.device for adapter in ready]):
+        _prepare_together([adapter for adapter in ready if adapter.basis.device == device])
+
+
+def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
     state = _stack(adapters)
     project = functions(adapters[0].kernels, state.mix_logits.device.type).sinkhorn_projection
     mixing = project(state.mix_logits, adapters[0].config.iterations)
@@ -184,10 +224,11 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
 
 
 def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:
+    device = adapters[0].basis.device
     return AdapterState(
-        torch.stack([_whole(adapter.mix_logits) for adapter in adapters]),
-        torch.cat([_whole(adapter.gate_logit) for adapter in adapters]),
-        torch.stack([_whole(adapter.basis) for adapter in adapters]),
+        torch.stack([_whole(adapter.mix_logits).to(device) for adapter in adapters]),
+        torch.cat([_whole(adapter.gate_logit).to(device) for adapter in adapters]),
+        torch.stack([_whole(adapter.basis).to(device) for adapter in adapters]),
     )
 
 

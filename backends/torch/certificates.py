@@ -6,14 +6,15 @@ the span of Q too, so one QR serves a whole search along the segment.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from backends.torch.residual_mixing import adapter_strength
-from backends.torch.sinkhorn_projection import sinkhorn_projection
-from reference.errors import ConfigError
+from backends.torch.sinkhorn_projection import require_finite, sinkhorn_projection
+from reference.errors import ConfigError, DegenerateBasisError, ShapeError
 
 BISECTIONS = 20
 ROUNDING = 5e-7  # of float32, in the sums and the norm of M (SINK-5, SINK-6)
@@ -80,7 +81,15 @@ class Certificate(NamedTuple):
 
 
 def certificate(state: AdapterState, iterations: int) -> Certificate:
-    """Measure M as it is used (float32), and the adapter's singular values. Source: ours. Clauses: CERT-1."""
+    """Measure M as it is used (float32), and the adapter's singular values.
+
+    Raises: DegenerateBasisError where float32 cannot hold ``||A||^2``, which is 0 or beyond 1e38, so alpha is lost.
+    Source: ours. Clauses: CERT-1.
+    """
+    usable = adapter_strength(state.gate_logits.float(), state.bases.float())
+    lost = ~((usable > 0) & usable.isfinite())
+    if bool(lost.any()):
+        raise _degenerate("basis", f"||A||^2 that float32 cannot hold, in layer {int(lost.int().argmax())}")
     mixing = sinkhorn_projection(state.mix_logits.float(), iterations).double()
     sums = torch.cat([mixing.sum(-1), mixing.sum(-2)], dim=-1)
     hidden_size, width = state.bases.shape[-1], state.bases.shape[1] * state.bases.shape[2]
@@ -98,7 +107,11 @@ def certificate(state: AdapterState, iterations: int) -> Certificate:
 
 
 def displacement(first: AdapterState, second: AdapterState, iterations: int) -> Tensor:
-    """``||G_first - G_second||_2`` per layer, shape (L,), float64, exact. Clause: CERT-2. Source: ours."""
+    """``||G_first - G_second||_2`` per layer, shape (L,), float64, exact; NaN where the second's A is zero.
+
+    Raises: as :func:`limit_displacement` for the first as anchor. Clause: CERT-2. Source: ours.
+    """
+    first = _checked_anchor(first, second)
     return _Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
 
 
@@ -106,13 +119,16 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
     """How far each layer may go from ``anchor`` towards ``now``: the fraction t in [0, 1], shape (L,).
 
     t = 1 where ``now`` is within ``delta`` of the anchor; else a t, found by bisection, whose displacement is at most
-    ``delta``. Raises: ConfigError for a delta that is not positive. Clauses: BUDGET-1, BUDGET-2. Source: ours.
+    ``delta``. A point where A = 0 is outside.
+
+    Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
+    NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3. Source: ours.
     """
-    if not delta > 0:
+    if isinstance(delta, bool) or not isinstance(delta, Real) or not delta > 0:
         raise ConfigError(
-            "delta", got=delta, allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
+            "delta", got=repr(delta), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
         )
-    segment = _Segment(anchor, now, iterations)
+    segment = _Segment(_checked_anchor(anchor, now), now, iterations)
     inside = torch.zeros(len(now.bases), dtype=torch.float64, device=now.bases.device)
     outside = torch.ones_like(inside)
     within = segment.displacement(outside) <= delta
@@ -135,6 +151,32 @@ def interpolate(anchor: AdapterState, now: AdapterState, fraction: Tensor) -> Ad
     return AdapterState(*(blend(start, end) for start, end in zip(anchor, now, strict=True)))
 
 
+def _checked_anchor(anchor: AdapterState, now: AdapterState) -> AdapterState:
+    """``anchor`` on the device of ``now``."""
+    for field, start, end in zip(AdapterState._fields, anchor, now, strict=True):
+        if start.shape != end.shape:
+            raise ShapeError(
+                f"{field} of the anchor",
+                got=tuple(start.shape),
+                allowed=f"{tuple(end.shape)}, as this model has it",
+                remedy="take the anchor from this run, after its sizes were chosen",
+            )
+        require_finite(f"{field} of the anchor", start)
+    zero = anchor.bases.abs().amax((-3, -2, -1)) == 0
+    if bool(zero.any()):
+        raise _degenerate("basis of the anchor", f"zeros throughout, in layer {int(zero.int().argmax())}")
+    return AdapterState(*(tensor.to(now.bases.device) for tensor in anchor))
+
+
+def _degenerate(field: str, got: str) -> DegenerateBasisError:
+    return DegenerateBasisError(
+        field,
+        got=got,
+        allowed="a basis with ||A||^2 in the range of float32",
+        remedy="start from init_parameters, and keep weight decay off the basis",
+    )
+
+
 class _Segment:
     """States between two of one shape, in coordinates of the joint span of their bases."""
 
@@ -150,7 +192,9 @@ class _Segment:
     def displacement(self, fraction: Tensor) -> Tensor:
         at_fraction = interpolate(self.start, self.end, fraction.to(self.start.bases.device))
         difference = self._change(at_fraction) - self.change_at_start
-        return torch.linalg.eigvalsh(difference.mT @ difference)[..., -1].clamp(min=0).sqrt()
+        known = difference.isfinite().all(-1).all(-1)  # eigvalsh refuses NaN
+        squared = torch.where(known[:, None, None], difference.mT @ difference, 0.0)
+        return torch.where(known, torch.linalg.eigvalsh(squared)[..., -1].clamp(min=0).sqrt(), torch.nan)
 
     def _change(self, state: AdapterState) -> Tensor:
         mixing = sinkhorn_projection(state.mix_logits, self.iterations)

@@ -1,7 +1,12 @@
-"""Residual mixing in PyTorch: one layer's streams, with the gradient in closed form, and the gate's strength."""
+"""Residual mixing in PyTorch: one layer's streams, with the gradient in closed form, and the gate's strength.
+
+Matrix products on a GPU are made in TF32 where ``torch.set_float32_matmul_precision`` allows that, against MIX-10;
+those of the Triton kernels never are.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -58,11 +63,19 @@ def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
     return _add_mixed(x, basis, mixed)[0]
 
 
+def add_mixed_by_sums(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
+    """:func:`add_mixed` for few tokens, as sums of products: in float32 on every device, and without large kernels."""
+    tokens = x.reshape(-1, 1, x.shape[-1]).to(basis.dtype)
+    streams = (tokens * basis.flatten(0, 1)).sum(-1, keepdim=True)
+    return (tokens[:, 0] + (streams * mixed.flatten(0, 1)).sum(1)).to(x.dtype).view(x.shape)
+
+
 def _add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
-        streams = tokens @ basis.flatten(0, 1).T
-        return torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype).view(x.shape), streams
+        streams = tokens @ basis.flatten(0, 1).T  # on a GPU in the precision that the user allows: see the module
+        y = torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype)
+    return torch.ops.aten._unsafe_view(y, x.shape), streams  # a view of autograd could not be changed in place
 
 
 class _ResidualMixing(torch.autograd.Function):
@@ -94,7 +107,7 @@ class _ResidualMixing(torch.autograd.Function):
         needs_x, needs_mixing, needs_strength, needs_basis = ctx.needs_input_grad
         n, rank, d = basis.shape
         grad_x = grad_mixing = grad_strength = grad_basis = None
-        with torch.autocast(kept.device.type, enabled=False):
+        with without_autocast(kept):
             upstream = grad_y.reshape(-1, d).to(basis.dtype)
             flat, mixer = basis.flatten(0, 1), _mixer(mixing)
             read_back = upstream @ flat.T
@@ -125,7 +138,7 @@ def _mixer(mixing: Tensor) -> Tensor:
 
 def _mix(strength: Tensor, mixer: Tensor, rows: Tensor) -> Tensor:
     """(..., n, r, d) -> ``alpha D rows``, D acting on the axis of streams."""
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows):
         return ((strength.reshape(*mixer.shape[:-2], 1, 1) * mixer) @ rows.flatten(-2)).view(rows.shape)
 
 
@@ -175,9 +188,10 @@ class _SquaredNormBound(torch.autograd.Function):
 
     @staticmethod
     def forward(basis: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(basis.device.type, enabled=False):
+        with without_autocast(basis):
             flat = basis.flatten(-3, -2)
-            gram = flat @ flat.mT
+            # kappa >= ||A||^2 has no slack to give to TF32, which a user may have allowed on a GPU.
+            gram = (flat.double() @ flat.double().mT).to(flat.dtype) if flat.is_cuda else flat @ flat.mT
             trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
             normalised = gram / trace[..., None, None]
             squared = normalised @ normalised
@@ -199,6 +213,11 @@ class _SquaredNormBound(torch.autograd.Function):
         if grad_kappa is None:
             return None
         basis, weighted_seventh = ctx.saved_tensors
-        with torch.autocast(basis.device.type, enabled=False):
+        with without_autocast(basis):
             grad_flat = 2 * grad_kappa[..., None, None] * (weighted_seventh @ basis.flatten(-3, -2))
         return grad_flat.view(basis.shape)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Structural arithmetic stays in the dtype of the parameters (MIX-10)."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

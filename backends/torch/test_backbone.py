@@ -1,7 +1,5 @@
 """attach_crma and CRMABackbone on a small random Llama, alone and with PEFT."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +91,7 @@ def test_the_projection_for_all_layers_gives_the_gradients_of_separate_ones(monk
     model.zero_grad()
     monkeypatch.setattr("backends.torch.attach.prepare_adapters", lambda adapters: None)
     for block in model.model.layers:
-        block.crma._prepared = None
+        block.crma._for_training = None
     model(IDS, labels=IDS).loss.backward()
     separate = [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None]
     assert len(together) == len(separate) == 9  # three per layer
@@ -289,41 +287,3 @@ def test_a_layer_that_breaks_a_bound_comes_first() -> None:
     assert first.layer == last
     assert abs(first.excess - 1e-3) < 1e-5
     assert measured.worst_first()[0].excess == 0
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    distributed = pytest.importorskip("torch.distributed")
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-def test_parameters_sharded_by_fsdp_are_read_set_and_certified(one_process: None) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    whole_model, model = make_model(), make_model()
-    whole, backbone = open_gates(attach_crma(whole_model)), open_gates(attach_crma(model))
-    expected = whole_model(IDS).logits
-    mesh = init_device_mesh("cpu", (1,))
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert hasattr(next(backbone.parameters()), "full_tensor")
-    torch.testing.assert_close(model(IDS).logits, expected)
-    model(IDS, labels=IDS).loss.backward()
-    whole_model(IDS, labels=IDS).loss.backward()
-    for one, other in zip(backbone.parameters(), whole.parameters(), strict=True):
-        gradient: Any = one.grad
-        assert other.grad is not None
-        atol = 1e-5 * float(other.grad.abs().max())
-        torch.testing.assert_close(gradient.full_tensor(), other.grad, rtol=1e-4, atol=atol)
-    disturb(whole)
-    backbone.load_state(whole.state())
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), whole.state(), strict=True))
-    assert torch.equal(backbone.certificate().largest, whole.certificate().largest)
-    torch.testing.assert_close(model(IDS).logits, whole_model(IDS).logits)
-    sharded = fully_shard(make_model(), mesh=mesh)
-    with pytest.raises(ModelError, match="sharded already"):
-        attach_crma(sharded)

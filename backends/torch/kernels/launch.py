@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -35,15 +37,23 @@ def power_of_two(size: int, least: int = 1) -> int:
     return 1 << (max(size, least, 1) - 1).bit_length()
 
 
-def require_device(field: str, tensor: Tensor) -> None:
-    """Raises: DeviceUnavailableError for a tensor that is not on a GPU, unless the kernels are interpreted."""
-    if not (INTERPRETED or tensor.is_cuda):
-        raise DeviceUnavailableError(
-            field,
-            got=f"a tensor on {tensor.device}",
-            allowed="a tensor on a CUDA device, as the kernels were not imported for Triton's interpreter",
-            remedy="move it to the GPU, set TRITON_INTERPRET=1 before the start, or ask for kernels='torch'",
-        )
+@contextmanager
+def device_of(**tensors: Tensor) -> Iterator[None]:
+    """Launch on the device of the tensors, rather than on the current one, which is Triton's choice.
+
+    Raises: DeviceUnavailableError for tensors that are not on one GPU, unless the kernels are interpreted.
+    """
+    first = next(iter(tensors.values())).device
+    for field, tensor in tensors.items():
+        if not (INTERPRETED or tensor.is_cuda) or tensor.device != first:
+            raise DeviceUnavailableError(
+                field,
+                got=f"a tensor on {tensor.device}",
+                allowed=f"a tensor on {first if first.type == 'cuda' else 'a CUDA device, as kernels need it'}",
+                remedy="move it to the GPU, set TRITON_INTERPRET=1 before the start, or ask for kernels='torch'",
+            )
+    with torch.cuda.device(first) if first.type == "cuda" else nullcontext():
+        yield
 
 
 def blocks_for(x: Tensor, width: int) -> Blocks:

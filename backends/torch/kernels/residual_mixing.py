@@ -17,11 +17,11 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
-from backends.torch.kernels.launch import blocks_for, require_device
+from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
 from reference.errors import ConfigError, ShapeError
 
-MOST_WIDTH = 512
+MOST_STREAMS, MOST_WIDTH = 64, 512
 
 
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed=f"(..., {d}) and ({n}, {n}), as basis is {tuple(basis.shape)}",
             remedy="put the hidden axis of x last",
         )
-    if n * rank > MOST_WIDTH:
+    if n * rank > MOST_WIDTH or n > MOST_STREAMS:
         raise ConfigError(
-            "streams * rank",
-            got=f"{n} * {rank} = {n * rank}",
-            allowed=f"at most {MOST_WIDTH} in the Triton kernel",
+            "streams, streams * rank",
+            got=f"{n}, {n} * {rank} = {n * rank}",
+            allowed=f"at most {MOST_STREAMS} and {MOST_WIDTH} in the Triton kernel",
             remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.residual_mixing",
         )
     y, _ = _mixing(x, mixing.to(basis.dtype), strength.to(basis.dtype), basis)
@@ -70,12 +70,12 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
 def _mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """y, and the streams z (tokens, n r), which the backward pass needs."""
     tokens, flat = x.reshape(-1, x.shape[-1]).contiguous(), basis.flatten(0, 1).contiguous()
-    y, streams = torch.empty_like(tokens), flat.new_empty((len(tokens), len(flat)))
+    y, streams = x.new_empty(x.shape), flat.new_empty((len(tokens), len(flat)))
     if len(tokens):
-        require_device("x", x)
-        mixed = mix_basis(flat, mixing, strength, transposed=True)
-        _over_tokens(tokens, flat, mixed, y, streams)
-    return y.view(x.shape), streams
+        with device_of(x=x, mixing=mixing, strength=strength, basis=basis):
+            mixed = mix_basis(flat, mixing, strength, transposed=True)
+            _over_tokens(tokens, flat, mixed, y, streams)
+    return y, streams
 
 
 @torch.library.custom_op("crma::residual_mixing_triton_backward", mutates_args=())
@@ -86,18 +86,19 @@ def _mixing_backward(
     flat = basis.flatten(0, 1).contiguous()
     if not len(tokens):
         return torch.empty_like(x), torch.zeros_like(mixing), torch.zeros_like(strength), torch.zeros_like(basis)
-    grad_x, read_back = torch.empty_like(tokens), torch.empty_like(streams)
-    _over_tokens(upstream, flat, flat, upstream, read_back, write=False)
+    grad_x, read_back = x.new_empty(x.shape), torch.empty_like(streams)
     blocks = blocks_for(tokens, len(flat))
     width, d = flat.shape
-    mixed = mix_basis(flat, mixing, strength, transposed=False)
     parts = flat.new_empty((2, blocks.splits, width, d))
-    gradient_kernel[triton.cdiv(d, blocks.places), blocks.splits](
-        upstream, tokens, streams, read_back, mixed, grad_x, parts, len(tokens), width, blocks.splits,
-        d=d, STEPS=blocks.steps, BLOCK_T=blocks.tile, **constants(blocks, x),
-    )  # fmt: skip
-    grad_mixing, grad_strength, grad_basis = mix_gradients(parts, flat, mixing, strength)
-    return grad_x.view(x.shape), grad_mixing, grad_strength.view(strength.shape), grad_basis.view(basis.shape)
+    with device_of(x=x, grad_y=grad_y, mixing=mixing, strength=strength, basis=basis):
+        _over_tokens(upstream, flat, flat, upstream, read_back, write=False)
+        mixed = mix_basis(flat, mixing, strength, transposed=False)
+        gradient_kernel[triton.cdiv(d, blocks.places), blocks.splits](
+            upstream, tokens, streams, read_back, mixed, grad_x, parts, len(tokens), width, blocks.splits,
+            d=d, STEPS=blocks.steps, BLOCK_T=blocks.tile, **constants(blocks, x),
+        )  # fmt: skip
+        grad_mixing, grad_strength, grad_basis = mix_gradients(parts, flat, mixing, strength)
+    return grad_x, grad_mixing, grad_strength.view(strength.shape), grad_basis.view(basis.shape)
 
 
 @_mixing.register_fake

@@ -9,7 +9,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
-from backends.torch.kernels.launch import INTERPRETED, power_of_two, require_device
+from backends.torch.kernels.launch import INTERPRETED, device_of, power_of_two
 from backends.torch.kernels.projection_kernels import backward_kernel, forward_kernel
 from reference.errors import ConfigError, ShapeError
 from reference.sinkhorn_projection import checked_iterations
@@ -52,9 +52,9 @@ def _projection(mix_logits: Tensor, iterations: int) -> Tensor:
     mixing = torch.empty_like(logits)
     if logits.numel():
         grid, settings = _launch(logits)
-        forward_kernel[grid](
-            logits, mixing, logits[..., 0, 0].numel(), logits.shape[-1], ITERATIONS=iterations, **settings
-        )
+        batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
+        with device_of(mix_logits=logits):
+            forward_kernel[grid](logits, mixing, batch, n, ITERATIONS=iterations, **settings)
     return mixing
 
 
@@ -67,7 +67,8 @@ def _projection_backward(mix_logits: Tensor, grad_mixing: Tensor, iterations: in
         steps = max(1, 2 * (iterations - 1))
         softmaxes = logits.new_empty((*grid, steps, settings["BLOCK"], settings["N"], settings["N"]))
         batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
-        backward_kernel[grid](logits, upstream, softmaxes, grad_logits, batch, n, ITERATIONS=iterations, **settings)
+        with device_of(mix_logits=logits, grad_mixing=upstream):
+            backward_kernel[grid](logits, upstream, softmaxes, grad_logits, batch, n, ITERATIONS=iterations, **settings)
     return grad_logits
 
 
@@ -96,7 +97,6 @@ _projection.register_autograd(_backward, setup_context=_setup_context)
 
 def _launch(logits: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """Grid and block. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
-    require_device("mix_logits", logits)
     batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
     padded = power_of_two(n)
     block = min(power_of_two(batch), max(1, ENTRIES // padded**2))

@@ -84,7 +84,7 @@ def test_auto_is_triton_on_a_gpu_and_plain_elsewhere(kernels):
 @pytest.mark.clause("ERR-2")
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ConfigError, match=r"kernels: got 'cuda'; allowed: 'auto', 'torch', 'triton'"):
-        CRMAAdapter(32, kernels="cuda")
+        CRMAAdapter(32, kernels="cuda")  # type: ignore[arg-type]
 
 
 @pytest.mark.clause("ERR-2")

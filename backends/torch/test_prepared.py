@@ -1,0 +1,133 @@
+"""M and alpha made for all layers at once: when they serve, and when each adapter must project for itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
+from backends.torch.backbone import prepare_adapters
+from backends.torch.conftest import tiny_model
+
+IDS = torch.arange(3, 17).reshape(2, 7)
+
+
+def open_model() -> tuple[Any, CRMABackbone]:
+    model = tiny_model("llama").requires_grad_(False)
+    return model, attach_crma(model, gate_logit=1.0)
+
+
+def gradients(model: Any, backbone: CRMABackbone) -> list[torch.Tensor]:
+    backbone.zero_grad()
+    model(IDS, labels=IDS).loss.backward()
+    return [parameter.grad.clone() for parameter in backbone.parameters() if parameter.grad is not None]
+
+
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(actual) == len(expected) == 6
+    for one, other in zip(actual, expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_every_layer(reentrant: bool) -> None:
+    model, backbone = open_model()
+    expected = gradients(model, backbone)
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_same(gradients(model, backbone), expected)
+    assert_same(gradients(model, backbone), expected)
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_inference_between_forward_and_backward(checkpointing: bool) -> None:
+    """As in reinforcement learning: the reference model, or a sample, while a graph waits for its backward pass."""
+    model, backbone = open_model()
+    expected = gradients(model, backbone)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.zero_grad()
+    loss = model(IDS, labels=IDS).loss
+    with torch.no_grad():
+        model(IDS)
+    loss.backward()
+    assert_same([parameter.grad for parameter in backbone.parameters() if parameter.grad is not None], expected)
+
+
+@pytest.mark.clause("MIX-2")
+def test_other_parameters_in_a_functional_call_are_used() -> None:
+    model, backbone = open_model()
+    _, other = open_model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1.5)
+    x = torch.randn(3, 32)
+    adapter, changed = backbone.adapters[0], other.adapters[0]
+    model(IDS)
+    torch.testing.assert_close(
+        torch.func.functional_call(adapter, dict(changed.named_parameters()), (x,)), changed(x), rtol=0, atol=0
+    )
+    adapter.load_state_dict(changed.state_dict(), assign=True)
+    torch.testing.assert_close(adapter(x), changed(x), rtol=0, atol=0)
+
+
+@pytest.mark.clause("MIX-2")
+def test_nothing_of_an_inference_serves_after_it() -> None:
+    """A block that is called by itself, after a change that leaves no trace in the version of a parameter."""
+    model, backbone = open_model()
+    adapter, x = backbone.adapters[0], torch.randn(3, 32)
+    with torch.no_grad():
+        model(IDS)
+        before = adapter(x)
+        for parameter in adapter.parameters():
+            parameter.data.mul_(0.5)
+        after = adapter(x)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, copy.deepcopy(adapter)(x))
+
+
+@pytest.mark.clause("MIX-2")
+def test_one_adapter_that_is_disabled_does_not_leave_the_others_behind() -> None:
+    model, backbone = open_model()
+    first = backbone.adapters[0]
+    assert isinstance(first, CRMAAdapter)
+    first.enabled = False
+    with torch.no_grad():
+        before = model(IDS).logits
+        for parameter in backbone.parameters():
+            parameter.data.mul_(0.5)
+        assert not torch.equal(model(IDS).logits, before)
+
+
+def test_each_device_projects_its_own_layers() -> None:
+    """The meta device stands for a second GPU."""
+    here, there = [CRMAAdapter(16, seed=seed) for seed in (0, 1)], [CRMAAdapter(16).to("meta") for _ in range(2)]
+    prepare_adapters([here[0], there[0], there[1], here[1]])
+    for adapter, device in [(here[0], "cpu"), (here[1], "cpu"), (there[0], "meta"), (there[1], "meta")]:
+        prepared = adapter._for_training
+        assert prepared is not None
+        assert prepared.mixing.device.type == prepared.strength.device.type == device
+    x = torch.randn(3, 16)
+    assert torch.equal(here[1](x), CRMAAdapter(16, seed=1)(x))
+
+
+def test_parameters_stay_float32_through_every_move() -> None:
+    adapter = CRMAAdapter(16)
+    for move in (torch.nn.Module.double, torch.nn.Module.float, torch.nn.Module.bfloat16, torch.nn.Module.half):
+        move(adapter)
+        wide = torch.float64 if move is torch.nn.Module.double else torch.float32
+        assert {parameter.dtype for parameter in adapter.parameters()} == {wide}
+
+
+def test_y_can_be_changed_in_place_where_the_backward_pass_does_not_keep_it() -> None:
+    x = torch.randn(2, 3, 16, dtype=torch.bfloat16, requires_grad=True)
+    y = CRMAAdapter(16)(x)
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None
