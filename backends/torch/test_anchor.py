@@ -64,7 +64,7 @@ def test_a_layer_whose_basis_became_zero_is_pulled_back() -> None:
     model = backbone()
     anchor = model.state()
     with torch.no_grad():
-        model.adapters[1].basis.zero_()
+        model.parameter_groups()["basis"][1].zero_()
     fraction = model.limit_displacement(anchor, 1e-3)
     assert fraction[1] < 1
     assert fraction[0] == fraction[2] == 1
@@ -76,7 +76,7 @@ def test_a_layer_whose_basis_became_zero_is_pulled_back() -> None:
 def test_no_certificate_where_float32_cannot_hold_the_norm(factor: float) -> None:
     model = backbone()
     with torch.no_grad():
-        model.adapters[2].basis.mul_(factor)
+        model.parameter_groups()["basis"][2].mul_(factor)
     with pytest.raises(DegenerateBasisError, match="layer 2"):
         model.certificate()
 

@@ -13,7 +13,7 @@ from backends.torch.state import save_state
 STATE_FILE = "crma.safetensors"
 
 
-class CRMACallback(TrainerCallback):  # type: ignore[misc]
+class CRMACallback(TrainerCallback):
     """``Trainer(..., callbacks=[CRMACallback(backbone)])``: write adapters into each checkpoint, and resume from them.
 
     Without it Trainer saves the base model or PEFT's adapters alone, and a resumed run starts with new CRMA adapters.
