@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
@@ -36,8 +36,7 @@ class TorchEngine:
             base: Any = AutoModelForCausalLM.from_pretrained(
                 model_path,
                 dtype=torch.bfloat16 if protocol.precision == "bfloat16" else torch.float32,
-                # For the short sequences of a CPU run plain attention is faster than the fused kernel.
-                attn_implementation="eager" if device == "cpu" else None,
+                attn_implementation=_attention(model_path, device),
                 local_files_only=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -271,3 +270,11 @@ def _damaged_phase(folder: Path, got: str) -> RunFolderError:
         allowed="the PEFT adapter that this run wrote",
         remedy="restore the folder from a copy, or start again in another --out",
     )
+
+
+def _attention(model_path: Path, device: str) -> str | None:
+    """Plain attention on a CPU, where it is faster for short sequences, and where scores are capped (Gemma-2), which
+    some releases of transformers leave out of their default; else the default.
+    """
+    config = AutoConfig.from_pretrained(model_path, local_files_only=True).get_text_config()
+    return "eager" if device == "cpu" or getattr(config, "attn_logit_softcapping", None) else None

@@ -8,9 +8,10 @@ torch.Size([2, 10, 64])
 """
 
 from backends.torch.adapter import CRMAAdapter
-from backends.torch.attach import attach_crma
+from backends.torch.attach import attach_crma, attached_backbone
 from backends.torch.backbone import CRMABackbone
 from backends.torch.certificates import AdapterState, Certificate
+from backends.torch.distributed import shard_adapters
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from backends.torch.state import load_state, save_state
 
@@ -20,7 +21,9 @@ __all__ = [
     "CRMABackbone",
     "Certificate",
     "attach_crma",
+    "attached_backbone",
     "load_state",
     "save_state",
+    "shard_adapters",
     "sinkhorn_projection",
 ]
