@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def build() -> tuple[Any, CRMABackbone]:
 
 
 def main(mode: str, file: str) -> None:
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
     rank, processes = dist.get_rank(), dist.get_world_size()
     model, backbone = build()
     dtypes = {str(parameter.dtype) for parameter in backbone.parameters()}

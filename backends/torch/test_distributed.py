@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +26,15 @@ def train(folder: Path, mode: str, processes: int) -> dict[str, torch.Tensor]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *launcher, str(PROGRAM), mode, str(file)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    said = json.loads(done.stdout.strip().splitlines()[-1])
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as launched:
+        try:
+            output, errors = launched.communicate(timeout=300)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launched.pid, signal.SIGKILL)  # of a launcher that was stopped, the workers too
+    assert launched.returncode == 0, output + errors[-4000:]
+    said = json.loads(output.strip().splitlines()[-1])
     assert said["dtypes"] == ["torch.float32"]  # of the parameters as they are kept, and as they are computed with
     assert said["gradients"] == "all"
     return dict(load_state(file).state._asdict())
