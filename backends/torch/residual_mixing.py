@@ -35,6 +35,8 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
         )
+    if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
+        return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
     y: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)[0]
     return y
 
