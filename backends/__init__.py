@@ -18,6 +18,8 @@ BACKENDS = {
     "torch-cpu": "backends.torch.backend",
     "torch-cuda": "backends.torch.backend",
     "torch-triton": "backends.torch.backend",
+    "jax-cpu": "backends.jax.backend",
+    "jax-cuda": "backends.jax.backend",
 }
 
 

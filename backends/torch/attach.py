@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from numbers import Integral
 from types import MethodType
 from typing import Any, Literal
 
@@ -74,7 +75,7 @@ def attach_crma(
         raise ConfigError(
             "skip_directions", got=skip_directions, allowed="0 with basis='random'", remedy="leave it out"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError("seed", got=repr(seed), allowed="an integer >= 0", remedy="use 0")
     if config is not None and not isinstance(config, AdapterConfig):
         raise ConfigError(
@@ -102,7 +103,8 @@ def attach_crma(
 
     for block, adapter in zip(decoder.blocks, adapters, strict=True):
         block.add_module("crma", adapter)
-        _change_class(block, _class_with_crma(type(block)))  # type: ignore[arg-type]  # classes are hashable
+        block_class: Any = type(block)  # Any, since mypy takes the class of a module for unhashable now and then
+        _change_class(block, _class_with_crma(block_class))
     decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute))
     decoder.container.register_forward_hook(partial(_release, decoder.attribute))
     _leave_out_of_checkpoints(base, decoder.names, True)
@@ -116,7 +118,7 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
     """
     base = base_model(model)
     for name, blocks in base.named_modules():
-        carries = [isinstance(getattr(block, "crma", None), CRMAAdapter) for block in module_list(blocks)]
+        carries = [isinstance(getattr(block, "crma", None), CRMAAdapter) for block in _module_list(blocks)]
         if carries and all(carries):
             container, _, attribute = name.rpartition(".")
             names = [f"{name}.{index}" for index in range(len(blocks))]
@@ -124,7 +126,7 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
     raise refusal(base, "no CRMA adapters attached")
 
 
-def module_list(module: nn.Module) -> list[nn.Module]:
+def _module_list(module: nn.Module) -> list[nn.Module]:
     """Its entries; none if it is no nn.ModuleList."""
     return list(module) if isinstance(module, nn.ModuleList) else []
 

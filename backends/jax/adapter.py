@@ -1,0 +1,104 @@
+"""CRMAAdapter: one layer, or a stack of layers, as a pytree of its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from backends.jax.residual_mixing import residual_mixing
+from backends.jax.sinkhorn_projection import sinkhorn_projection
+from backends.jax.strength import adapter_strength
+from reference.adapter import AdapterConfig, AdapterParameters
+from reference.errors import ShapeError
+from reference.initialization import init_parameters
+
+
+def adapter_forward(x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int = 20) -> Array:
+    """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)`` with ``||y|| <= ||x||``.
+
+    Args:
+        x: (..., d), any floating dtype. mix_logits: S (n, n). gate_logit: gamma, one value. basis: A (n, r, d).
+        iterations: K.
+
+    Returns:
+        y, shape and dtype of x. Parameters that are not finite, and A = 0, give NaN.
+
+    Raises: ShapeError, ConfigError. Clauses: MIX-1..MIX-11, GRAD-4..GRAD-8. Source: ours.
+    """
+    mixing = sinkhorn_projection(mix_logits, iterations)
+    return residual_mixing(x, mixing, adapter_strength(gate_logit, basis), basis)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PreparedAdapter:
+    """M, alpha and A of one layer, or of a stack: the projection is done, what is left is two thin products a token.
+
+    mixing (..., n, n), strength (...), basis (..., n, r, d). Clauses: MIX-2.
+    """
+
+    mixing: Array
+    strength: Array
+    basis: Array
+
+    def __call__(self, x: Array) -> Array:
+        return residual_mixing(x, self.mixing, self.strength, self.basis)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CRMAAdapter:
+    """The parameters of one layer, mix_logits (n, n), gate_logit (), basis (n, r, d), and K, which is no leaf.
+
+    A stack of L layers is the same class with a first axis of length L in every leaf: ``jax.lax.scan`` and
+    ``jax.vmap`` take it apart. ``prepared()`` projects all layers at once, which is cheaper than to call ``sinkhorn``
+    once per step of a scan:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from backends.jax import CRMAAdapter
+    >>> stack = CRMAAdapter.init(AdapterConfig(hidden_size=64), seed=0, layers=3)
+    >>> x = jnp.ones((2, 10, 64))
+    >>> y, _ = jax.lax.scan(lambda x, layer: (layer(x), None), x, stack.prepared())
+    >>> y.shape
+    (2, 10, 64)
+
+    Clauses: MIX-1..MIX-11, INIT-1..INIT-4. Source: ours; paper sections 3.1-3.4.
+    """
+
+    mix_logits: Array
+    gate_logit: Array
+    basis: Array
+    iterations: int = field(default=20, metadata={"static": True})
+
+    @classmethod
+    def init(cls, config: AdapterConfig, seed: int = 0, layers: int | None = None) -> CRMAAdapter:
+        """Start values in float32, of one layer or of a stack of ``layers``; layer l has the seed ``seed + l``."""
+        if layers is None:
+            return cls.from_parameters(init_parameters(config, seed), config.iterations)
+        each = [cls.from_parameters(init_parameters(config, seed + k), config.iterations) for k in range(layers)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    @classmethod
+    def from_parameters(cls, parameters: AdapterParameters, iterations: int = 20) -> CRMAAdapter:
+        """From arrays of any kind, such as those of :func:`reference.init_parameters`."""
+        mix_logits, gate_logit, basis = (jnp.array(value, jnp.float32) for value in parameters)
+        return cls(mix_logits, gate_logit, basis, iterations)
+
+    def prepared(self) -> PreparedAdapter:
+        """M and alpha of all layers, in one projection."""
+        mixing = sinkhorn_projection(self.mix_logits, self.iterations)
+        return PreparedAdapter(mixing, adapter_strength(self.gate_logit, self.basis), self.basis)
+
+    def __call__(self, x: Array) -> Array:
+        """(..., d) -> (..., d), for one layer. Raises: ShapeError, for a stack too."""
+        if jnp.ndim(self.basis) != 3:
+            raise ShapeError(
+                "basis",
+                got=jnp.shape(self.basis),
+                allowed="(n, r, d), one layer",
+                remedy="take a stack apart with jax.lax.scan or jax.vmap",
+            )
+        return self.prepared()(x)
