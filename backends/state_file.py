@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import struct
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,16 @@ def encode_state(
     }
     metadata["content_sha256"] = _checksum(metadata["config"], arrays)
     return _sorted_metadata(safetensors.numpy.save(arrays, metadata))
+
+
+def read_state(path: Path | str) -> bytes:
+    """The bytes of a file. Raises: StateFileError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StateFileError(
+            str(path), got=error.strerror, allowed="a CRMA state file", remedy="check the path and its permissions"
+        ) from error
 
 
 def decode_state(data: bytes, name: str = "state file") -> StateFile:

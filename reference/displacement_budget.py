@@ -38,10 +38,7 @@ def limit_displacement(
 
     Source: ours. Clauses: BUDGET-1, BUDGET-2, BUDGET-3.
     """
-    if isinstance(delta, bool) or not isinstance(delta, Real) or not delta > 0:
-        raise ConfigError(
-            "delta", got=repr(delta), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
-        )
+    check_delta(delta)
     start, end = _checked(anchor, parameters)
 
     def is_within(fraction: float) -> bool:
@@ -61,6 +58,14 @@ def limit_displacement(
         else:
             outside = middle
     return _interpolate(start, end, inside), inside
+
+
+def check_delta(delta: float) -> None:
+    """Raise ConfigError unless ``delta`` is a number > 0; infinity is one. Clause: BUDGET-3."""
+    if isinstance(delta, bool) or not isinstance(delta, Real) or not delta > 0:
+        raise ConfigError(
+            "delta", got=repr(delta), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
+        )
 
 
 def _interpolate(start: AdapterParameters, end: AdapterParameters, fraction: float) -> AdapterParameters:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from reference.errors import MissingPackageError, ModelError
 
@@ -40,6 +43,30 @@ def resolve_model(name_or_path: str) -> Path:
         )
     check_model_folder(folder)
     return folder
+
+
+@contextmanager
+def load_errors(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise for a folder that they cannot load into ModelError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            str(folder),
+            got=f"{type(error).__name__}: {error}",
+            allowed="a causal LM as Hugging Face save_pretrained writes it, with its tokenizer",
+            remedy="save or download the model again",
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises: ModelError."""
+    from transformers import AutoTokenizer
+
+    with load_errors(folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def check_model_folder(folder: Path) -> None:

@@ -79,6 +79,12 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     return Batch(input_ids, mask, labels)
 
 
+def padding_id(tokenizer: Any) -> int:
+    """The token to pad with; which one does not matter, since padding is masked."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
+
+
 def training_order(
     examples: Sequence[EncodedExample], batch_size: int, epochs: int, *, seed: int, phase: int
 ) -> list[list[int]]:

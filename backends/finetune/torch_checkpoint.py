@@ -9,11 +9,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backends.atomic import atomic_write
-from reference.errors import RunFolderError
+from backends.finetune.checkpoint_file import damaged
 
 Optimizer = torch.optim.Optimizer
 
@@ -31,28 +31,16 @@ def save_checkpoint(
     atomic_write(path, safetensors.torch.save(cpu, {"progress": json.dumps(progress)}))
 
 
-def read_progress(path: Path) -> dict[str, Any] | None:
-    """The ``progress`` of a checkpoint; None if there is no file. Raises: RunFolderError if it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
-            return progress
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-
-
 def load_checkpoint(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Restore parameters and optimizer state. Raises: RunFolderError; then nothing is changed."""
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
     for name, parameter in parameters.items():
         stored = tensors.get(f"parameter/{name}")
         if stored is None or stored.shape != parameter.shape:
-            raise _damaged(path, f"{name} {'missing' if stored is None else tuple(stored.shape)}")
+            raise damaged(path, f"{name} {'missing' if stored is None else tuple(stored.shape)}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])
@@ -67,12 +55,3 @@ def _optimizer_state(tensors: Mapping[str, Tensor], name: str, parameter: nn.Par
             # Adam counts its steps on the CPU; the moments live beside their parameter
             state[key] = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
     return state
-
-
-def _damaged(path: Path, got: str) -> RunFolderError:
-    return RunFolderError(
-        str(path),
-        got=got,
-        allowed="a checkpoint of this run",
-        remedy="delete this file and run the same command again: only the phase under way starts anew",
-    )

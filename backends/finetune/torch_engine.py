@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,20 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
-from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode
+from backends.finetune.base_model import load_errors, load_tokenizer
+from backends.finetune.checkpoint_file import damaged_phase, read_progress
+from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.engine import SpectralReport, StepReport
+from backends.finetune.optimizer import check_holdout, check_step, diverged, group_settings, rate_factor
 from backends.finetune.protocol import Condition, Protocol
 from backends.finetune.tasks import Example
 from backends.torch import AdapterState, attach_crma
 from reference import AdapterConfig
-from reference.errors import ModelError, NonFiniteError, ProtocolError, RunFolderError, TrainingDivergedError
+from reference.errors import NonFiniteError, ProtocolError
 
 
 class TorchEngine:
@@ -31,21 +33,14 @@ class TorchEngine:
 
     def __init__(self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, device: str) -> None:
         self.protocol, self.condition, self.seed, self.device = protocol, condition, seed, torch.device(device)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
+        self.tokenizer = load_tokenizer(model_path)
+        with load_errors(model_path):
             base: Any = AutoModelForCausalLM.from_pretrained(
                 model_path,
                 dtype=torch.bfloat16 if protocol.precision == "bfloat16" else torch.float32,
                 attn_implementation=_attention(model_path, device),
                 local_files_only=True,
             )
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ModelError(
-                str(model_path),
-                got=f"{type(error).__name__}: {error}",
-                allowed="a causal LM as Hugging Face save_pretrained writes it, with its tokenizer",
-                remedy="save or download the model again",
-            ) from error
         self.model = base.to(self.device).eval().requires_grad_(False)
         crma = protocol.crma
         self.backbone = None
@@ -67,44 +62,32 @@ class TorchEngine:
         return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return collate(examples, next(token for token in candidates if token is not None))  # padding is masked
+        return collate(examples, padding_id(self.tokenizer))
 
     # Training -------------------------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: int, steps: int) -> None:
         self._enter(phase)
-        groups, crma = self._groups(), self.protocol.crma
-        later = crma.later_rate_factor if phase > 0 else 1.0
-        rates = {"lora": (self.protocol.lora.learning_rate, self.protocol.lora.clip)}
-        for name in groups.keys() - {"lora"}:
-            section = getattr(crma, name)
-            rates[name] = (section.learning_rate * later, section.clip)
-        self.clips = {name: clip for name, (_, clip) in rates.items()}
+        groups = self._groups()
+        self.settings = group_settings(self.protocol, phase, crma=self.backbone is not None)
         self.optimizer = torch.optim.AdamW(
-            [{"params": groups[name], "lr": rates[name][0]} for name in groups], weight_decay=0.0
+            [{"params": groups[name], "lr": group.learning_rate} for name, group in self.settings.items()],
+            weight_decay=0.0,
         )
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = steps
 
     def step(self, batch: Batch, index: int) -> StepReport:
         groups = self._groups()
         loss, answer_tokens = self._loss(batch)
         (loss / answer_tokens).backward()
-        # One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
         norms = {
-            name: float(nn.utils.clip_grad_norm_(parameters, self.clips[name])) for name, parameters in groups.items()
+            name: float(nn.utils.clip_grad_norm_(groups[name], group.clip)) for name, group in self.settings.items()
         }
         report = StepReport(loss.item() / answer_tokens, norms)
-        if not all(map(math.isfinite, (report.loss, *norms.values()))):
-            raise TrainingDivergedError(
-                f"phase {self.phase}, step {index + 1}",
-                got=f"loss {report.loss}, gradient norms {norms}",
-                allowed="finite values",
-                remedy="lower the learning rate of the group that is not finite, in a new --out",
-            )
-        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base_rate * self._schedule(index)
+        check_step(report, self.phase, index)
+        factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
+        for group, settings in zip(self.optimizer.param_groups, self.settings.values(), strict=True):
+            group["lr"] = settings.learning_rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         budget = self.protocol.crma.displacement_budget
@@ -112,15 +95,8 @@ class TorchEngine:
             try:
                 self.backbone.limit_displacement(self.anchor, budget)
             except NonFiniteError as error:
-                raise self._diverged(error) from error
+                raise diverged(error, self.phase) from error
         return report
-
-    def _schedule(self, index: int) -> float:
-        """Linear warm-up, then linear decay to zero at the end of the phase."""
-        warmup = min(self.protocol.warmup_steps, self.steps - 1)
-        if index < warmup:
-            return (index + 1) / (warmup + 1)
-        return (self.steps - index) / (self.steps - warmup)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the negative log-likelihoods of the answer tokens, and how many there are."""
@@ -139,7 +115,7 @@ class TorchEngine:
         try:
             bounds = self.backbone.certificate()
         except NonFiniteError as error:
-            raise self._diverged(error) from error
+            raise diverged(error, self.phase) from error
         displacement = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
         return SpectralReport(
             norm_max=float(bounds.mixing_norm.max()),
@@ -156,18 +132,8 @@ class TorchEngine:
             loss, answer_tokens = self._loss(batch)
             total, tokens = total + float(loss), tokens + answer_tokens
         self._train_only_this_phase()
-        if not math.isfinite(total):
-            raise TrainingDivergedError(
-                f"holdout loss of task {phase} after phase {self.phase}",
-                got=total,
-                allowed="a finite value",
-                remedy="lower the learning rates, in a new --out",
-            )
+        check_holdout(total, phase, self.phase)
         return total / tokens
-
-    def _diverged(self, error: NonFiniteError) -> TrainingDivergedError:
-        field = f"phase {self.phase}: {error.field}"
-        return TrainingDivergedError(field, got=error.got, allowed=error.allowed, remedy=error.remedy)
 
     # Parameters -----------------------------------------------------------------------------------------------------
 
@@ -246,9 +212,9 @@ class TorchEngine:
             tensors = safetensors.torch.load_file(lora / "adapter_model.safetensors", device=str(self.device))
             result: Any = set_peft_model_state_dict(self.model, tensors, self._adapter_name(phase))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise _damaged_phase(lora, f"{type(error).__name__}: {error}") from error
+            raise damaged_phase(lora, f"{type(error).__name__}: {error}") from error
         if result.unexpected_keys or len(tensors) != len(self._lora_parameters()):
-            raise _damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")
+            raise damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")
         if self.backbone is not None:
             self.backbone.load(crma)
 
@@ -256,20 +222,11 @@ class TorchEngine:
         torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress | {"phase": self.phase})
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
-        progress = torch_checkpoint.read_progress(path)
+        progress = read_progress(path)
         if progress is None or progress["phase"] != phase:
             return None
         torch_checkpoint.load_checkpoint(path, self._trainables(), self.optimizer)
         return progress
-
-
-def _damaged_phase(folder: Path, got: str) -> RunFolderError:
-    return RunFolderError(
-        str(folder),
-        got=got,
-        allowed="the PEFT adapter that this run wrote",
-        remedy="restore the folder from a copy, or start again in another --out",
-    )
 
 
 def _attention(model_path: Path, device: str) -> str | None:

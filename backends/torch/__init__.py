@@ -7,10 +7,11 @@
 torch.Size([2, 10, 64])
 """
 
+from backends.certificate import Certificate
 from backends.torch.adapter import CRMAAdapter
 from backends.torch.attach import attach_crma, attached_backbone
 from backends.torch.backbone import CRMABackbone
-from backends.torch.certificates import AdapterState, Certificate
+from backends.torch.certificates import AdapterState
 from backends.torch.distributed import shard_adapters
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from backends.torch.state import load_state, save_state

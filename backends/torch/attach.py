@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from backends.architecture import architecture_digest, describe
 from backends.torch.adapter import CRMAAdapter
-from backends.torch.architecture import architecture_digest, describe
 from backends.torch.backbone import CRMABackbone, prepare_adapters
-from backends.torch.decoder import Decoder, base_model, find_decoder, refusal
+from backends.torch.decoder import Decoder, base_model, find_decoder, refusal, text_config
 from backends.torch.functions import Kernels
 from backends.torch.writer import writers
 from reference.adapter import AdapterConfig
@@ -133,7 +133,8 @@ def _module_list(module: nn.Module) -> list[nn.Module]:
 
 def _identity(base: nn.Module) -> dict[str, str]:
     """What a state file says about the base model."""
-    return {"base_model": describe(base), "base_model_sha256": architecture_digest(base)}
+    config = text_config(base)
+    return {"base_model": describe(config), "base_model_sha256": architecture_digest(config)}
 
 
 def _backbone(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends.certificate import Certificate
 from backends.torch import certificates
 from backends.torch.adapter import CRMAAdapter
-from backends.torch.certificates import AdapterState, Certificate
+from backends.torch.certificates import AdapterState
 from backends.torch.functions import functions
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
 from backends.torch.sinkhorn_projection import require_finite

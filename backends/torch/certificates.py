@@ -6,18 +6,16 @@ the span of Q too, so one QR serves a whole search along the segment.
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from backends.certificate import Certificate
 from backends.torch.residual_mixing import adapter_strength
 from backends.torch.sinkhorn_projection import require_finite, sinkhorn_projection
-from reference.errors import ConfigError, DegenerateBasisError, ShapeError
-
-BISECTIONS = 20
-ROUNDING = 5e-7  # of float32, in the sums and the norm of M (SINK-5, SINK-6)
+from reference.displacement_budget import BISECTIONS, check_delta
+from reference.errors import DegenerateBasisError, ShapeError
 
 
 class AdapterState(NamedTuple):
@@ -26,58 +24,6 @@ class AdapterState(NamedTuple):
     mix_logits: Tensor
     gate_logits: Tensor
     bases: Tensor
-
-
-class LayerCertificate(NamedTuple):
-    """One layer of a Certificate, as plain numbers."""
-
-    layer: int
-    name: str
-    sum_error: float
-    mixing_norm: float
-    largest: float
-    smallest: float
-    displacement: float | None
-
-    @property
-    def excess(self) -> float:
-        """By how much a bound is broken beyond float32 rounding (SINK-5, SINK-6); 0 if none is."""
-        return max(self.sum_error - ROUNDING, self.mixing_norm - 1 - ROUNDING, self.largest - 1 - ROUNDING, 0.0)
-
-
-class Certificate(NamedTuple):
-    """Per layer, shape (L,), float64. ``str()`` of it is a table. Clauses: SINK-5, SINK-6, CERT-1, CERT-2."""
-
-    sum_error: Tensor  # worst |row or column sum of M - 1|
-    mixing_norm: Tensor  # spectral norm of M
-    largest: Tensor  # singular values of the whole adapter
-    smallest: Tensor
-    displacement: Tensor | None = None  # from an anchor, if one was given
-    names: tuple[str, ...] = ()
-
-    def worst_first(self) -> list[LayerCertificate]:
-        """One row per layer: those that break a bound first, then by displacement, then by the smallest singular value.
-
-        The smallest singular value says how much of a direction the layer can erase. Source: ours.
-        """
-        columns = [tensor.tolist() for tensor in self[:4]]
-        layers = len(columns[0])
-        moved = [None] * layers if self.displacement is None else self.displacement.tolist()
-        names = self.names or [str(layer) for layer in range(layers)]
-        rows = [LayerCertificate(*row) for row in zip(range(layers), names, *columns, moved, strict=True)]
-        return sorted(rows, key=lambda row: (-row.excess, -(row.displacement or 0.0), row.smallest, row.layer))
-
-    def __str__(self) -> str:
-        """A table, worst layer first."""
-        rows = self.worst_first()
-        width = max([len("layer"), *(len(row.name) for row in rows)])
-        head = f"{'layer':<{width}}  sum error  norm of M - 1    largest   smallest  displacement"
-        lines = [
-            f"{row.name:<{width}}  {row.sum_error:9.1e}  {row.mixing_norm - 1:13.1e}  {row.largest:9.7f}  "
-            f"{row.smallest:9.7f}  {'-' if row.displacement is None else format(row.displacement, '.6f'):>12}"
-            for row in rows
-        ]
-        return "\n".join([head, *lines])
 
 
 def certificate(state: AdapterState, iterations: int) -> Certificate:
@@ -124,10 +70,7 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
     Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
     NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3. Source: ours.
     """
-    if isinstance(delta, bool) or not isinstance(delta, Real) or not delta > 0:
-        raise ConfigError(
-            "delta", got=repr(delta), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
-        )
+    check_delta(delta)
     segment = _Segment(_checked_anchor(anchor, now), now, iterations)
     inside = torch.zeros(len(now.bases), dtype=torch.float64, device=now.bases.device)
     outside = torch.ones_like(inside)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 
 from backends.atomic import atomic_write
-from backends.state_file import decode_state, encode_state
+from backends.state_file import decode_state, encode_state, read_state
 from backends.torch.certificates import AdapterState
 from reference import AdapterConfig
-from reference.errors import StateFileError
 
 
 class StateFile(NamedTuple):
@@ -35,12 +34,6 @@ def save_state(
 
 def load_state(path: Path | str) -> StateFile:
     """Read a state file. Raises: StateFileError, naming what is wrong. Clauses: STATE-1, STATE-2, STATE-4."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StateFileError(
-            str(path), got=error.strerror, allowed="a CRMA state file", remedy="check the path and its permissions"
-        ) from error
-    content = decode_state(data, str(path))
+    content = decode_state(read_state(path), str(path))
     state = AdapterState(*(torch.from_numpy(array.copy()) for array in content[:3]))
     return StateFile(state, content.config, content.base_model, content.base_model_sha256)

@@ -15,9 +15,9 @@ pytest.importorskip("safetensors")
 
 import safetensors.numpy
 
+from backends.architecture import architecture_digest
 from backends.state_file import KEYS, decode_state, encode_state
 from backends.torch import CRMABackbone, attach_crma, load_state
-from backends.torch.architecture import architecture_digest
 from backends.torch.conftest import FAMILIES, LLAMA3_ROPE, tiny_config, tiny_model
 from reference import AdapterConfig
 from reference.errors import StateFileError
@@ -165,19 +165,14 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "none.safetensors")
 
 
-class WithConfig:
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_checksum_of_a_configuration_is_the_same_in_every_release(family: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     config = tiny_config(family)
-    assert architecture_digest(WithConfig(config)) == DIGESTS[family]
+    assert architecture_digest(config) == DIGESTS[family]
     config.save_pretrained(tmp_path)
-    assert architecture_digest(WithConfig(AutoConfig.from_pretrained(tmp_path))) == DIGESTS[family]
+    assert architecture_digest(AutoConfig.from_pretrained(tmp_path)) == DIGESTS[family]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +187,7 @@ def test_the_checksum_of_a_configuration_is_the_same_in_every_release(family: st
     ],
 )
 def test_the_checksum_tells_configurations_apart(changed: dict[str, Any]) -> None:
-    assert architecture_digest(WithConfig(tiny_config("llama", **changed))) != DIGESTS["llama"]
+    assert architecture_digest(tiny_config("llama", **changed)) != DIGESTS["llama"]
 
 
 def test_a_configuration_in_the_form_of_older_releases_has_the_same_checksum() -> None:
@@ -202,5 +197,5 @@ def test_a_configuration_in_the_form_of_older_releases_has_the_same_checksum() -
     new = tiny_config("llama", rope_parameters=LLAMA3_ROPE).to_dict()
     rope = dict(new.pop("rope_parameters"))
     old = make(**new, rope_theta=rope.pop("rope_theta"), rope_scaling=rope)
-    digests = [architecture_digest(WithConfig(config)) for config in (old, make(**new, rope_parameters=LLAMA3_ROPE))]
+    digests = [architecture_digest(config) for config in (old, make(**new, rope_parameters=LLAMA3_ROPE))]
     assert digests[0] == digests[1] != DIGESTS["llama"]

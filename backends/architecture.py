@@ -6,8 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from backends.torch.decoder import text_config
-
 WORDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 #: What fixes the function of a decoder besides its weights, under the names that transformers gives it in every family.
@@ -49,18 +47,19 @@ FIELDS = (
 )
 
 
-def describe(model: Any) -> str:
-    """The architecture in words, the same for every release of transformers."""
-    config = text_config(model)
+def describe(config: Any) -> str:
+    """The architecture in words, the same for every release of transformers.
+
+    ``config``: the configuration of the language model, as transformers reads it from config.json.
+    """
     return " ".join([str(config.model_type), *(f"{field}={_value(config, field)}" for field in WORDS)])
 
 
-def architecture_digest(model: Any) -> str:
+def architecture_digest(config: Any) -> str:
     """SHA-256, in hex, of the configuration fields in FIELDS as JSON with sorted keys and without spaces.
 
     Fields that the configuration does not have, or that are None, are left out. Source: ours. Clause: STATE-2.
     """
-    config = text_config(model)
     fields = _without_none({field: _value(config, field) for field in FIELDS})
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""What the optimizer of a phase is told, whatever the framework: groups, learning rates, clipping, schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from backends.finetune.engine import StepReport
+from backends.finetune.protocol import Protocol
+from reference.errors import NonFiniteError, TrainingDivergedError
+
+CRMA_GROUPS = ("basis", "mixing", "gate")
+
+
+class GroupSettings(NamedTuple):
+    """Learning rate at the top of the schedule, and the norm that the group's gradient is clipped to."""
+
+    learning_rate: float
+    clip: float
+
+
+def group_settings(protocol: Protocol, phase: int, *, crma: bool) -> dict[str, GroupSettings]:
+    """Per parameter group: "lora", and with ``crma`` "basis", "mixing" and "gate".
+
+    One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
+    """
+    groups = {"lora": GroupSettings(protocol.lora.learning_rate, protocol.lora.clip)}
+    later = protocol.crma.later_rate_factor if phase > 0 else 1.0
+    for name in CRMA_GROUPS if crma else ():
+        section = getattr(protocol.crma, name)
+        groups[name] = GroupSettings(section.learning_rate * later, section.clip)
+    return groups
+
+
+def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
+    """Linear warm-up, then linear decay to zero at the end of the phase; ``index`` counts steps from 0."""
+    warmup = min(warmup_steps, steps - 1)
+    if index < warmup:
+        return (index + 1) / (warmup + 1)
+    return (steps - index) / (steps - warmup)
+
+
+def check_step(report: StepReport, phase: int, index: int) -> None:
+    """Raise TrainingDivergedError unless loss and gradient norms are finite."""
+    if not all(map(math.isfinite, (report.loss, *report.gradient_norms.values()))):
+        raise TrainingDivergedError(
+            f"phase {phase}, step {index + 1}",
+            got=f"loss {report.loss}, gradient norms {report.gradient_norms}",
+            allowed="finite values",
+            remedy="lower the learning rate of the group that is not finite, in a new --out",
+        )
+
+
+def check_holdout(total: float, task: int, phase: int) -> None:
+    """Raise TrainingDivergedError unless the holdout loss is finite."""
+    if not math.isfinite(total):
+        raise TrainingDivergedError(
+            f"holdout loss of task {task} after phase {phase}",
+            got=total,
+            allowed="a finite value",
+            remedy="lower the learning rates, in a new --out",
+        )
+
+
+def diverged(error: NonFiniteError, phase: int) -> TrainingDivergedError:
+    """The parameters of the CRMA are no longer finite."""
+    return TrainingDivergedError(
+        f"phase {phase}: {error.field}", got=error.got, allowed=error.allowed, remedy=error.remedy
+    )
