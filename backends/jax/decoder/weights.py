@@ -18,6 +18,7 @@ from backends.jax.decoder.config import DecoderConfig
 from backends.jax.decoder.device_dtype import resolve_dtype
 from backends.jax.decoder.model import Params
 from backends.jax.decoder.read_config import read_config
+from backends.jax.decoder.sharding import place_on, whole
 from backends.jax.decoder.shards import Entry, find_tensors, open_shards
 from reference.errors import ModelError
 
@@ -43,7 +44,8 @@ def load_decoder(
     Args:
         dtype: of the weights: "float32", "bfloat16", "float16", or "float64" where JAX has x64 on. By default the one
             that config.json names, else the one the tensors are stored in.
-        device: a ``jax.Device`` or ``jax.sharding.Sharding`` for all weights; the default device where None.
+        device: a ``jax.Device`` or ``jax.sharding.Sharding`` for all weights, or a mesh (:func:`make_mesh`) over which
+            they are spread as :func:`parameter_spec` says; the default device where None.
         place: puts each array on the devices instead, e.g. by a sharding that depends on its path, such as
             "layers/self_attn.q_proj.weight".
 
@@ -54,6 +56,8 @@ def load_decoder(
     entries = find_tensors(folder)
     stacks = layout(config)
     check_tensors(folder, entries, stacks, config)
+    if isinstance(device, jax.sharding.Mesh):
+        place, device = place or place_on(device, config), whole(device)
     target = resolve_dtype(dtype, config, {name: entries[name] for stack in stacks for name in stack.tensors}, device)
     put = place or (lambda path, array: jax.device_put(array, device))
     params: Params = {"layers": {}}
@@ -143,6 +147,6 @@ def _put(put: Place, stack: Stack, array: np.ndarray, folder: Path) -> jax.Array
             f"{folder}: {path}",
             got=f"{array.nbytes / 2**20:.0f} MiB of {jnp.dtype(array.dtype).name} for which the device has no memory",
             allowed="a model that fits into the device's free memory",
-            remedy='load it with dtype="bfloat16", or shard it over several devices',
+            remedy='load it with dtype="bfloat16", or spread it over devices with device=make_mesh(data, model)',
         ) from error
     return placed
