@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from backends.interface import DTYPES, Gradients, State
 from backends.jax.adapter import adapter_forward
 from backends.jax.autodiff import plain_adapter
+from backends.jax.kernels import Kernels
 from backends.jax.sinkhorn_projection import sinkhorn_projection
 from backends.state_file import decode_state, encode_state
 from reference import AdapterConfig
@@ -36,34 +37,33 @@ class JaxBackend:
     parameter_dtype: np.dtype[Any] = np.dtype(np.float32)
     x_dtypes = DTYPES
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str | None = None, kernels: Kernels = "auto") -> None:
+        kind = kind or name.removeprefix("jax-")
         self.name, self.version = name, f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}"
-        self._device = _device(name)
+        self._device, self._kernels = _device(name, kind), kernels
         self._shapes: set[tuple[Any, ...]] = set()
-        kind = name.removeprefix("jax-")
         self.device = f"{kind} ({self._device.device_kind})" if kind != "cpu" else kind
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            return np.array(sinkhorn_projection(self._array(mix_logits), iterations))
+            return np.array(sinkhorn_projection(self._array(mix_logits), iterations, self._kernels))
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            project = functools.partial(sinkhorn_projection, iterations=iterations)
+            project = functools.partial(sinkhorn_projection, iterations=iterations, kernels=self._kernels)
             return np.array(_pull_back(project, [self._array(mix_logits)], self._array(cotangent))[0])
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         with self._placed(x, basis):
             inputs = (self._array(value) for value in (x, mix_logits, gate_logit, basis))
-            return np.array(functools.partial(adapter_forward, iterations=iterations)(*inputs))
+            return np.array(self._forward(iterations)(*inputs))
 
     def adapter_vjp(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         with self._placed(x, basis):
-            forward = functools.partial(adapter_forward, iterations=iterations)
             inputs = [self._array(value) for value in (x, mix_logits, gate_logit, basis)]
-            return Gradients(*map(np.array, _pull_back(forward, inputs, self._array(cotangent))))
+            return Gradients(*map(np.array, _pull_back(self._forward(iterations), inputs, self._array(cotangent))))
 
     def adapter_autodiff(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
@@ -82,6 +82,9 @@ class JaxBackend:
     def save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
+
+    def _forward(self, iterations: int) -> Callable[..., jax.Array]:
+        return functools.partial(adapter_forward, iterations=iterations, kernels=self._kernels)
 
     def _placed(self, *arrays: Array) -> AbstractContextManager[Any]:
         """x64 where the first array is float64. Thousands of shapes, as in conformance/, would fill the memory."""
@@ -105,8 +108,7 @@ def _plain_pull_back(inputs: list[jax.Array], cotangent: jax.Array, iterations: 
     return _pull_back(functools.partial(plain_adapter, iterations=iterations), inputs, cotangent)
 
 
-def _device(name: str) -> jax.Device:
-    kind = name.removeprefix("jax-")
+def _device(name: str, kind: str) -> jax.Device:
     try:
         return jax.local_devices(backend=kind)[0]
     except RuntimeError as error:  # JAX's own message may be several lines

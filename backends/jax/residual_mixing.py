@@ -6,18 +6,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from backends.jax.kernels import Kernels, wants_pallas
 from reference.errors import ShapeError
 
 # A GPU would multiply float32 in tf32 and a TPU in bfloat16, which is not the arithmetic of MIX-10.
 _PRECISION = lax.Precision.HIGHEST
 
 
-def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
+def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array, kernels: Kernels = "auto") -> Array:
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
 
     Args:
         x: residual stream, shape (..., d), any floating dtype.
         mixing: M, shape (n, n). strength: alpha, one value. basis: A, shape (n, r, d). All float32 (or float64).
+        kernels: "auto", "jax", or "pallas" for n r <= 512, as in :func:`backends.jax.sinkhorn_projection`.
 
     Returns:
         y, shape and dtype of x. The arithmetic is float32, or float64 if x or a parameter is; full float32 on
@@ -25,8 +27,8 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> A
 
     The gradient is a custom VJP, so JAX refuses forward mode (``jax.jvp``); see :mod:`backends.jax.autodiff`.
 
-    Raises: ShapeError if the sizes do not fit, or there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10,
-    GRAD-4..GRAD-7. Source: ours.
+    Raises: ShapeError if the sizes do not fit, or there is more than one strength; ConfigError and
+    DeviceUnavailableError by the kernels. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
     """
     x, mixing, strength, basis = map(jnp.asarray, (x, mixing, strength, basis))
     if strength.size != 1:
@@ -43,14 +45,19 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> A
             allowed="(..., d) with (n, n) and (n, r, d)",
             remedy="build the adapter with the model's hidden_size; scan or vmap over the layers of a stack",
         )
-    mixed: Array = _mix(*_varying_alike(x, mixing, strength.reshape(()), basis))
+    inputs = _varying_alike(x, mixing, strength.reshape(()), basis)
+    if wants_pallas(kernels):
+        from backends.jax.kernels.residual_mixing import residual_mixing as by_pallas
+
+        return by_pallas(*inputs)
+    mixed: Array = _mix(*inputs)
     return mixed
 
 
 @jax.custom_vjp
 def _mix_rule(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
-    tokens, wide_mixing, alpha, directions = _widened(x, mixing, strength, basis)
-    write_out = alpha * _over_streams(_difference(wide_mixing).T, directions)
+    tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
+    write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
     return (tokens + _write(_read(tokens, directions), write_out)).astype(x.dtype)
 
 
@@ -60,16 +67,14 @@ def _keep_inputs(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 
 def _gradient(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
     x, mixing, strength, basis = inputs
-    tokens, wide_mixing, alpha, directions = _widened(x, mixing, strength, basis)
-    upstream, difference = cotangent.astype(tokens.dtype), _difference(wide_mixing)
+    tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
+    upstream, difference = cotangent.astype(tokens.dtype), difference_of(wide_mixing)
     streams, grad_streams = _read(tokens, directions), _read(upstream, directions)
-    grad_x = upstream + _write(grad_streams, alpha * _over_streams(difference, directions))
+    grad_x = upstream + _write(grad_streams, alpha * over_streams(difference, directions))
     # Two products of the size of A carry all that the parameters need from the tokens.
     written = _over_tokens(streams, upstream).reshape(directions.shape)
     read = _over_tokens(grad_streams, tokens).reshape(directions.shape)
-    correlation = jnp.einsum("ird,jrd->ij", directions, written, precision=_PRECISION)
-    grad_basis = alpha * (_over_streams(difference, written) + _over_streams(difference.T, read))
-    gradients = (grad_x, alpha * correlation, (difference * correlation).sum(), grad_basis)
+    gradients = (grad_x, *parameter_gradients(difference, alpha, directions, written, read))
     return tuple(gradient.astype(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
 
 
@@ -77,17 +82,26 @@ _mix_rule.defvjp(_keep_inputs, _gradient)
 _mix = jax.jit(_mix_rule)
 
 
-def _widened(*inputs: Array) -> tuple[Array, ...]:
+def parameter_gradients(
+    difference: Array, alpha: Array, directions: Array, written: Array, read: Array
+) -> tuple[Array, Array, Array]:
+    """Of M, alpha and A, from ``written``, the sum of z y'^T over tokens, and ``read``, that of A y' x^T, as A."""
+    correlation = jnp.einsum("ird,jrd->ij", directions, written, precision=_PRECISION)
+    grad_basis = alpha * (over_streams(difference, written) + over_streams(difference.T, read))
+    return alpha * correlation, (difference * correlation).sum(), grad_basis
+
+
+def widened(*inputs: Array) -> tuple[Array, ...]:
     dtype = jnp.result_type(jnp.float32, *(value.dtype for value in inputs))
     return tuple(value.astype(dtype) for value in inputs)
 
 
-def _difference(mixing: Array) -> Array:
+def difference_of(mixing: Array) -> Array:
     """``D = M - I``."""
     return mixing - jnp.eye(len(mixing), dtype=mixing.dtype)
 
 
-def _over_streams(matrix: Array, directions: Array) -> Array:
+def over_streams(matrix: Array, directions: Array) -> Array:
     """``sum_j matrix_ij directions_j``, (n, n), (n, r, d) -> (n, r, d)."""
     return jnp.tensordot(matrix, directions, 1, precision=_PRECISION)
 

@@ -18,11 +18,12 @@ from backends.jax.iteration import (
     scaled_weights,
     scaled_weights_vjp,
 )
+from backends.jax.kernels import Kernels, wants_pallas
 from reference.errors import ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
 
-def sinkhorn_projection(mix_logits: Array, iterations: int = 20) -> Array:
+def sinkhorn_projection(mix_logits: Array, iterations: int = 20, kernels: Kernels = "auto") -> Array:
     """Project logits (..., n, n) onto the Birkhoff polytope, in float32 (float64 for float64 logits).
 
     The formula and the guarantees are those of :func:`reference.sinkhorn_projection`. Logits that are not finite give
@@ -31,7 +32,11 @@ def sinkhorn_projection(mix_logits: Array, iterations: int = 20) -> Array:
     ``jax.hessian``) are refused by JAX, as by every function with a custom VJP: differentiate
     :func:`backends.jax.autodiff.plain_projection` for those.
 
-    Raises: ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    ``kernels``: "jax" is plain JAX; "pallas" the Pallas kernels for a GPU, n <= 64, which are used only where they are
+    asked for since no GPU has measured them yet (on a CPU an error, or their interpreter, for tests, where
+    CRMA_PALLAS_INTERPRET=1 is set); "auto" is "jax".
+
+    Raises: ShapeError, ConfigError, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
     """
     mix_logits = jnp.asarray(mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
@@ -41,9 +46,12 @@ def sinkhorn_projection(mix_logits: Array, iterations: int = 20) -> Array:
             allowed="(..., n, n) with n >= 1",
             remedy="pass one square matrix of logits per layer",
         )
-    return _projection(
-        mix_logits.astype(jnp.promote_types(mix_logits.dtype, jnp.float32)), checked_iterations(iterations)
-    )
+    logits = mix_logits.astype(jnp.promote_types(mix_logits.dtype, jnp.float32))
+    if wants_pallas(kernels):
+        from backends.jax.kernels.sinkhorn_projection import sinkhorn_projection as by_pallas
+
+        return by_pallas(logits, checked_iterations(iterations))
+    return _projection(logits, checked_iterations(iterations))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -71,7 +79,7 @@ def _forward(iterations: int) -> Callable[[Array], Array]:
         weights = _cond(matrices, scaled, logarithmic)
         return _batch_first(birkhoff_correction(column_softmax(weights)), logits.shape)
 
-    return _one_more_leading_axis(forward)
+    return one_more_leading_axis(forward)
 
 
 @cache
@@ -89,7 +97,7 @@ def _backward(iterations: int) -> Callable[[Array, Array], Array]:
         )
         return _batch_first(_cond(matrices, scaled, logarithmic), logits.shape)
 
-    return _one_more_leading_axis(backward)
+    return one_more_leading_axis(backward)
 
 
 def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callable[[Array], Array]) -> Array:
@@ -103,7 +111,7 @@ def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callab
     return result
 
 
-def _one_more_leading_axis(function: Callable[..., Array]) -> Callable[..., Array]:
+def one_more_leading_axis(function: Callable[..., Array]) -> Callable[..., Array]:
     """vmap is the batch. Without this rule a mapped ``cond`` would become a ``select`` and run both branches."""
     mapped = custom_vmap(function)
 

@@ -1,0 +1,65 @@
+"""Residual mixing in Pallas: device memory sees each x once forward, and the kernels know a flat width n r alone.
+
+``y = x + (x A^T) C`` with ``C = alpha D^T A``, ``D = M - I``; backwards ``x' = y' + w E`` with ``E = alpha D A`` and
+``w = A y'``, and the sums over tokens ``P = z y'^T``, ``Q = w x^T``, in parts of a fixed order without atomics. What is
+of the parameters' size is plain JAX (:mod:`backends.jax.residual_mixing`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from backends.jax.kernels.launch import interpreted
+from backends.jax.kernels.token_launch import gradients, write_back
+from backends.jax.residual_mixing import difference_of, over_streams, parameter_gradients, widened
+from reference.errors import ConfigError
+
+MOST_STREAMS, MOST_WIDTH = 64, 512
+
+
+def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
+    """The function of :func:`backends.jax.residual_mixing.residual_mixing`, n <= 64, n r <= 512, of checked arguments.
+
+    x (..., d), mixing (n, n), strength (), basis (n, r, d). On a GPU no figure has been taken yet: it compiles for one,
+    and its results were tested in Pallas' interpreter.
+
+    Raises: ConfigError, DeviceUnavailableError. Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    """
+    n, rank, _ = basis.shape
+    if n > MOST_STREAMS or n * rank > MOST_WIDTH:
+        raise ConfigError(
+            "streams, streams * rank",
+            got=f"{n}, {n} * {rank} = {n * rank}",
+            allowed=f"at most {MOST_STREAMS} and {MOST_WIDTH} in the Pallas kernel",
+            remedy="use kernels='jax', which has no limit",
+        )
+    mixed: Array = _mix(x, mixing, strength, basis, interpreted(x=x, basis=basis))
+    return mixed
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _mix_rule(x: Array, mixing: Array, strength: Array, basis: Array, interpret: bool) -> Array:
+    _, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
+    write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
+    return write_back(x, directions, write_out, interpret)
+
+
+def _keep_inputs(*arguments: Any) -> tuple[Array, tuple[Array, ...]]:
+    return _mix_rule(*arguments), arguments[:4]
+
+
+def _gradient(interpret: bool, inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
+    _, wide_mixing, alpha, directions = widened(*inputs)
+    difference = difference_of(wide_mixing)
+    mixed = alpha * over_streams(difference, directions)
+    grad_x, written, read = gradients(inputs[0], cotangent, directions, mixed, interpret)
+    by_parameter = parameter_gradients(difference, alpha, directions, written, read)
+    return grad_x, *(value.astype(own.dtype) for value, own in zip(by_parameter, inputs[1:], strict=True))
+
+
+_mix_rule.defvjp(_keep_inputs, _gradient)
+_mix = jax.jit(_mix_rule, static_argnums=4)
