@@ -52,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     finetune = commands.add_parser("finetune", help="fine-tune a model through a sequence of tasks")
     finetune.add_argument("protocol", help="a protocol's name (see `crma protocols`) or a .toml file")
     finetune.add_argument("--model", help="a local Hugging Face folder, or smollm2")
-    finetune.add_argument("--backend", default="torch-cpu", help="torch-cpu (default) or torch-cuda")
+    finetune.add_argument("--backend", default="torch-cpu", help="torch-cpu (default), torch-cuda, jax-cpu or jax-cuda")
+    finetune.add_argument(
+        "--mesh", metavar="DATAxMODEL", help="JAX: rows of a batch over DATA devices, weights over MODEL"
+    )
     finetune.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the protocol's")
     finetune.add_argument("--conditions", nargs="+", metavar="CONDITION", help="of naive, frozen, modular")
     finetune.add_argument(

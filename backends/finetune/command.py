@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import platform
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,12 @@ from backends.finetune.results import append_record, read_results
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
 from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
-from reference.errors import ConfigError
+from backends.finetune.threads import set_up_framework
 
-PACKAGES = ("crma", "torch", "transformers", "peft", "numpy")
+PACKAGES = {
+    "torch": ("crma", "torch", "transformers", "peft", "numpy"),
+    "jax": ("crma", "jax", "jaxlib", "optax", "transformers", "numpy"),
+}
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -40,9 +42,9 @@ def finetune(options: argparse.Namespace) -> None:
         tasks=[task.name for task in own_tasks] or None,
     )
     check_task_names(protocol.tasks)
+    threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
-    make_engine = engine_factory(options.backend)
-    threads = _set_up_torch(options.threads)
+    make_engine = engine_factory(options.backend, options.mesh)
     model_path = resolve_model(protocol.model).resolve()
     tasks = {seed: own_tasks or _domain_tasks(protocol, seed) for seed in protocol.seeds}
 
@@ -67,23 +69,6 @@ def show_report(folder: Path, console: Console) -> None:
 
 def _domain_tasks(protocol: Protocol, seed: int) -> list[Task]:
     return [load_domain(name, train=protocol.train, holdout=protocol.holdout, seed=seed) for name in protocol.tasks]
-
-
-def _set_up_torch(threads: int | None) -> int:
-    import torch
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if threads is not None:
-        if threads < 1:
-            raise ConfigError(
-                "--threads", got=threads, allowed="an integer >= 1", remedy="leave it out to use all cores"
-            )
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.get_num_threads()
 
 
 def _identity(protocol: Protocol, backend: str, model_path: Path) -> dict[str, Any]:
@@ -115,7 +100,7 @@ def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int
         "tasks": protocol.tasks,
         "conditions": list(protocol.conditions),
         "seeds": protocol.seeds,
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES[backend.partition("-")[0]]},
         "machine": f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}",
         "config": protocol.model_dump(mode="json"),
         "displacement_budget": protocol.crma.displacement_budget,

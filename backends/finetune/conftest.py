@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,3 +121,14 @@ def crma_process() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+def adapters(run: Path) -> dict[str, bytes]:
+    """Every adapter file of a run, by its path."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    """The phases of a run without what a clock wrote."""
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == "phase"]

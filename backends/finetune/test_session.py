@@ -1,17 +1,16 @@
 """Whole runs on a tiny model: what the conditions promise, and that no interruption changes a bit."""
 
 import errno
-import json
 import os
 import random
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from backends.finetune.conftest import adapters, measured
 from backends.finetune.results import read_results
 
 torch = pytest.importorskip("torch")
@@ -21,17 +20,6 @@ from safetensors.torch import load_file
 
 from backends.torch import load_state
 from backends.torch.certificates import displacement
-
-
-def adapters(run: Path) -> dict[str, bytes]:
-    """Every adapter file of a run, by its path."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
-
-
-def measured(run: Path) -> list[dict[str, Any]]:
-    """The phases of a run without what a clock wrote."""
-    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == "phase"]
 
 
 @pytest.fixture(scope="module")

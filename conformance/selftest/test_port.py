@@ -75,7 +75,9 @@ def test_a_dtype_may_be_a_name_or_a_type(value):
 @pytest.mark.clause("BACK-3", "ERR-2")
 @pytest.mark.parametrize("arrays", ["numpy", "lists"])
 @pytest.mark.parametrize(
-    "result", [None, "0.5", [[1.0], [1.0, 2.0]], [[None]], {"a": 1}, [1j], [10**400], object()], ids=str
+    "result",
+    [None, "0.5", [[1.0], [1.0, 2.0]], [[None]], {"a": 1}, [1j], [10**400], object()],
+    ids=lambda r: "object" if type(r) is object else str(r),
 )
 @pytest.mark.parametrize("function", [*calls(None)])
 def test_a_result_that_is_none_is_one_clear_error(function, result, arrays):

@@ -1,0 +1,53 @@
+"""Where the arrays of a run lie in JAX: on one device, or over a mesh of (data, model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from backends.jax.decoder.sharding import DATA, make_mesh, replicate, shard_batch
+from reference.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Everything on one device; or, on a mesh, the weights spread over its axis "model", the rows of a batch over
+    "data", and the trainables whole on every device.
+    """
+
+    where: jax.Device | Mesh
+
+    def rows(self, batch_size: int) -> int:
+        """The batch size, rounded up so that all devices have as many rows."""
+        data = self.where.shape[DATA] if isinstance(self.where, Mesh) else 1
+        return -(-batch_size // data) * data
+
+    def replicated(self, tree: Any) -> Any:
+        """The tree on the device, or whole on all of them."""
+        return replicate(self.where, tree) if isinstance(self.where, Mesh) else jax.device_put(tree, self.where)
+
+    def batch(self, arrays: Any) -> Any:
+        """Rows on the device, or dealt out along "data"."""
+        return shard_batch(self.where, arrays) if isinstance(self.where, Mesh) else jax.device_put(arrays, self.where)
+
+
+def placement(backend: str, mesh: str | None) -> Placement:
+    """Of ``jax-cpu`` or ``jax-cuda``: its first device, or a mesh such as "4x2", 4 for data times 2 for the model.
+
+    Raises: ConfigError for a mesh that is no such pair, DeviceUnavailableError for one with too many devices.
+    """
+    devices = jax.local_devices(backend=backend.removeprefix("jax-"))
+    if mesh is None:
+        return Placement(devices[0])
+    sizes = mesh.lower().split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(
+            "--mesh",
+            got=repr(mesh),
+            allowed="DATAxMODEL, two integers >= 1",
+            remedy=f"--mesh {len(devices)}x1 trains on {len(devices)} devices, each with all the weights",
+        )
+    return Placement(make_mesh(int(sizes[0]), int(sizes[1]), devices))

@@ -1,0 +1,114 @@
+"""The two engines against each other: the same start and data, the same training; files of one load in the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
+pytest.importorskip("optax")
+
+from safetensors.numpy import load_file
+
+from backends.finetune.encoding import Batch
+from backends.finetune.engine import engine_factory
+from backends.finetune.protocol import Condition, load_protocol
+from backends.finetune.tasks import Example
+
+STEPS = 20
+#: relative; seen were up to 3.4e-6 and 3.4e-5, and Adam, which divides by the gradient's own size, lets rounding grow
+LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
+
+
+@pytest.fixture
+def engines(tiny_model: Path, tmp_path: Path) -> Callable[[Condition], list[Any]]:
+    """A function that makes a pair of engines, of PyTorch and of JAX, for one condition."""
+    from backends.finetune.conftest import TINY_PROTOCOL
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05), encoding="utf-8")
+    protocol = load_protocol(str(path))
+    return lambda condition: [
+        engine_factory(name)(tiny_model, protocol, condition, 3) for name in ("torch-cpu", "jax-cpu")
+    ]
+
+
+def batches(engine: Any, rng: np.random.Generator, count: int) -> list[Batch]:
+    letters = np.array(list("abcdefgh "))
+    examples = [
+        Example("".join(rng.choice(letters, 3)), "".join(rng.choice(letters, rng.integers(2, 9))))
+        for _ in range(3 * count)
+    ]
+    encoded = engine.encode(examples, "made up")
+    return [engine.batch(encoded[start : start + 3]) for start in range(0, len(encoded), 3)]
+
+
+def hand_over(source: Any, target: Any, folder: Path) -> None:
+    """What one engine has trained, to the other, by files."""
+    source.save_phase(0, folder / "lora", folder / "crma.safetensors")
+    target.restore_phase(0, folder / "lora", folder / "crma.safetensors")
+
+
+def arrays(engine: Any, folder: Path) -> dict[str, np.ndarray]:
+    engine.save_phase(0, folder / "lora", folder / "crma.safetensors")
+    found = load_file(folder / "lora" / "adapter_model.safetensors")
+    crma = folder / "crma.safetensors"
+    return found | (load_file(crma) if crma.exists() else {})
+
+
+@pytest.mark.parametrize("condition", ["frozen", "modular"])
+def test_twenty_steps_from_the_same_start_are_the_same_training(engines, condition, tmp_path):
+    ours, theirs = engines(condition)
+    for engine in (ours, theirs):
+        engine.begin_phase(0, STEPS)
+    hand_over(ours, theirs, tmp_path / "start")
+    theirs.begin_phase(0, STEPS)
+    start = arrays(ours, tmp_path / "before")
+    given = batches(ours, np.random.default_rng(), STEPS + 1)
+    reports = [(ours.step(batch, i), theirs.step(batch, i)) for i, batch in enumerate(given[:-1])]
+    losses = np.array([[report.loss for report in pair] for pair in reports])
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=LOSS_TOLERANCE)
+    assert np.ptp(losses[:, 0]) > 100 * LOSS_TOLERANCE * losses.max()  # or a model that never learns would pass
+    for ours_now, theirs_now in reports[:3]:
+        assert theirs_now.gradient_norms == pytest.approx(ours_now.gradient_norms, rel=1e-3)
+    ends = arrays(ours, tmp_path / "ours"), arrays(theirs, tmp_path / "theirs")
+    assert ends[0].keys() == ends[1].keys()
+    for name, end in ends[0].items():
+        moved, apart = np.linalg.norm(end - start[name]), np.linalg.norm(ends[1][name] - end)
+        assert apart <= PARAMETER_TOLERANCE * moved, name
+        assert moved > 0, name
+    holdout = [engine.holdout_loss(0, given[-1:]) for engine in (ours, theirs)]
+    assert holdout[1] == pytest.approx(holdout[0], rel=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("direction", ["to JAX", "to PyTorch"])
+def test_what_one_engine_trains_answers_the_same_in_the_other(engines, direction, tmp_path):
+    pair = engines("modular")
+    source, target = pair if direction == "to JAX" else pair[::-1]
+    for engine in pair:
+        engine.begin_phase(0, 5)
+    given = batches(source, np.random.default_rng(), 6)
+    untrained = target.holdout_loss(0, given[-1:])
+    for index, batch in enumerate(given[:-1]):
+        source.step(batch, index)
+    hand_over(source, target, tmp_path)
+    trained = source.holdout_loss(0, given[-1:])
+    assert target.holdout_loss(0, given[-1:]) == pytest.approx(trained, rel=1e-5)
+    assert abs(untrained - trained) > 1e-3 * trained
+    assert target.spectrum()[:3] == pytest.approx(source.spectrum()[:3], rel=1e-6)
+
+
+def test_the_shared_crma_starts_from_the_same_values(engines):
+    ours, theirs = engines("modular")
+    for field, mine in zip(("mix_logits", "gate_logit", "basis"), ours.backbone.state(), strict=True):
+        np.testing.assert_array_equal(np.asarray(getattr(theirs._stack(), field)), mine.numpy())
+    assert theirs.identity == {
+        "base_model": ours.backbone.base_model,
+        "base_model_sha256": ours.backbone.base_model_sha256,
+    }

@@ -1,0 +1,210 @@
+"""Whole runs in JAX on a tiny model: the same promises as in PyTorch, and a mesh changes nothing but rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
+pytest.importorskip("optax")
+
+from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured
+from backends.finetune.results import read_results
+from backends.jax.certificates import displacement
+from backends.jax.state import load_state
+
+JAX = ("--backend", "jax-cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """What one process compiles, the next one finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRMA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model, tiny_tasks, compiled):
+    """One whole run, which the tests compare others with; in a process of its own, as the killed ones are."""
+    from backends.finetune.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    protocol = folder / "tiny-0.05.toml"
+    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05))
+    tasks = [part for task in tiny_tasks for part in ("--task", task)]
+    assert main(["finetune", str(protocol), "--threads", "1", "--out", str(folder / "run"), *JAX, *tasks]) == 0
+    return folder / "run"
+
+
+@pytest.mark.clause("CL-5")
+def test_naive_forgets_and_frozen_drifts_by_exactly_zero(finished):
+    results = read_results(finished)
+    naive, frozen, modular = (results.metrics(condition, 0) for condition in ("naive", "frozen", "modular"))
+    assert naive is not None
+    assert frozen is not None
+    assert modular is not None
+    assert naive.drift > 0.05
+    assert frozen.drift == 0.0
+    assert (frozen.drift_per_task == 0.0).all()
+    assert modular.drift != 0.0
+    assert modular.final_holdout < naive.final_holdout
+    for line in measured(finished):
+        assert np.mean(line["losses"][-2:]) < np.mean(line["losses"][:2])
+        expected = {"lora", "basis", "mixing", "gate"} if line["condition"] == "modular" else {"lora"}
+        assert set(line["gradient_norms"]) == expected
+        assert all(min(norms) > 0 for norms in line["gradient_norms"].values())
+
+
+@pytest.mark.clause("BUDGET-1")
+def test_the_shared_crma_stays_within_its_budget_of_the_first_task(finished):
+    states = [load_state(finished / "0-modular" / f"crma-{phase}.safetensors").stack for phase in range(3)]
+    moved = [displacement(states[0], state) for state in states[1:]]
+    assert all((each <= 0.05 + 1e-6).all() for each in moved)
+    assert all((each > 0.005).any() for each in moved)
+    logged = [line["spectral"] for line in measured(finished) if line["condition"] == "modular"]
+    assert logged[0]["displacement_max"][-1] is None
+    assert abs(logged[2]["displacement_max"][-1] - float(moved[1].max())) < 1e-9
+    assert max(max(log["norm_max"]) for log in logged) <= 1 + 5e-7
+    assert max(max(log["adapter_max"]) for log in logged) <= 1 + 5e-7
+
+
+def test_the_same_command_again_gives_the_same_bits(finished, tmp_path, crma, finetune_command):
+    code, *_ = crma(finetune_command(tmp_path / "again", *JAX))
+    assert code == 0
+    assert adapters(tmp_path / "again") == adapters(finished)
+    assert measured(tmp_path / "again") == measured(finished)
+
+
+KILLING = """
+import os, signal
+from backends.finetune.cli import main
+from backends.finetune import jax_engine
+countdown = [COUNT]
+def dying(function):
+    def wrapper(*args, **kwargs):
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+os.replace = dying(os.replace); os.rename = dying(os.rename); os.fsync = dying(os.fsync); os.unlink = dying(os.unlink)
+jax_engine.JaxEngine.step = dying(jax_engine.JaxEngine.step)
+jax_engine.JaxEngine.holdout_loss = dying(jax_engine.JaxEngine.holdout_loss)
+"""
+
+
+@pytest.mark.parametrize("kills", [1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 3, 4))])
+def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crma_process, finetune_command, kills):
+    """Kills inside a write, a rename, a step or an evaluation."""
+    rng, counts = random.Random(), []
+    arguments = finetune_command(tmp_path / "run", *JAX)
+    for _ in range(kills):
+        counts.append(rng.randrange(1, 90))
+        process = crma_process(arguments, KILLING.replace("COUNT", str(counts[-1])))
+        _, error = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, error
+    process = crma_process(arguments)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, f"{error}, killed at {counts}"
+    assert adapters(tmp_path / "run") == adapters(finished), f"killed at {counts}"
+    assert measured(tmp_path / "run") == measured(finished), f"killed at {counts}"
+
+
+def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
+    finished, tmp_path, crma, crma_process, finetune_command, monkeypatch
+):
+    """Checkpoints do not know the mesh. The first phase is of one device, the others are of four."""
+    from backends.finetune import jax_engine
+
+    step, calls = jax_engine.JaxEngine.step, []
+
+    def interrupted(self, batch, index):
+        calls.append(index)
+        if len(calls) == 12 + 8:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(jax_engine.JaxEngine, "step", interrupted)
+    modular = (*JAX, "--conditions", "modular")
+    assert crma(finetune_command(tmp_path / "run", *modular))[0] == 130
+    monkeypatch.undo()
+    assert list((tmp_path / "run").rglob("checkpoint.safetensors"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4")
+    process = crma_process(finetune_command(tmp_path / "run", *modular, "--mesh", "2x2"))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    whole = [line for line in measured(finished) if line["condition"] == "modular"]
+    for mine, theirs in zip(measured(tmp_path / "run"), whole, strict=True):
+        np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
+        assert mine["holdout"] == pytest.approx(theirs["holdout"], rel=1e-4)
+    assert measured(tmp_path / "run")[2]["losses"] != whole[2]["losses"]  # it did run on the mesh: other sums
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_folder(
+    finished, tmp_path, crma, finetune_command, monkeypatch
+):
+    from backends.finetune import jax_engine
+
+    train_step: Any = vars(jax_engine)["train_step"]
+
+    def diverging(compute, params, trainables, state, batch, rates):
+        result = train_step(compute, params, trainables, state, batch, rates)
+        return result._replace(loss=result.loss * float("nan"))
+
+    monkeypatch.setattr(jax_engine, "train_step", diverging)
+    code, _, error = crma(finetune_command(tmp_path / "run", *JAX))
+    assert code == 2
+    assert "phase 0, step 1: got loss nan" in error
+    assert "learning rate" in error
+    monkeypatch.undo()
+    assert crma(finetune_command(tmp_path / "run", *JAX))[0] == 0
+    assert adapters(tmp_path / "run") == adapters(finished)
+
+
+@pytest.mark.parametrize("damage", ["cut", "another"])
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, crma, finetune_command, damage):
+    shutil.copytree(finished, tmp_path / "run")
+    results = tmp_path / "run" / "results.jsonl"
+    lines = results.read_text().splitlines()
+    results.write_text("\n".join(lines[:-1]) + "\n")  # the last phase of MODULAR is to run again
+    target = tmp_path / "run" / "0-modular" / "task-1" / "adapter_model.safetensors"
+    if damage == "cut":
+        target.write_bytes(target.read_bytes()[:-7])
+    else:
+        settings = target.with_name("adapter_config.json")
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"peft_type": "IA3"}))
+    code, _, error = crma(finetune_command(tmp_path / "run", *JAX))
+    assert code == 2
+    assert "task-1" in error
+    assert "Traceback" not in error
+    assert len(results.read_text().splitlines()) == len(lines)  # and the record of the run that failed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--backend", "jax-cpu", "--mesh", "2"), "DATAxMODEL"),
+        (("--backend", "jax-cpu", "--mesh", "64x2"), "128 devices"),
+        (("--backend", "torch-cpu", "--mesh", "2x1"), "--mesh"),
+        (("--backend", "jax-cuda"), "no such device"),
+        (("--backend", "jax-pallas"), "for fine-tuning"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_clear_error(tmp_path, crma, finetune_command, more, message):
+    code, _, error = crma(finetune_command(tmp_path / "run", *more))
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()

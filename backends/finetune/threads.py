@@ -1,0 +1,55 @@
+"""How many CPU threads a run takes, and what else has to be set before a framework starts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from backends.finetune.cache_folder import cache_folder
+from reference.errors import ConfigError
+
+COMPILED_BYTES = 2**30
+
+
+def set_up_framework(backend: str, threads: int | None) -> int:
+    """Set the threads of the backend's framework, and make it and transformers deterministic and quiet.
+
+    Returns: how many threads there are. Call it before the framework computes anything: JAX reads the number once.
+    Raises: ConfigError.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError("--threads", got=threads, allowed="an integer >= 1", remedy="leave it out to use all cores")
+    if backend.startswith("jax-"):
+        _quiet_transformers()
+        if threads is not None:
+            os.environ["NPROC"] = str(threads)  # what XLA reads instead of the number of cores
+        _keep_what_jax_compiles()
+        return threads or int(os.environ.get("NPROC", _cores()))
+    import torch
+
+    _quiet_transformers()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.get_num_threads()
+
+
+def _keep_what_jax_compiles() -> None:
+    """A run compiles each shape of its batches in some seconds; the next one, or a resumed one, finds them."""
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
