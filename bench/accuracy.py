@@ -26,8 +26,13 @@ def relative_error(actual: Array, expected: Array) -> float:
 
 
 def projection_accuracy(project: Projection, logits: Tensor, iterations: int) -> dict[str, float]:
+    """:func:`mixing_accuracy` of what ``project`` gives."""
+    return mixing_accuracy(double(project(logits)), double(logits), iterations)
+
+
+def mixing_accuracy(mixing: Array, logits: Array, iterations: int) -> dict[str, float]:
     """Of M: worst |row or column sum - 1|, spectral norm - 1, and largest |M - reference|; NaN where M holds one."""
-    mixing, truth = double(project(logits)), reference.sinkhorn_projection(double(logits), iterations)
+    truth = reference.sinkhorn_projection(logits, iterations)
     sums = np.concatenate([mixing.sum(-1), mixing.sum(-2)])
     finite = bool(np.isfinite(mixing).all())
     return {

@@ -81,5 +81,9 @@ class DiskSpaceError(CRMAError, OSError):
     """The disk has no room for a file. Nothing that was already written is lost."""
 
 
+class OutOfMemoryError(CRMAError, MemoryError):
+    """A device has no memory for a step or an evaluation. Nothing that was already written is lost."""
+
+
 class TrainingDivergedError(CRMAError, ArithmeticError):
     """A loss or a gradient norm became non-finite during training."""

@@ -10,7 +10,7 @@ from backends.finetune.encoding import Batch, EncodedExample
 from backends.finetune.protocol import Condition
 from backends.finetune.protocol import Protocol as FinetuneProtocol
 from backends.finetune.tasks import Example
-from reference.errors import BackendError
+from reference.errors import BackendError, MissingPackageError
 
 
 class StepReport(NamedTuple):
@@ -88,9 +88,17 @@ def engine_factory(backend: str, mesh: str | None = None) -> EngineFactory:
     Raises: BackendError for a backend that cannot train; as :func:`backends.finetune.jax_placement.placement`.
     """
     if backend in ("jax-cpu", "jax-cuda"):
-        from backends.finetune.jax_engine import JaxEngine
-        from backends.finetune.jax_placement import placement
-
+        try:
+            from backends.finetune.jax_engine import JaxEngine
+            from backends.finetune.jax_placement import keep_what_is_compiled, placement
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(
+                f"backend {backend}",
+                got=f"no package named {error.name}",
+                allowed="an installation with the extras 'finetune' and 'jax'",
+                remedy="pip install 'crma[finetune,jax]'",
+            ) from error
+        keep_what_is_compiled()
         place = placement(backend, mesh)
         return lambda model, protocol, condition, seed: JaxEngine(model, protocol, condition, seed, place)
     if backend not in ("torch-cpu", "torch-cuda"):

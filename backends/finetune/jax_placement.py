@@ -8,8 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from backends.finetune.cache_folder import cache_folder
 from backends.jax.decoder.sharding import DATA, make_mesh, replicate, shard_batch
 from reference.errors import ConfigError
+
+COMPILED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ class Placement:
     def batch(self, arrays: Any) -> Any:
         """Rows on the device, or dealt out along "data"."""
         return shard_batch(self.where, arrays) if isinstance(self.where, Mesh) else jax.device_put(arrays, self.where)
+
+
+def keep_what_is_compiled() -> None:
+    """A run compiles each shape of its batches in some seconds; the next one, or a resumed one, finds them on the disk.
+
+    Unless the user has chosen a folder for it (JAX_COMPILATION_CACHE_DIR).
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
 def placement(backend: str, mesh: str | None) -> Placement:

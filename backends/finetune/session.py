@@ -10,6 +10,7 @@ from typing import Any
 
 from backends.finetune.encoding import Batch, EncodedExample, evaluation_order, training_order
 from backends.finetune.engine import Engine, EngineFactory
+from backends.finetune.memory_errors import memory_errors
 from backends.finetune.progress import Progress
 from backends.finetune.protocol import Condition, Protocol
 from backends.finetune.results import RunResults, append_record, read_results
@@ -105,13 +106,15 @@ class _Branch:
         self.engine.save_phase(phase, self._path(self.folder.lora, phase), self._path(self.folder.crma, phase))
         for seen in range(phase + 1):
             self.progress.describe(f"{self.tasks[phase].name}, holdout {seen + 1}/{phase + 1}")
-            record["holdout"][self.tasks[seen].name] = self.engine.holdout_loss(seen, self.holdout[seen])
+            with memory_errors(f"evaluation of task {self.tasks[seen].name}"):
+                record["holdout"][self.tasks[seen].name] = self.engine.holdout_loss(seen, self.holdout[seen])
             self.progress.advance(EVALUATION_COST * _tokens(self.holdout[seen]))
         append_record(self.folder.results, record)
         checkpoint.unlink(missing_ok=True)
 
     def _step(self, batch: Batch, index: int, record: dict[str, Any]) -> None:
-        report = self.engine.step(batch, index)
+        with memory_errors(f"step {index + 1} on {batch.input_ids.shape[0]} x {batch.input_ids.shape[1]} tokens"):
+            report = self.engine.step(batch, index)
         record["losses"].append(report.loss)
         record["tokens"] += batch.tokens
         for name, norm in report.gradient_norms.items():

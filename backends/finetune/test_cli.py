@@ -24,7 +24,10 @@ def one_message(error: str) -> str:
         (["finetune", "quickstart", "--model", "no-such"], ["model", "no-such", "smollm2"]),
         (["finetune", "quickstart", "--model", "org/name"], ["model", "org/name", "hf download"]),
         (["finetune", "quickstart", "--backend", "abacus"], ["backend", "abacus", "torch-cpu"]),
-        (["finetune", "quickstart", "--backend", "reference"], ["backend", "reference", "torch-cpu or torch-cuda"]),
+        (
+            ["finetune", "quickstart", "--backend", "reference"],
+            ["backend", "reference", "torch-cuda, jax-cpu"],
+        ),
         (["finetune", "quickstart", "--conditions", "wild"], ["conditions", "wild", "naive"]),
         (["finetune", "quickstart", "--task", "x"], ["task: got 'x'", "NAME=TRAIN.jsonl:HOLDOUT.jsonl"]),
         (["finetune", "quickstart", "--task", "x=a.jsonl:b.jsonl"], ["a.jsonl"]),

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,13 @@ def test_a_device_that_is_not_there_is_one_clear_error(tmp_path, crma, finetune_
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named(tmp_path, crma, finetune_command, monkeypatch):
+    for module in ("backends.finetune.jax_engine", "backends.finetune.jax_step"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "optax", None)
+    code, _, error = crma(finetune_command(tmp_path / "run", *JAX))
+    assert code == 2
+    assert "no package named optax" in error
+    assert "crma[finetune,jax]" in error

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from backends.finetune.cache_folder import cache_folder
 from reference.errors import ConfigError
-
-COMPILED_BYTES = 2**30
 
 
 def set_up_framework(backend: str, threads: int | None) -> int:
@@ -23,7 +20,6 @@ def set_up_framework(backend: str, threads: int | None) -> int:
         _quiet_transformers()
         if threads is not None:
             os.environ["NPROC"] = str(threads)  # what XLA reads instead of the number of cores
-        _keep_what_jax_compiles()
         return threads or int(os.environ.get("NPROC", _cores()))
     import torch
 
@@ -32,15 +28,6 @@ def set_up_framework(backend: str, threads: int | None) -> int:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.get_num_threads()
-
-
-def _keep_what_jax_compiles() -> None:
-    """A run compiles each shape of its batches in some seconds; the next one, or a resumed one, finds them."""
-    import jax
-
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
-        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
 def _quiet_transformers() -> None:

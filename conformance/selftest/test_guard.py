@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,11 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+def heed_interrupts() -> None:
+    """A shell that starts the tests in the background has them ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.clause("CONF-4")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc")
 @pytest.mark.parametrize(
@@ -93,9 +99,8 @@ def is_gone(pid: int) -> bool:
 def test_a_signal_ends_both_processes(folder, sent, status, part):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), *sys.path])}
     command = [sys.executable, *SUITE, TEST, "--backend=my_port:waits"]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as started:
+    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=heed_interrupts, **streams) as started:
         pid = wait_for(folder / "waiting")
         started.send_signal(sent)
         printed = started.communicate(timeout=60)[0].decode()
@@ -108,6 +113,7 @@ def on_a_terminal(folder: Path, *arguments: str, expect: str, typed: bytes) -> t
     """Status and output of a run on a terminal of its own, where ``typed`` is typed once ``expect`` is seen."""
     pid, terminal = pty.fork()
     if pid == 0:
+        heed_interrupts()
         os.chdir(folder)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT), *sys.path])
         os.environ["TERM"] = "xterm"
