@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +24,9 @@ import pytest
 
 from backends.atomic import atomic_write
 from bench.machine import machine_kind, require_device, versions
-from bench.memory import peak_bytes, reset_peak
+from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from bench.training_step import PRECISIONS, Setting, Side
-from reference.errors import BackendError, CRMAError
+from reference.errors import CRMAError
 
 GPU_COMMAND = (
     "python -m bench.bench_training_step --model mistral-7b --device cuda --precision bfloat16 --batch 1 --tokens 2048"
@@ -106,20 +105,6 @@ def peak(setting: Setting, *, crma: bool, steps: int) -> dict[str, Any]:
     return {"peak_bytes": peak_bytes(setting.device), "since_load": since_load}
 
 
-def _peak_in_own_process(arguments: Sequence[str], side: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.bench_training_step", *arguments, "--peak-of", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BackendError(
-            f"process for the peak memory of {side}",
-            got=f"exit status {done.returncode}: {done.stderr.strip()[-300:]}",
-            allowed="exit status 0",
-            remedy="run it by hand: python " + " ".join(command[1:]),
-        )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.bench_training_step",
@@ -167,7 +152,10 @@ def _measured(options: argparse.Namespace, arguments: list[str]) -> dict[str, An
     if options.peak_of:
         return peak(setting, crma=options.peak_of == "lora+crma", steps=3)
     # The allocator's luck moves a peak by a percent, so each side is the median of three processes.
-    peaks = [[_peak_in_own_process(arguments, side) for _ in range(PROCESSES)] for side in ("lora", "lora+crma")]
+    peaks = [
+        [peak_in_own_process("bench.bench_training_step", arguments, side) for _ in range(PROCESSES)]
+        for side in ("lora", "lora+crma")
+    ]
     sides = [Side(setting, crma=crma) for crma in (False, True)]
     result = {"setting": asdict(setting), "machine": machine_kind(device), "versions": versions()}
     result["rounds"] = options.rounds

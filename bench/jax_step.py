@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +26,8 @@ from backends.finetune.protocol import load_protocol
 from backends.finetune.threads import set_up_framework
 from bench.bench_training_step import measure
 from bench.machine import machine_kind, versions
-from bench.memory import peak_bytes, reset_peak
-from reference.errors import BackendError, CRMAError
+from bench.memory import peak_bytes, peak_in_own_process, reset_peak
+from reference.errors import CRMAError
 
 BACKENDS = ("torch-cpu", "jax-cpu")
 STEPS = 10_000  # of the schedule: more than are taken
@@ -58,26 +57,12 @@ def _peak(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"peak_bytes": peak_bytes("cpu"), "since_load": since_load}
 
 
-def _peak_in_own_process(arguments: Sequence[str], backend: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.jax_step", *arguments, "--peak-of", backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BackendError(
-            f"process for the peak memory of {backend}",
-            got=f"exit status {done.returncode}: {done.stderr.strip()[-300:]}",
-            allowed="exit status 0",
-            remedy="run it by hand: python " + " ".join(command[1:]),
-        )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def _measured(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     for backend in BACKENDS:
         set_up_framework(backend, options.threads)
     if options.peak_of:
         return _peak(options.peak_of, options)
-    peaks = {backend: _peak_in_own_process(arguments, backend) for backend in BACKENDS}
+    peaks = {backend: peak_in_own_process("bench.jax_step", arguments, backend) for backend in BACKENDS}
     steps = [stepper(backend, options) for backend in BACKENDS]
     first = []
     for step in steps:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from reference.errors import BackendError
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -34,3 +41,18 @@ def peak_bytes(device: str) -> int:
     except OSError:
         found = None
     return 1024 * int(found[1] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def peak_in_own_process(module: str, arguments: Sequence[str], side: str) -> dict[str, Any]:
+    """What ``python -m module ARGUMENTS --peak-of side`` prints as JSON in its last line. Raises: BackendError."""
+    command = [sys.executable, "-m", module, *arguments, "--peak-of", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BackendError(
+            f"process for the peak memory of {side}",
+            got=f"exit status {done.returncode}: {done.stderr.strip()[-300:]}",
+            allowed="exit status 0",
+            remedy="run it by hand: python " + " ".join(command[1:]),
+        )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

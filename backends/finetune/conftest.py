@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,3 +134,40 @@ def measured(run: Path) -> list[dict[str, Any]]:
     """The phases of a run without what a clock wrote."""
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == "phase"]
+
+
+KILLING = """
+import os, signal
+from backends.finetune.cli import main
+from backends.finetune.MODULE import CLASS as engine
+countdown = [COUNT]
+def dying(function):
+    def wrapper(*args, **kwargs):
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+os.replace = dying(os.replace); os.rename = dying(os.rename); os.fsync = dying(os.fsync); os.unlink = dying(os.unlink)
+engine.step = dying(engine.step); engine.holdout_loss = dying(engine.holdout_loss)
+"""
+
+
+def run_with_kills(start: Callable[..., subprocess.Popen[str]], arguments: list[str], engine: str, kills: int) -> str:
+    """Run the command to its end, killed up to ``kills`` times at random inside a write, a rename, a step or an
+    evaluation of ``engine`` ("torch_engine.TorchEngine"). Says where it was killed.
+    """
+    counts = []
+    module, _, name = engine.partition(".")
+    program = KILLING.replace("MODULE", module).replace("CLASS", name)
+    for _ in range(kills):
+        counts.append(random.Random().randrange(1, 90))  # a fresh draw each time
+        process = start(arguments, program.replace("COUNT", str(counts[-1])))
+        _, error = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, error
+    process = start(arguments)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, f"{error}, killed at {counts}"
+    return f"killed at {counts}"

@@ -87,6 +87,7 @@ class JaxEngine:
             self.protocol.lora.alpha / self.protocol.lora.rank,
             "bfloat16" if self.protocol.precision == "mixed" else None,
             tuple((name, group.clip) for name, group in self.settings.items()),
+            self.placement.whole,
         )
         self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables(phase)))
         self.steps = steps
@@ -99,9 +100,8 @@ class JaxEngine:
         norms = {name: float(result.norms[name]) for name in self.settings}
         report = StepReport(float(result.loss), norms)
         check_step(report, self.phase, index)
-        # On a mesh XLA may leave them split over devices, and the next step would be compiled again.
-        self._set_trainables(self.placement.replicated(result.trainables))
-        self.state = self.placement.replicated(result.state)
+        self._set_trainables(result.trainables)
+        self.state = result.state
         budget = self.protocol.crma.displacement_budget
         if self.anchor is not None and budget is not None:
             try:

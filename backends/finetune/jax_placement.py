@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from backends.finetune.cache_folder import cache_folder
-from backends.jax.decoder.sharding import DATA, make_mesh, replicate, shard_batch
+from backends.jax.decoder.sharding import DATA, make_mesh, replicate, shard_batch, whole
 from reference.errors import ConfigError
 
 COMPILED_BYTES = 2**30
@@ -27,6 +27,11 @@ class Placement:
         """The batch size, rounded up so that all devices have as many rows."""
         data = self.where.shape[DATA] if isinstance(self.where, Mesh) else 1
         return -(-batch_size // data) * data
+
+    @property
+    def whole(self) -> NamedSharding | None:
+        """On a mesh: how an array lies that every device has a copy of."""
+        return whole(self.where) if isinstance(self.where, Mesh) else None
 
     def replicated(self, tree: Any) -> Any:
         """The tree on the device, or whole on all of them."""

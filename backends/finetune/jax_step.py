@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from jax import Array
+from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from backends.finetune.encoding import IGNORED, Batch
@@ -29,13 +30,17 @@ SHORTEST = 16
 
 @dataclass(frozen=True)
 class Compute:
-    """What a compiled step depends on besides arrays. ``clips``: (group, norm) for each group of parameters."""
+    """What a compiled step depends on besides arrays.
+
+    ``clips``: (group, norm) for each group of parameters. ``whole``: on a mesh, how a tree lies that every device has.
+    """
 
     config: DecoderConfig
     iterations: int
     lora_scale: float
     matmul_dtype: str | None
     clips: tuple[tuple[str, float], ...]
+    whole: NamedSharding | None = None
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -68,11 +73,16 @@ def train_step(
         total, counted = _answer_loss(compute, params, trainables, batch)
         return total / counted
 
+    def whole(tree: Any) -> Any:
+        # XLA would leave some leaves split over devices: more exchanges, and another program for the next step.
+        return tree if compute.whole is None else jax.lax.with_sharding_constraint(tree, compute.whole)
+
     loss, gradients = jax.value_and_grad(mean_loss)(trainables)
+    gradients = whole(gradients)
     norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
     updates, state = compute.optimizer.update(gradients, state)
     scaled = {name: jax.tree.map(lambda u, rate=rates[name]: -rate * u, update) for name, update in updates.items()}
-    return Step(optax.apply_updates(trainables, scaled), state, loss, norms)
+    return Step(whole(optax.apply_updates(trainables, scaled)), whole(state), loss, norms)
 
 
 @partial(jax.jit, static_argnums=0)

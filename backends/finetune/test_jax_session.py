@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import sys
 from typing import Any
 
@@ -18,7 +16,7 @@ pytest.importorskip("peft")
 jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 pytest.importorskip("optax")
 
-from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured
+from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured, run_with_kills
 from backends.finetune.results import read_results
 from backends.jax.certificates import displacement
 from backends.jax.state import load_state
@@ -86,41 +84,13 @@ def test_the_same_command_again_gives_the_same_bits(finished, tmp_path, crma, fi
     assert measured(tmp_path / "again") == measured(finished)
 
 
-KILLING = """
-import os, signal
-from backends.finetune.cli import main
-from backends.finetune import jax_engine
-countdown = [COUNT]
-def dying(function):
-    def wrapper(*args, **kwargs):
-        countdown[0] -= 1
-        if countdown[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-os.replace = dying(os.replace); os.rename = dying(os.rename); os.fsync = dying(os.fsync); os.unlink = dying(os.unlink)
-jax_engine.JaxEngine.step = dying(jax_engine.JaxEngine.step)
-jax_engine.JaxEngine.holdout_loss = dying(jax_engine.JaxEngine.holdout_loss)
-"""
-
-
 @pytest.mark.parametrize("kills", [1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 3, 4))])
 def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crma_process, finetune_command, kills):
     """Kills inside a write, a rename, a step or an evaluation."""
-    rng, counts = random.Random(), []
     arguments = finetune_command(tmp_path / "run", *JAX)
-    for _ in range(kills):
-        counts.append(rng.randrange(1, 90))
-        process = crma_process(arguments, KILLING.replace("COUNT", str(counts[-1])))
-        _, error = process.communicate(timeout=300)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, error
-    process = crma_process(arguments)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, f"{error}, killed at {counts}"
-    assert adapters(tmp_path / "run") == adapters(finished), f"killed at {counts}"
-    assert measured(tmp_path / "run") == measured(finished), f"killed at {counts}"
+    killed = run_with_kills(crma_process, arguments, "jax_engine.JaxEngine", kills)
+    assert adapters(tmp_path / "run") == adapters(finished), killed
+    assert measured(tmp_path / "run") == measured(finished), killed
 
 
 def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(

@@ -2,15 +2,13 @@
 
 import errno
 import os
-import random
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from backends.finetune.conftest import adapters, measured
+from backends.finetune.conftest import adapters, measured, run_with_kills
 from backends.finetune.results import read_results
 
 torch = pytest.importorskip("torch")
@@ -96,43 +94,13 @@ def test_another_seed_gives_other_bits_and_may_join_the_folder(finished, tmp_pat
     assert {k: v for k, v in adapters(tmp_path / "run").items() if k.startswith("0-")} == adapters(finished)
 
 
-KILLING = """
-import os, signal, random
-from backends.finetune.cli import main
-from backends.finetune import torch_engine, torch_checkpoint, results, session
-import backends.atomic as atomic
-countdown = [COUNT]
-def dying(function):
-    def wrapper(*args, **kwargs):
-        countdown[0] -= 1
-        if countdown[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-os.replace = dying(os.replace); os.rename = dying(os.rename); os.fsync = dying(os.fsync); os.unlink = dying(os.unlink)
-torch_engine.TorchEngine.step = dying(torch_engine.TorchEngine.step)
-torch_engine.TorchEngine.holdout_loss = dying(torch_engine.TorchEngine.holdout_loss)
-"""
-
-
 @pytest.mark.parametrize("attempt", [0, 1, *(pytest.param(more, marks=pytest.mark.slow) for more in range(2, 8))])
 def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crma_process, finetune_command, attempt):
     """Kills inside a write, a rename, a step or an evaluation; several times in one run."""
-    rng, kills = random.Random(), []
     arguments = finetune_command(tmp_path / "run")
-    for _ in range(4):
-        kills.append(rng.randrange(1, 90))
-        program = KILLING.replace("COUNT", str(kills[-1]))
-        process = crma_process(arguments, program)
-        _, error = process.communicate(timeout=300)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, error
-    process = crma_process(arguments)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, f"{error}, killed at {kills}"
-    assert adapters(tmp_path / "run") == adapters(finished), f"killed at {kills}"
-    assert measured(tmp_path / "run") == measured(finished), f"killed at {kills}"
+    killed = run_with_kills(crma_process, arguments, "torch_engine.TorchEngine", 4)
+    assert adapters(tmp_path / "run") == adapters(finished), killed
+    assert measured(tmp_path / "run") == measured(finished), killed
 
 
 @pytest.mark.parametrize("call", [1, 6, 11, 17, 30])
