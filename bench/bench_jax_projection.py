@@ -93,7 +93,12 @@ def test_forward_and_backward(contender: str, layers: int, benchmark: Any, timed
         mixing, pull_back = jax.vjp(project, given)
         return mixing, pull_back(upstream)[0]
 
-    timed_jax(lambda: work(given, upstream))
+    try:
+        timed_jax(lambda: work(given, upstream))
+    except jax.errors.JaxRuntimeError as error:
+        if contender == "crma":
+            raise
+        pytest.skip(f"{contender} has no gradient here: {str(error).strip().splitlines()[0][:120]}")
     truth = reference.sinkhorn_projection_vjp(logits, cotangent, ITERATIONS)
     error = relative_error(np.asarray(work(given, upstream)[1], np.float64), truth)
     benchmark.extra_info["gradient_error"] = error
