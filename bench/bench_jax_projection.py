@@ -95,10 +95,10 @@ def test_forward_and_backward(contender: str, layers: int, benchmark: Any, timed
 
     try:
         timed_jax(lambda: work(given, upstream))
-    except jax.errors.JaxRuntimeError as error:
+    except jax.errors.JaxRuntimeError as failure:
         if contender == "crma":
             raise
-        pytest.skip(f"{contender} has no gradient here: {str(error).strip().splitlines()[0][:120]}")
+        pytest.skip(f"{contender} has no gradient here: {str(failure).strip().splitlines()[0][:120]}")
     truth = reference.sinkhorn_projection_vjp(logits, cotangent, ITERATIONS)
     error = relative_error(np.asarray(work(given, upstream)[1], np.float64), truth)
     benchmark.extra_info["gradient_error"] = error
