@@ -34,7 +34,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model, tiny_tasks, compiled):
-    """One whole run, which the tests compare others with; in a process of its own, as the killed ones are."""
+    """One whole run, which the tests compare others with."""
     from backends.finetune.cli import main
 
     folder = tmp_path_factory.mktemp("finished")
@@ -96,7 +96,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crm
 def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
     finished, tmp_path, crma, crma_process, finetune_command, monkeypatch
 ):
-    """Checkpoints do not know the mesh. The first phase is of one device, the others are of four."""
+    """Checkpoints do not know the mesh. The first phase and half of the second are of one device, the rest is of four."""
     from backends.finetune import jax_engine
 
     step, calls = jax_engine.JaxEngine.step, []
