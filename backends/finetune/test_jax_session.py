@@ -96,7 +96,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crm
 def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
     finished, tmp_path, crma, crma_process, finetune_command, monkeypatch
 ):
-    """Checkpoints do not know the mesh. The first phase and half of the second are of one device, the rest is of four."""
+    """Checkpoints do not know the mesh. One phase and half of the next are of one device, the rest is of four."""
     from backends.finetune import jax_engine
 
     step, calls = jax_engine.JaxEngine.step, []
