@@ -1,4 +1,4 @@
-"""Continual metrics of the reference, against the paper's Table 7 and its definitions. Clauses: CL-1..CL-5."""
+"""Continual metrics of the reference, against the paper's figures and its definitions. Clauses: CL-1..CL-7."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import reference
 from conformance.agreement import fails
 from conformance.strategies import SEEDS
-from reference.errors import ConfigError
+from reference.errors import ConfigError, NonFiniteError, ShapeError
 
 #: seed: (MODULAR holdout, FROZEN holdout, advantage in %), paper Table 7
 TABLE_7 = {0: (1.2530, 1.2716, 1.46), 42: (1.2657, 1.2912, 1.97), 1234: (1.2705, 1.3036, 2.54)}
@@ -81,6 +81,14 @@ def test_an_advantage_over_no_loss_is_refused(frozen):
         reference.advantage(frozen, 1.0)
 
 
+@pytest.mark.clause("CL-2", "ERR-1")
+@pytest.mark.parametrize("own", [0.0, -1.0])
+def test_a_drift_over_no_loss_is_refused(own):
+    with pytest.raises(ConfigError, match="after a task's own phase"):
+        reference.continual_metrics([[own, np.nan], [1.0, 1.0]])
+    assert reference.continual_metrics([[1.0, np.nan], [1.0, own]]).drift == 0.0  # the last task has no drift
+
+
 @pytest.mark.clause("CL-1")
 def test_tasks_not_yet_seen_are_ignored():
     matrix = losses(4, 3)
@@ -88,3 +96,85 @@ def test_tasks_not_yet_seen_are_ignored():
     first, second = reference.continual_metrics(matrix), reference.continual_metrics(filled)
     assert first[1:] == second[1:]
     assert np.array_equal(first.drift_per_task, second.drift_per_task)
+
+
+@pytest.mark.clause("CL-6")
+@given(tasks=st.integers(1, 7), seed=SEEDS)
+def test_forward_transfer_is_the_mean_change_before_a_task_is_trained(tasks, seed):
+    before, base = np.random.default_rng(seed).uniform(0.5, 3.0, size=(2, tasks))
+    expected = sum(before[j] - base[j] for j in range(1, tasks)) / max(1, tasks - 1)
+    assert reference.forward_transfer(before, base) == pytest.approx(expected, abs=1e-12)
+    before[0] = np.nan  # nothing comes before the first task
+    assert reference.forward_transfer(before, base) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.clause("CL-6")
+def test_forward_transfer_is_negative_where_earlier_tasks_helped_and_hand_checked():
+    """1.6 in the place of 2 and 0.9 in the place of 1: half of -0.4 - 0.1. Bare losses give 0 exactly: FROZEN."""
+    base = [3.0, 2.0, 1.0]
+    assert reference.forward_transfer([3.0, 1.6, 0.9], base) == pytest.approx(-0.25, rel=1e-12)
+    assert reference.forward_transfer(base, base) == 0.0
+
+
+@pytest.mark.clause("CL-6", "ERR-1")
+@pytest.mark.parametrize(
+    ("before", "base", "error"),
+    [
+        ([1.0, 2.0], [1.0], ShapeError),
+        ([], [], ShapeError),
+        ([[1.0]], [[1.0]], ShapeError),
+        (["a", "b"], [1.0, 1.0], ShapeError),
+        ([1.0, None], [1.0, 1.0], NonFiniteError),
+        ([1.0, 1.0], [1.0, np.inf], NonFiniteError),
+    ],
+)
+def test_a_forward_transfer_that_cannot_be_had_is_refused(before, base, error):
+    with pytest.raises(error):
+        reference.forward_transfer(before, base)
+
+
+@pytest.mark.clause("CL-7")
+@given(tasks=st.integers(1, 7), canaries=st.integers(1, 60), seed=SEEDS)
+def test_exact_match_transfer_counts_canaries(tasks, canaries, seed):
+    recalled = np.random.default_rng(seed).integers(0, canaries + 1, size=(tasks, tasks))
+    matrix = np.where(np.tri(tasks, dtype=bool), recalled / canaries, np.nan)
+    gained = sum(int(recalled[-1, j]) - int(recalled[j, j]) for j in range(tasks - 1))
+    expected = gained / (canaries * max(1, tasks - 1))
+    assert reference.exact_match_transfer(matrix) == pytest.approx(expected, abs=1e-12)
+
+
+#: condition: canaries of 50 of the first domain recalled after phase 1 and at the end, transfer; paper section 6.2
+FICTIONAL = {"LoRA": (37, 31, -0.090), "CRMA": (37, 39, 0.020)}
+
+
+@pytest.mark.clause("CL-7")
+@pytest.mark.parametrize(("condition", "gained"), [("LoRA", -3), ("CRMA", 0)])
+def test_the_papers_transfer_of_exact_match_is_a_mean_over_its_two_prior_domains(condition, gained):
+    """Given the first domain, the printed mean leaves one whole number of canaries for the second."""
+    own, final, printed = FICTIONAL[condition]
+
+    def transfer(change):
+        second = [25 / 50, (25 + change) / 50]
+        return reference.exact_match_transfer(
+            [[own / 50, np.nan, np.nan], [own / 50, second[0], np.nan], [final / 50, second[1], 0.5]]
+        )
+
+    assert [change for change in range(-25, 26) if abs(transfer(change) - printed) < 0.0005] == [gained]
+
+
+@pytest.mark.clause("CL-7", "ERR-1")
+@pytest.mark.parametrize(
+    ("matrix", "error"),
+    [
+        ([[0.5, 0.5]], ShapeError),
+        ([], ShapeError),
+        ([[0.5], [0.5, 0.5]], ShapeError),
+        ([[np.nan]], NonFiniteError),
+        ([[0.5, np.nan], [np.nan, 0.5]], NonFiniteError),
+        ([[74.0, np.nan], [62.0, 70.0]], ConfigError),
+        ([[0.5, np.nan], [-0.1, 0.5]], ConfigError),
+    ],
+)
+def test_exact_matches_that_are_no_fractions_or_not_complete_are_refused(matrix, error):
+    with pytest.raises(error):
+        reference.exact_match_transfer(matrix)

@@ -8,9 +8,17 @@ from reference.adapter import (
     adapter_vjp,
 )
 from reference.certificates import adapter_spectrum, displacement
-from reference.continual_metrics import ContinualMetrics, advantage, continual_metrics
+from reference.continual_metrics import (
+    ContinualMetrics,
+    advantage,
+    continual_metrics,
+    exact_match_transfer,
+    forward_transfer,
+)
 from reference.displacement_budget import limit_displacement
 from reference.initialization import init_parameters
+from reference.paired_tests import PairedTTest, mcnemar_exact, paired_t_test, sign_flip_test, wilson_interval
+from reference.seed_summary import SeedSummary, seed_summary
 from reference.sinkhorn_projection import sinkhorn_projection, sinkhorn_projection_vjp
 
 SPEC_VERSION = "0.2"
@@ -21,14 +29,23 @@ __all__ = [
     "AdapterGradients",
     "AdapterParameters",
     "ContinualMetrics",
+    "PairedTTest",
+    "SeedSummary",
     "adapter_forward",
     "adapter_spectrum",
     "adapter_vjp",
     "advantage",
     "continual_metrics",
     "displacement",
+    "exact_match_transfer",
+    "forward_transfer",
     "init_parameters",
     "limit_displacement",
+    "mcnemar_exact",
+    "paired_t_test",
+    "seed_summary",
+    "sign_flip_test",
     "sinkhorn_projection",
     "sinkhorn_projection_vjp",
+    "wilson_interval",
 ]
