@@ -1,0 +1,74 @@
+"""Experience replay: every update sees a batch of the current task and a batch from memories of the earlier tasks.
+
+Source: D. Rolnick, A. Ahuja, J. Schwarz, T. Lillicrap, G. Wayne (2019), "Experience Replay for Continual Learning",
+NeurIPS 32; A. Chaudhry, M. Rohrbach, M. Elhoseiny, T. Ajanthan, P. Dokania, P. Torr, M. Ranzato (2019), "On Tiny
+Episodic Memories in Continual Learning", arXiv:1902.10486, algorithm 1.
+
+Left to us: tasks have known ends here, so a task's memory is one uniform draw when it is finished (the reservoir of
+Chaudhry et al. has the same law, without knowing the end), of a fixed size per task, so that no task crowds out
+another; the replayed batch is added to the loss, as in Chaudhry et al., and not traded against new data, as in Rolnick
+et al.; Rolnick et al.'s V-trace and behavioural cloning belong to reinforcement learning and are left out.
+
+Every draw is a function of its arguments alone, so a resumed run replays the same examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from reference.errors import ConfigError
+
+# Keep these generators apart from each other and from that of the training order, [seed, phase, epoch].
+_MEMORY, _DRAW = 0x4D454D, 0x44524157
+
+
+def memory_indices(count: int, memory_per_task: int, *, seed: int, task: int) -> list[int]:
+    """Which of the ``count`` training examples of a finished task are kept, in increasing order.
+
+    A uniform draw of ``min(count, memory_per_task)`` without replacement. ``task`` counts from 0.
+
+    Raises: ConfigError if ``memory_per_task`` is less than 1.
+    """
+    if memory_per_task < 1:
+        raise ConfigError(
+            "memory_per_task",
+            got=memory_per_task,
+            allowed="a whole number of at least 1",
+            remedy="keep a few examples of each task, or choose the condition naive",
+        )
+    rng = np.random.default_rng([_MEMORY, seed, task])
+    return sorted(rng.choice(count, min(count, memory_per_task), replace=False).tolist())
+
+
+def replay_draw(sizes: Sequence[int], batch_size: int, *, seed: int, phase: int, step: int) -> list[tuple[int, int]]:
+    """The examples replayed beside the batch of ``step``: (task, index within its memory) for each.
+
+    Args:
+        sizes: of the memories of the earlier tasks, in the order of the tasks. batch_size: how many to draw.
+        phase, step: of the update, both from 0.
+
+    Returns:
+        ``batch_size`` pairs, uniform over the union of the memories and without replacement. A union smaller than the
+        batch is taken whole, as often as it fits, and the rest is drawn without replacement. Empty if the union is.
+
+    Raises: ConfigError if ``batch_size`` is less than 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(
+            "replay batch_size",
+            got=batch_size,
+            allowed="a whole number of at least 1",
+            remedy="replay as many examples as a batch of the current task has",
+        )
+    starts = [0, *accumulate(sizes)]
+    total = starts[-1]
+    if total == 0:
+        return []
+    rng = np.random.default_rng([_DRAW, seed, phase, step])
+    whole, rest = divmod(batch_size, total)
+    drawn = np.concatenate([np.tile(np.arange(total), whole), rng.choice(total, rest, replace=False)])
+    tasks = np.searchsorted(starts, drawn, side="right") - 1
+    return [(int(task), int(index) - starts[task]) for task, index in zip(tasks, drawn, strict=True)]
