@@ -23,16 +23,24 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """One step of the sequence: what is trained on, and what measures how much of it is kept."""
+    """One step of the sequence: what is trained on, and what measures how much of it is kept.
+
+    ``canaries``: examples whose response is recalled exactly or not at all, asked with the prompt alone.
+    """
 
     name: str
     train: tuple[Example, ...]
     holdout: tuple[Example, ...]
+    canaries: tuple[Example, ...] = ()
 
 
 def fingerprint(task: Task) -> str:
-    """SHA-256 of a task's name and texts, in order: equal exactly where the data are equal."""
-    sides = [[(example.prompt, example.response) for example in side] for side in (task.train, task.holdout)]
+    """SHA-256 of a task's name and texts, in order: equal exactly where the data are equal.
+
+    A task without canaries has the fingerprint that it had before there were any.
+    """
+    parts = (task.train, task.holdout, task.canaries) if task.canaries else (task.train, task.holdout)
+    sides = [[(example.prompt, example.response) for example in part] for part in parts]
     return hashlib.sha256(json.dumps([task.name, *sides]).encode()).hexdigest()
 
 

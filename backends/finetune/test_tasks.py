@@ -1,5 +1,6 @@
 """Task files: what is read, and how each kind of bad line is named. Clauses: ERR-1, ERR-2."""
 
+import hashlib
 import json
 
 import pytest
@@ -130,3 +131,17 @@ def test_a_fingerprint_sees_every_part_of_a_task():
     ]
     assert len({fingerprint(task) for task in tasks}) == len(tasks)
     assert fingerprint(tasks[0]) == fingerprint(Task("a", (Example("p", "r"),), other))
+
+
+def test_a_fingerprint_sees_canaries_and_is_the_old_one_without_them():
+    one, other = (Example("p", "r"),), (Example("p", "s"),)
+    assert fingerprint(Task("a", one, other)) == fingerprint(Task("a", one, other, canaries=()))
+    old = hashlib.sha256(b'["a", [["p", "r"]], [["p", "s"]]]').hexdigest()  # as run folders recorded it
+    assert fingerprint(Task("a", one, other)) == old
+    tasks = [Task("a", one, other), Task("a", one, other, one), Task("a", one, other, other), Task("a", one, (), other)]
+    assert len({fingerprint(task) for task in tasks}) == len(tasks)
+
+
+def test_own_task_files_have_no_canaries(tmp_path):
+    train, holdout = write(tmp_path / "t.jsonl", GOOD), write(tmp_path / "h.jsonl", '{"text": "c"}')
+    assert parse_task_option(f"law={train}:{holdout}").canaries == ()
