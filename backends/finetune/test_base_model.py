@@ -115,6 +115,57 @@ def test_a_hub_id_gets_the_hint_to_download(tmp_path, monkeypatch):
         resolve_model("some-org/some-model-1.5B")
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of Hugging Face, and no $CRMA_MODELS."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CRMA_MODELS", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def write_snapshot(hub_cache, repository, write):
+    """As huggingface_hub lays it out."""
+    of_repository = hub_cache / f"models--{repository.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (of_repository / "refs").mkdir(parents=True)
+    (of_repository / "refs" / "main").write_text(commit)
+    (of_repository / "snapshots").mkdir()
+    return write(of_repository / "snapshots" / commit)
+
+
+@pytest.mark.parametrize("name", ["mistral-7b-v0.3", "Mistral-7B-v0.3", "mistralai/Mistral-7B-v0.3"])
+def test_a_model_of_the_paper_is_found_in_the_hub_cache(name, hub_cache):
+    snapshot = write_snapshot(hub_cache, "mistralai/Mistral-7B-v0.3", write_tiny_model)
+    assert resolve_model(name) == snapshot
+
+
+@pytest.mark.parametrize("name", ["gemma-2-9b", "google/gemma-2-9b"])
+def test_a_model_of_the_paper_is_found_among_the_users_models_first(name, hub_cache, tmp_path, monkeypatch):
+    write_snapshot(hub_cache, "google/gemma-2-9b", write_tiny_model)
+    monkeypatch.setenv("CRMA_MODELS", str(tmp_path / "models"))
+    own = write_tiny_model(tmp_path / "models" / "gemma-2-9b")
+    assert resolve_model(name) == own
+    (own / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"without the weights model\.safetensors"):
+        resolve_model(name)
+
+
+def test_a_snapshot_that_is_not_whole_is_not_taken(hub_cache):
+    snapshot = write_snapshot(hub_cache, "Equall/Saul-7B-Base", write_tiny_model)
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="not whole in the cache of Hugging Face"):
+        resolve_model("saul-7b")
+
+
+def test_a_model_of_the_paper_that_is_not_here_says_how_to_get_it(hub_cache):
+    with pytest.raises(ModelError, match="nowhere on this machine") as caught:
+        resolve_model("phi-4-mini")
+    assert "hf download microsoft/Phi-4-mini-instruct --local-dir FOLDER" in caught.value.remedy
+    assert "--random-weights" in caught.value.remedy
+    assert not hub_cache.exists()
+
+
 def test_a_file_is_no_model(tiny):
     with pytest.raises(ModelError, match="got a file"):
         resolve_model(str(tiny / "config.json"))

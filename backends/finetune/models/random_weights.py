@@ -1,0 +1,161 @@
+"""Models with random weights: the architecture of a model of the zoo, full or reduced, where its weights are not to be
+had. What such a run learns says nothing about the model; its memory, its speed and its certificates do. Source: ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from backends.finetune.cache_folder import cache_folder
+from backends.finetune.models.marker import MARKER, is_random
+from backends.finetune.models.zoo import ZOO, ZooModel, find_model
+from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError
+
+Size = Literal["full", "reduced"]
+SIZES: tuple[Size, ...] = ("full", "reduced")
+SEED = 0
+__all__ = ["SEED", "SIZES", "Size", "build_random", "is_random", "random_model_folder"]
+
+
+def random_model_folder(name: str, *, size: Size = "reduced", layers: int | None = None) -> Path:
+    """A folder with configuration, tokenizer and the marker ``random_weights.json``, kept in the cache folder.
+
+    Args:
+        name: short name or Hugging Face id of a model of the zoo.
+        size: "full", the published architecture, whose weights are drawn when the model is built and are never stored;
+            or "reduced", four layers of the same kind about a hundred wide, whose weights (float32) are in the folder,
+            so that every backend has the same.
+        layers: another number of decoder layers, for measurements that are extrapolated.
+
+    Raises: ModelError for a model that is not of the zoo, ConfigError, DiskSpaceError. Clauses: ERR-1, ERR-2.
+    """
+    from backends.finetune.base_model import check_model_folder, missing_extra  # which knows the models of this package
+
+    model = find_model(name)
+    if model is None:
+        raise ModelError(
+            "model",
+            got=f"{name!r} with random weights",
+            allowed=", ".join(ZOO),
+            remedy="choose one of these, whose architecture is known here",
+        )
+    if size not in SIZES or (layers is not None and layers < 1):
+        raise ConfigError(
+            "--size", got=f"{size!r}, {layers} layers", allowed=" or ".join(SIZES), remedy="leave it at its default"
+        )
+    try:
+        from filelock import FileLock
+        from safetensors import SafetensorError
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise missing_extra(error) from error
+
+    from backends.finetune.models.tokenizer import training_text
+
+    fields = model.fields | (model.reduced if size == "reduced" else {})
+    if layers is not None:
+        fields = fields | {"num_hidden_layers": layers}
+    texts = training_text()
+    recipe = json.dumps([fields, SEED, texts], sort_keys=True)
+    folder = cache_folder() / f"{model.name}-random-{size}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):  # the system frees it however its process ends
+            if not folder.exists():
+                _build_folder(folder, model, size, fields, texts, AutoConfig)
+    except (OSError, SafetensorError) as error:
+        raise _failure(error, folder.parent) from error
+    check_model_folder(folder)
+    return folder
+
+
+def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None = None) -> Any:
+    """The model of such a folder, in evaluation mode.
+
+    Weights are drawn in ``dtype`` on ``device`` from the seed in the marker, as transformers draws them before training
+    (normal, sd ``initializer_range``), so that no more memory is taken than the model has; those of "reduced" are read.
+    The draws differ from one kind of device, and one dtype, to another. The caller's random numbers are left alone.
+
+    Args:
+        attention: ``attn_implementation`` of transformers; by default plain attention on a CPU and where scores are
+            capped, as for weights that are read (:func:`backends.finetune.torch_model.attention`).
+
+    Raises: ModelError.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from backends.finetune.base_model import load_errors, read_json
+
+    device = torch.device(device)
+    if not is_random(folder):
+        raise ModelError(
+            str(folder),
+            got=f"a folder without {MARKER}",
+            allowed="one that random_model_folder has written",
+            remedy="load a model with weights of its own by from_pretrained",
+        )
+    with load_errors(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if attention is None and (device.type == "cpu" or getattr(config, "attn_logit_softcapping", None)):
+            attention = "eager"
+        if (folder / "model.safetensors").is_file():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, local_files_only=True
+            ).to(device)
+        else:
+            of_gpu = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=of_gpu), torch.device(device):
+                torch.manual_seed(read_json(folder, MARKER)["seed"])
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval()
+
+
+def _failure(error: Exception, cache: Path) -> CRMAError:
+    number = getattr(error, "errno", None)
+    if in_rust := re.search(r"os error (\d+)", str(error)):  # safetensors puts the number in the text
+        number = int(in_rust[1])
+    kind = DiskSpaceError if number in (errno.ENOSPC, errno.EDQUOT) else ModelError
+    return kind(
+        f"cache folder {cache}",
+        got=str(error).split("\n")[0],
+        allowed="a folder that can be written to, with some megabytes of room",
+        remedy="make room, or set CRMA_CACHE to a folder elsewhere",
+    )
+
+
+def _build_folder(folder: Path, model: ZooModel, size: Size, fields: dict, texts: list[str], configs: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from backends.finetune.base_model import check_model_folder
+    from backends.finetune.models.tokenizer import train_tokenizer
+
+    building = folder.with_name(f"{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # what a killed build has left: we hold the lock
+    building.mkdir()
+    try:
+        tokenizer = train_tokenizer(texts)
+        tokenizer.save_pretrained(building)
+        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+        vocabulary = {"vocab_size": len(tokenizer)} if size == "reduced" else {}
+        config = configs.for_model(**fields | vocabulary | ids)
+        config.dtype = torch.float32 if size == "reduced" else torch.bfloat16
+        config.save_pretrained(building)
+        if size == "reduced":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED)
+                AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(building)
+        marker = {"model": model.name, "size": size, "seed": SEED}
+        (building / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+        check_model_folder(building)
+        os.replace(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""How many parameters a run has, counted on the meta device: exact, and without a weight in memory. Source: ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends.finetune.conditions import parse_condition
+from backends.finetune.plan.skeleton import skeleton
+from backends.finetune.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Values: of the base model; of them those in its linear layers that 4-bit quantization stores (all but the head);
+    of one task's LoRA, in all and per rank; of the CRMA of all layers; of each layer's sizes, d and how many layers.
+    """
+
+    base: int
+    linear: int
+    lora: int
+    lora_per_rank: int
+    crma: int
+    layers: int
+    hidden_size: int
+
+    def raised_rank(self, rank: int) -> int:
+        """LoRA's rank in the condition frozen-raised: the smallest with as many values as LoRA and CRMA have."""
+        return rank + -(-self.crma // self.lora_per_rank)
+
+    def trainable(self, name: str, rank: int) -> dict[str, int]:
+        """What a condition trains, by part, as the engine's ``parameter_counts`` has it.
+
+        ``modular-still`` is counted as in its first task.
+        """
+        condition = parse_condition(name)
+        if condition.trains == "full":
+            return {"full": self.base}
+        lora = self.lora_per_rank * (self.raised_rank(rank) if condition.raised_rank else rank)
+        return {"lora": lora} | ({"crma": self.crma} if condition.crma != "none" else {})
+
+
+def count_parameters(config: Any, protocol: Protocol) -> Counts:
+    """Count. Raises: ModelError."""
+    from torch import nn
+
+    model = skeleton(config, protocol.lora)
+    lora = sum(value.numel() for name, value in model.named_parameters() if ".lora_" in name)
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
+    linear = sum(
+        module.weight.numel()
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in f".{name}"
+    )
+    sizes = protocol.crma
+    per_layer = sizes.streams**2 + 1 + sizes.streams * sizes.rank * config.hidden_size
+    return Counts(
+        base=sum(value.numel() for name, value in model.named_parameters() if ".lora_" not in name),
+        linear=linear,
+        lora=lora,
+        lora_per_rank=lora // protocol.lora.rank,
+        crma=config.num_hidden_layers * per_layer,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+    )

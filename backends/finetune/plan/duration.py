@@ -1,0 +1,51 @@
+"""How long a run takes: operations over a stated throughput, or seconds a token that were measured. Source: ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from backends.finetune.conditions import Condition
+from backends.finetune.plan.trace import Cost
+from backends.finetune.plan.work import PhaseWork
+from backends.finetune.protocol import Protocol
+
+UTILIZATION = (0.15, 0.5)  # of a stated peak: what small batches on a GPU reach, and what large ones do
+
+
+class Rates(NamedTuple):
+    """Seconds for each padded token: trained on, and evaluated."""
+
+    train: float
+    evaluate: float
+
+
+def rates_from_throughput(cost: Cost, tokens: int, throughput: float, devices: int) -> Rates:
+    """From the cost of ``tokens`` tokens on one of ``devices`` that do ``throughput`` operations a second each."""
+    seconds = tokens * throughput * devices
+    return Rates((cost.forward + cost.backward) / seconds, cost.forward / seconds)
+
+
+def epoch_seconds(phase: PhaseWork, rates: Rates, condition: Condition, protocol: Protocol) -> float:
+    """One epoch of training on a task that is not the first."""
+    return phase.padded_tokens * rates.train * _more_work(condition, protocol, rates)
+
+
+def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, protocol: Protocol) -> float:
+    """All phases of one seed, with the evaluation of every task seen so far after each."""
+    first, *later = work
+    trained = first.padded_tokens * rates.train  # with nothing to replay or to hold on to yet
+    trained += sum(epoch_seconds(phase, rates, condition, protocol) for phase in later)
+    evaluated = sum((len(work) - index) * phase.holdout_tokens for index, phase in enumerate(work))
+    return protocol.epochs * trained + evaluated * rates.evaluate
+
+
+def _more_work(condition: Condition, protocol: Protocol, rates: Rates) -> float:
+    """What a baseline adds to each step: kept examples in the batch; another forward pass. EWC's Fisher information is
+    left out: it comes once a phase.
+    """
+    if condition.baseline == "replay":
+        return 1 + protocol.replay.batch_size / protocol.batch_size
+    if condition.baseline == "lwf":
+        return 1 + rates.evaluate / rates.train
+    return 1.0

@@ -1,0 +1,70 @@
+"""Memory of one device, by part. Source: ours."""
+
+from __future__ import annotations
+
+from backends.finetune.conditions import Condition
+from backends.finetune.plan.counts import Counts
+from backends.finetune.plan.work import Shape
+from backends.finetune.protocol import Protocol
+
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight in NF4 with scales of 64 in 8 bits, these in blocks of 256
+PER_TRAINABLE = {"trainables": 4, "gradients": 4, "optimizer": 8}  # bytes; all float32, AdamW's two averages
+CUDA_CONTEXT = 600 * 2**20  # of the driver and cuBLAS; roughly
+
+Parts = dict[str, float]
+
+
+def weight_bytes(counts: Counts, protocol: Protocol, *, full: bool) -> float:
+    """The frozen weights; with ``full`` they are counted among the trainables."""
+    if full:
+        return 0.0
+    each = 2 if protocol.precision == "bfloat16" else 4
+    if protocol.quantization == "4bit":
+        return counts.linear * FOUR_BITS + (counts.base - counts.linear) * each
+    return float(counts.base * each)
+
+
+def logit_bytes(vocabulary: int, shape: Shape, protocol: Protocol) -> float:
+    """The most that logits take at once, beside what the model's own graph keeps of them.
+
+    The model gives all of a batch, in the precision of its products; those of the answer tokens are copied, in float32,
+    for the loss, which keeps their logarithms; in the backward pass a gradient of each kind joins them.
+    """
+    rows, tokens, answers = shape
+    each = 4 if protocol.precision == "float32" else 2
+    every, answered = rows * tokens * vocabulary * each, answers * vocabulary * 4
+    copy = 0 if each == 4 else answered / 2
+    forward, backward_of_loss, backward_of_choice = (
+        every + copy + 2 * answered,
+        4 * answered,
+        answered + copy + 2 * every,
+    )
+    return float(max(forward, backward_of_loss, backward_of_choice))
+
+
+def trainable_bytes(trainable: dict[str, int]) -> Parts:
+    """Parameters, gradients and averages of what is trained."""
+    values = sum(trainable.values())
+    return {part: float(size * values) for part, size in PER_TRAINABLE.items()}
+
+
+def baseline_bytes(condition: Condition, trainable: dict[str, int], phases: int, answered: float) -> float:
+    """What a baseline holds in the last phase: EWC importances and centres; LwF the LoRA before the phase, its float32
+    logits, which take ``answered`` bytes, and their probabilities; O-LoRA the LoRAs of all earlier tasks.
+    """
+    if phases == 1:
+        return 0.0
+    lora = 4.0 * trainable.get("lora", 0)
+    return {"ewc": 2 * lora, "lwf": lora + 2 * answered, "o-lora": (phases - 1) * lora}.get(condition.baseline, 0.0)
+
+
+def disk_bytes(condition: Condition, trainable: dict[str, int], phases: int) -> float:
+    """What one seed of a condition takes in the run folder at most: the files of its phases, and the checkpoint of the
+    phase under way (parameters and two averages) beside its successor while that is written.
+    """
+    kept = phases * (trainable.get("lora", 0) + trainable.get("crma", 0))
+    if condition.trains == "full":
+        kept = 2 * trainable["full"]  # the models of the last two phases
+    if condition.baseline == "ewc":
+        kept += 2 * 2 * trainable["lora"]  # importances and anchors of the last two phases
+    return 4.0 * (kept + 2 * 3 * sum(trainable.values()))

@@ -1,0 +1,97 @@
+"""How many steps and tokens each phase has: exactly, where tokenizer and texts are here; else at most. Source: ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backends.finetune.encoding import EncodedExample, encode, evaluation_order, training_order
+from backends.finetune.packing import pack
+from backends.finetune.protocol import Protocol
+from backends.finetune.tasks import Task
+
+Shape = tuple[int, int, int]  # rows, tokens of the longest, answer tokens in all
+
+
+@dataclass(frozen=True)
+class PhaseWork:
+    """One phase: the shapes of its batches in one epoch and of its task's holdout batches; tokens without padding."""
+
+    task: str
+    batches: tuple[Shape, ...]
+    holdout: tuple[Shape, ...]
+    tokens: int
+
+    def steps(self, epochs: int, accumulation: int) -> int:
+        """Optimizer steps of so many epochs; one may take batches of two of them."""
+        return -(-epochs * len(self.batches) // accumulation)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that are computed in one epoch."""
+        return sum(rows * longest for rows, longest, _ in self.batches)
+
+    @property
+    def holdout_tokens(self) -> int:
+        """Tokens that are computed for one evaluation."""
+        return sum(rows * longest for rows, longest, _ in self.holdout)
+
+
+def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int) -> list[PhaseWork]:
+    """The batches that a session makes of ``tasks``. Raises: TaskDataError."""
+    work = []
+    for phase, task in enumerate(tasks):
+        train, holdout = (
+            encode(examples, tokenizer, protocol.max_tokens, task=task.name) for examples in (task.train, task.holdout)
+        )
+        rows = _rows(train, protocol)
+        order = training_order([_length(row) for row in rows], protocol.batch_size, 1, seed=seed, phase=phase)
+        batches = [_shape([rows[index] for index in indices]) for indices in order]
+        of_holdout = [
+            _shape([[holdout[index]] for index in indices])
+            for indices in evaluation_order(holdout, protocol.batch_size)
+        ]
+        tokens = sum(len(example.ids) for example in train)
+        work.append(PhaseWork(task.name, tuple(batches), tuple(of_holdout), tokens))
+    return work
+
+
+def most_work(protocol: Protocol) -> list[PhaseWork]:
+    """Every example as long as may be, and all of it counted."""
+
+    def shapes(examples: int) -> tuple[Shape, ...]:
+        full, rest = divmod(examples, protocol.batch_size)
+        sizes = [protocol.batch_size] * full + [rest] * (rest > 0)
+        return tuple((rows, protocol.max_tokens, rows * (protocol.max_tokens - 1)) for rows in sizes)
+
+    batches, holdout = shapes(protocol.train), shapes(protocol.holdout)
+    return [PhaseWork(task, batches, holdout, protocol.train * protocol.max_tokens) for task in protocol.tasks]
+
+
+def largest(work: Sequence[PhaseWork]) -> Shape:
+    """The batch with the most tokens, with as many answer tokens as any has."""
+    every = [shape for phase in work for shape in (*phase.batches, *phase.holdout)]
+    rows, longest, _ = max(every, key=lambda shape: shape[0] * shape[1])
+    return rows, longest, max(answers for _, _, answers in every)
+
+
+def share_of_device(shape: Shape, devices: int) -> Shape:
+    """The rows of a batch that one of ``devices`` processes computes at once."""
+    rows = -(-shape[0] // devices)
+    return rows, shape[1], -(-shape[2] * rows // shape[0])
+
+
+def _rows(examples: Sequence[EncodedExample], protocol: Protocol) -> list[list[EncodedExample]]:
+    if not protocol.packing:
+        return [[example] for example in examples]
+    return [[examples[index] for index in row] for row in pack(examples, protocol.max_tokens)]
+
+
+def _length(row: Sequence[EncodedExample]) -> int:
+    return sum(len(example.ids) for example in row)
+
+
+def _shape(rows: Sequence[Sequence[EncodedExample]]) -> Shape:
+    answers = sum(len(example.ids) - max(example.answer_start, 1) for row in rows for example in row)
+    return len(rows), max(_length(row) for row in rows), answers
