@@ -1,0 +1,18 @@
+"""Tasks that a protocol draws by name: the domains of real text, and the invented ones. Source: ours."""
+
+from __future__ import annotations
+
+from backends.finetune.domains import DOMAINS, load_domain
+from backends.finetune.fictional import FICTIONAL, load_fictional
+from backends.finetune.protocol import Protocol
+from backends.finetune.tasks import Task
+
+NAMED = (*DOMAINS, *FICTIONAL)
+
+
+def named_task(protocol: Protocol, name: str, seed: int) -> Task:
+    """The task of one name at a protocol's size, drawn with ``seed``. Raises: TaskDataError for an unknown name."""
+    counts = {"train": protocol.train, "holdout": protocol.holdout, "seed": seed}
+    if name in FICTIONAL:
+        return load_fictional(name, canaries=protocol.canaries, **counts)
+    return load_domain(name, **counts)
