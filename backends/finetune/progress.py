@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,10 +21,14 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """One bar over all seeds and conditions. Work is counted in tokens trained on; reading one costs a third.
 
+    Args:
+        branches: how many seeds and conditions. weights: the cost of a token in each of them, relative to the others;
+            the bar and the time left count tokens times weight. Without them all cost the same.
+
     Without a terminal, one line is printed per seed and condition instead.
     """
 
-    def __init__(self, console: Console, branches: int) -> None:
+    def __init__(self, console: Console, branches: int, weights: Sequence[float] | None = None) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.fields[branch]}: {task.description}", style="bold", markup=False),
@@ -35,7 +41,11 @@ class Progress:
             speed_estimate_period=120,
         )
         self._console, self._branches = console, branches
-        self._finished, self._done, self._branch_work, self._trained, self._training_seconds = 0, 0.0, 1.0, 0, 0.0
+        self._weights = [1.0] * branches if weights is None else [float(weight) for weight in weights]
+        if len(self._weights) != branches:
+            raise ValueError(f"{len(self._weights)} weights for {branches} branches")
+        self._finished: list[float | None] = []  # tokens of each; None where it was finished by an earlier start
+        self._work, self._done, self._trained, self._training_seconds = 0.0, 0.0, 0, 0.0
         self._last = time.monotonic()
         self._task = self._bar.add_task("loading the model", total=None, branch="crma", rate="")
 
@@ -46,29 +56,59 @@ class Progress:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._bar.stop()
 
+    @property
+    def fraction(self) -> float | None:
+        """How much is done, 0 to 1; None before the first branch has said how much it is."""
+        task = self._bar.tasks[0]
+        return None if not task.total else task.completed / task.total
+
     def start_branch(self, name: str, work: float) -> None:
-        """A seed and condition begins. All have about the same ``work``, so the total follows from this one."""
+        """A seed and condition begins, with ``work`` tokens. Those still to come are taken to have as many."""
+        place = len(self._finished)
         if not self._console.is_terminal:
-            self._console.print(f"{name} ({self._finished + 1} of {self._branches})")
-        self._branch_work, self._done, self._last = work, 0.0, time.monotonic()
-        self._bar.update(
-            self._task, branch=name, total=work * self._branches, completed=work * self._finished, description=""
-        )
+            self._console.print(f"{name} ({place + 1} of {self._branches})", markup=False)
+        self._work, self._done, self._last = work, 0.0, time.monotonic()
+        total = self._before() + work * sum(self._weights[place:])
+        if None in self._finished or not self._finished:
+            # Work of an earlier start took none of this start's time; reset keeps it out of the estimated speed.
+            self._restart(total, branch=name, description="")
+            self._finished = [self._work if tokens is None else tokens for tokens in self._finished]
+        else:
+            self._bar.update(self._task, total=total, completed=self._before(), branch=name, description="")
 
     def describe(self, what: str) -> None:
         """Say what is being done now."""
         self._bar.update(self._task, description=what)
 
+    def skip(self, work: float) -> None:
+        """Count ``work`` tokens that an earlier start has done."""
+        self._done, self._last = self._done + work, time.monotonic()
+        self._restart(self._bar.tasks[0].total, description=None)
+
     def advance(self, work: float, trained: int = 0) -> None:
-        """Count ``work``, of which ``trained`` tokens were trained on since the last call."""
+        """Count ``work`` tokens, of which ``trained`` were trained on since the last call."""
         now = time.monotonic()
         if trained:
             self._trained, self._training_seconds = self._trained + trained, self._training_seconds + now - self._last
         self._last, self._done = now, self._done + work
         rate = f"{self._trained / self._training_seconds:.0f} tok/s" if self._training_seconds > 0 else ""
-        self._bar.update(self._task, completed=self._branch_work * self._finished + self._done, rate=rate)
+        self._bar.update(self._task, completed=self._completed(), rate=rate)
 
     def finish_branch(self) -> None:
-        """A seed and condition is done."""
-        self._finished += 1
-        self._bar.update(self._task, completed=self._branch_work * self._finished)
+        """A seed and condition is done; without a ``start_branch`` before it, an earlier start did it."""
+        self._finished.append(self._work if self._done else None)
+        self._done = 0.0
+        self._bar.update(self._task, completed=self._before())
+
+    def _restart(self, total: float | None, description: str | None, **fields: str) -> None:
+        kept: dict[str, Any] = self._bar.tasks[0].fields | fields  # reset forgets those that it is not given
+        completed: Any = self._completed()
+        self._bar.reset(self._task, total=total, completed=completed, description=description, **kept)
+
+    def _before(self) -> float:
+        """Tokens times weight of the finished branches."""
+        sizes = (self._work if tokens is None else tokens for tokens in self._finished)
+        return sum(weight * size for weight, size in zip(self._weights, sizes, strict=False))
+
+    def _completed(self) -> float:
+        return self._before() + self._weights[min(len(self._finished), self._branches - 1)] * self._done

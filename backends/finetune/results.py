@@ -1,7 +1,8 @@
 """``results.jsonl`` of a run folder: its schema, its reader, and the one way to append to it.
 
-One JSON object per line; ``kind`` is ``run`` (once per start of the command) or ``phase`` (once per finished phase).
-Other kinds are left alone, so that a newer version's file can still be read. Source: ours. Clauses: CL-1..CL-5.
+One JSON object per line; ``kind`` is ``run`` (once per start of the command), ``base`` (once per seed), ``phase`` (once
+per finished phase) or ``panel``. Other kinds are left alone, so that a newer version's file can still be read.
+Source: ours. Clauses: CL-1..CL-7.
 """
 
 from __future__ import annotations
@@ -9,93 +10,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 import reference
 from backends.atomic import disk_space_errors
+from backends.finetune.conditions import in_order
+from backends.finetune.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
 
 RESULTS_NAME = "results.jsonl"
-CONDITION_ORDER = ("naive", "frozen", "modular")
 _REMEDY = "restore the file from a copy, or start again in another run folder"
 _Record = TypeVar("_Record", bound=BaseModel)
-
-
-class RunRecord(BaseModel):
-    """What was run. ``displacement_budget`` is delta, if one was set."""
-
-    protocol: str
-    model: str
-    backend: str
-    tasks: list[str] = Field(min_length=1)
-    conditions: list[str]
-    seeds: list[int]
-    versions: dict[str, str] = {}
-    machine: str = ""
-    config: dict[str, Any] = {}
-    displacement_budget: FiniteFloat | None = None
-
-    @model_validator(mode="after")
-    def _tasks_differ(self) -> RunRecord:
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError("two tasks share a name")
-        return self
-
-
-class SpectralLog(BaseModel):
-    """Certificates over the layers, one entry per logged step; ``steps`` = optimizer steps taken in this phase.
-
-    ``norm_max``: largest spectral norm of M. ``adapter_max``, ``adapter_min``: largest and smallest singular value of
-    any layer's adapter. ``displacement_max``: largest distance from the anchor; null while there is no anchor.
-    """
-
-    steps: list[NonNegativeInt]
-    norm_max: list[FiniteFloat]
-    adapter_max: list[FiniteFloat]
-    adapter_min: list[FiniteFloat]
-    displacement_max: list[FiniteFloat | None]
-
-    @model_validator(mode="after")
-    def _one_value_per_step(self) -> SpectralLog:
-        for name in ("norm_max", "adapter_max", "adapter_min", "displacement_max"):
-            if len(getattr(self, name)) != len(self.steps):
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.steps)} steps")
-        if any(later <= earlier for earlier, later in pairwise(self.steps)):
-            raise ValueError("steps do not increase")
-        return self
-
-
-class PhaseRecord(BaseModel):
-    """One finished phase. ``losses``: training loss per optimizer step, and ``holdout``: mean loss of every task seen
-    so far, both in nats per answer token; ``tokens``: trained on, in ``seconds`` of wall clock; ``parameters``: counts
-    of trainable values."""
-
-    condition: str
-    seed: int
-    phase: NonNegativeInt
-    task: str
-    losses: list[FiniteFloat]
-    gradient_norms: dict[str, list[FiniteFloat]] = {}
-    holdout: dict[str, FiniteFloat]
-    seconds: FiniteFloat
-    tokens: int
-    parameters: dict[str, int] = {}
-    spectral: SpectralLog | None = None
-
-    @model_validator(mode="after")
-    def _steps_lie_in_this_phase(self) -> PhaseRecord:
-        if self.spectral and self.spectral.steps and self.spectral.steps[-1] > len(self.losses):
-            raise ValueError(
-                f"spectral.steps reaches {self.spectral.steps[-1]}, the phase has {len(self.losses)} steps"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -106,6 +37,8 @@ class RunResults:
     conditions: tuple[str, ...]
     seeds: tuple[int, ...]
     phases: dict[tuple[str, int, int], PhaseRecord]
+    base: dict[int, BaseRecord] = field(default_factory=dict)
+    panels: dict[tuple[str, int], PanelRecord] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -167,6 +100,8 @@ def read_results(path: Path | str) -> RunResults:
         lines.append(tail)
     runs: list[RunRecord] = []
     phases: dict[tuple[str, int, int], PhaseRecord] = {}
+    base: dict[int, BaseRecord] = {}
+    panels: dict[tuple[str, int], PanelRecord] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -180,12 +115,17 @@ def read_results(path: Path | str) -> RunResults:
             record = _validated(PhaseRecord, entry, place)
             _check_phase(record, runs, place)
             phases[record.condition, record.seed, record.phase] = record
+        elif entry.get("kind") == "base":
+            bare = _validated(BaseRecord, entry, place)
+            base[bare.seed] = bare
+        elif entry.get("kind") == "panel":
+            panel = _validated(PanelRecord, entry, place)
+            panels[panel.condition, panel.seed] = panel
     if not runs:
         _damaged(str(file), "no record of kind 'run'", "a results file that starts with one")
     conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
     seeds = {seed: None for run in runs for seed in run.seeds} | {key[1]: None for key in phases}
-    known = [name for name in CONDITION_ORDER if name in conditions]
-    return RunResults(runs[-1], (*known, *(name for name in conditions if name not in known)), tuple(seeds), phases)
+    return RunResults(runs[-1], in_order(conditions), tuple(seeds), phases, base, panels)
 
 
 def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
@@ -206,7 +146,9 @@ def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
             allowed="finite numbers",
             remedy="stop the run at the step that diverged, with a lower learning rate",
         ) from error
-    models: dict[str, type[BaseModel]] = {"run": RunRecord, "phase": PhaseRecord}
+    models: dict[str, type[BaseModel]] = {
+        "run": RunRecord, "base": BaseRecord, "phase": PhaseRecord, "panel": PanelRecord,
+    }  # fmt: skip
     if (model := models.get(str(record.get("kind")))) is not None:
         _validated(model, json.loads(line), f"record for {file.name}")
     try:

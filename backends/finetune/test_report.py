@@ -2,39 +2,64 @@
 
 import base64
 import html.parser
+import io
 import json
 import statistics
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from backends.finetune.pictures import draw_pictures
-from backends.finetune.pictures.style import label
-from backends.finetune.report import report_html, summary_rows, summary_table, write_report
+import reference
+from backends.finetune.conditions import KNOWN
+from backends.finetune.labels import RANDOM_WEIGHTS, label, readable
+from backends.finetune.pictures import PAINTERS, draw_pictures
+from backends.finetune.pictures.style import mark_of
+from backends.finetune.report import report_html, write_report
 from backends.finetune.results import append_record, read_results
+from backends.finetune.summary import paired_rows, seed_rows, summary_rows, summary_table
 from reference.errors import DiskSpaceError, RunFolderError
 
 THREE = ["Medical", "Legal", "Science"]
 ODD = ["<script>alert(1)</script>", "a$b_{c}$ \\frac", "医学 🧬", "x\ny", "[red]bold[/red] \ud800"]
 ALL = ("naive", "frozen", "modular")
+STILL = ("frozen", "frozen-raised", "modular-still", "modular-pinned")
+PANEL = {"with_crma": 0.9, "without_crma": 0.5}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def write_results(folder, tasks=THREE, conditions=ALL, seeds=(0,), phases=None, budget=None, model="SmolLM2"):
+def write_results(
+    folder,
+    tasks=THREE,
+    conditions=ALL,
+    seeds=(0,),
+    phases=None,
+    budget=None,
+    model="SmolLM2",
+    protocol="quickstart",
+    random_weights=False,
+    base=False,
+    canaries=False,
+    panel=False,
+):
     """Results with random losses; the first ``phases`` phases only, where that is given."""
     rng = np.random.default_rng()
     file = folder / "results.jsonl"
-    run = {"kind": "run", "protocol": "quickstart", "model": model, "backend": "torch-cpu", "tasks": list(tasks)}
+    run = {"kind": "run", "protocol": protocol, "model": model, "backend": "torch-cpu", "tasks": list(tasks)}
+    run["random_weights"] = random_weights
     run |= {"conditions": list(conditions), "seeds": list(seeds), "displacement_budget": budget}
     run |= {"versions": {"crma": "0.1.0"}, "config": {"model": model, "epochs": 3}}
     append_record(file, run)
+    for seed in seeds if base else ():
+        bare = {"kind": "base", "seed": seed, "holdout": {task: rng.uniform(2, 4) for task in tasks}}
+        append_record(file, bare | {"exact_match": dict.fromkeys(tasks, 0.0) if canaries else {}})
     order = [(c, s, p) for s in seeds for c in conditions for p in range(len(tasks))]
     holdout: dict[tuple[str, int], dict[str, float]] = {}
     for condition, seed, phase in order[:phases]:
         seen = holdout.setdefault((condition, seed), {})
-        if condition != "frozen":
+        if condition not in STILL:
             seen.update({task: loss * rng.uniform(0.97, 1.1) for task, loss in seen.items()})
         seen[tasks[phase]] = rng.uniform(1, 3)
         steps = [0, 5, 10]
@@ -42,8 +67,14 @@ def write_results(folder, tasks=THREE, conditions=ALL, seeds=(0,), phases=None, 
         spectral["displacement_max"] = [0.01 * phase + 0.001 * s if phase else None for s in steps]
         record = {"kind": "phase", "condition": condition, "seed": seed, "phase": phase, "task": tasks[phase]}
         record |= {"losses": rng.uniform(1, 4, 10), "holdout": seen, "seconds": 2.0, "tokens": 5000}
-        record |= {"parameters": {"lora": 2442240}}
-        append_record(file, record | {"spectral": spectral if condition == "modular" else None})
+        record |= {"parameters": {"lora": 2442240}, "before": rng.uniform(2, 4)}
+        record |= {"gradient_norms": {"lora": rng.uniform(0.5, 2, 10)}}
+        if canaries:
+            record["exact_match"] = {task: rng.uniform(0, 1) for task in seen}
+        append_record(file, record | {"spectral": spectral if condition.startswith("modular") else None})
+        if panel and condition == "modular" and phase == len(tasks) - 1:
+            answers = {key: [bool(rng.uniform() < p) for _ in range(40)] for key, p in PANEL.items()}
+            append_record(file, {"kind": "panel", "condition": condition, "seed": seed, "tasks": ["A"] * 40} | answers)
     return read_results(folder)
 
 
@@ -52,6 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
     "three seeds": {"seeds": (0, 1, 2), "budget": 0.05},
     "only naive": {"conditions": ("naive",)},
     "a condition of the future": {"conditions": (*ALL, "<b>ewc</b>")},
+    "five conditions": {"conditions": (*ALL, "modular@0.01", "ewc"), "seeds": (0, 1), "budget": 0.05},
     "interrupted": {"phases": 7},
     "interrupted in the second seed": {"seeds": (0, 1, 2), "phases": 13},
     "not one phase": {"phases": 0},
@@ -71,7 +103,7 @@ def test_write_report_from_any_state_of_a_run(tmp_path, case):
     assert all(path.read_bytes().startswith(PNG) for path in written[:-1])
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {str(path.relative_to(tmp_path)) for path in written} | {"results.jsonl"}
-    assert rendered(summary_table(results), 100).count("this run") >= len(results.conditions)
+    assert all(label(readable(name), 30)[:9] in rendered(summary_table(results), 100) for name in results.conditions)
 
 
 def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(tmp_path):
@@ -79,7 +111,7 @@ def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(tm
     (tmp_path / "naive").mkdir()
     names = set(draw_pictures(write_results(tmp_path / "all")))
     spectra = {"spectral_norm.png", "displacement.png"}
-    assert names == {"overview.png", "holdout.png", "loss.png", "drift.png"} | spectra
+    assert names == {"overview.png", "holdout.png", "loss.png", "drift.png", "gradient_norms.png"} | spectra
     assert set(draw_pictures(write_results(tmp_path / "naive", conditions=("naive", "frozen")))) == names - spectra
 
 
@@ -92,60 +124,152 @@ def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.clause("CL-2", "CL-3", "CL-4", "CL-5")
-def test_summary_rows_give_the_metrics_of_each_seed_and_their_mean_and_sample_deviation(tmp_path):
+@pytest.mark.clause("CL-2", "CL-3", "CL-4", "CL-5", "CL-8")
+def test_summary_rows_give_mean_sample_deviation_and_range_over_the_seeds(tmp_path):
     results = write_results(tmp_path, seeds=(3, 4, 5))
-    rows = [row for row in summary_rows(results) if row.condition == "modular" and not row.paper]
+    (row,) = (row for row in summary_rows(results) if row.condition == "modular" and not row.source)
     drifts = [100 * results.metrics("modular", seed).drift for seed in (3, 4, 5)]
     gains = [100 * results.advantage("modular", seed) for seed in (3, 4, 5)]
-    assert [number(row.drift) for row in rows[:3]] == pytest.approx(drifts, abs=0.006)
-    assert [number(row.advantage) for row in rows[:3]] == pytest.approx(gains, abs=0.006)
-    assert [row.seed for row in rows] == ["3", "4", "5", "mean (3)"]
-    mean, deviation = rows[3].drift.split(" ± ")
-    assert number(mean) == pytest.approx(statistics.fmean(drifts), abs=0.006)
-    assert number(deviation) == pytest.approx(statistics.stdev(drifts), abs=0.006)
-    frozen = [row for row in summary_rows(results) if row.condition == "frozen" and not row.paper]
-    assert {row.drift for row in frozen} == {"0 exactly"}
-    assert {row.advantage for row in frozen} == {"–"}
+    holdouts = [results.metrics("modular", seed).final_holdout for seed in (3, 4, 5)]
+    assert row.seeds == "3"
+    for cell, values in ((row.drift, drifts), (row.advantage, gains)):
+        spread, extremes = cell.split("\n")
+        mean, deviation = spread.split(" ± ")
+        assert number(mean) == pytest.approx(statistics.fmean(values), abs=0.006)
+        assert number(deviation) == pytest.approx(statistics.stdev(values), abs=0.006)
+        assert [number(part) for part in extremes.split(" to ")] == pytest.approx([min(values), max(values)], abs=0.006)
+    assert number(row.holdout.split(" ± ")[0]) == pytest.approx(statistics.fmean(holdouts), abs=0.0006)
+    (frozen,) = (row for row in summary_rows(results) if row.condition == "frozen" and not row.source)
+    assert (frozen.drift, frozen.advantage) == ("0 exactly", "–")
+    rows = [row for row in seed_rows(results) if row.condition == "modular"]
+    assert [row.seed for row in rows] == ["3", "4", "5"]
+    assert [number(row.drift) for row in rows] == pytest.approx(drifts, abs=0.006)
+
+
+@pytest.mark.clause("CL-6")
+def test_forward_transfer_is_shown_where_the_base_model_was_measured(tmp_path):
+    results = write_results(tmp_path, base=True)
+    (row,) = (row for row in summary_rows(results) if row.condition == "modular" and not row.source)
+    before = [results.phases["modular", 0, phase].before for phase in range(3)]
+    base = [results.base[0].holdout[task] for task in results.tasks]
+    expected = statistics.fmean([before[1] - base[1], before[2] - base[2]])
+    assert number(row.transfer) == pytest.approx(expected, abs=0.0006)
+    assert "transfer" in rendered(summary_table(results), 100)
+    without = write_results(fresh(tmp_path))
+    assert {row.transfer for row in summary_rows(without)} == {"–"}
+
+
+@pytest.mark.clause("CL-9")
+def test_paired_rows_compare_modular_with_each_other_condition_over_common_seeds(tmp_path):
+    results = write_results(tmp_path, conditions=(*ALL, "modular@0.01", "ewc"), seeds=(1, 2, 3, 4))
+    rows = {(row.against, row.measure): row for row in paired_rows(results)}
+    assert {against for against, _ in rows} == {"naive", "frozen", "ewc"}
+    ours, theirs = ([results.metrics(name, seed).final_holdout for seed in (1, 2, 3, 4)] for name in ("modular", "ewc"))
+    row = rows["ewc", "final holdout, nats"]
+    assert row.n == 4
+    assert number(row.difference) == pytest.approx(statistics.fmean(ours) - statistics.fmean(theirs), abs=0.0006)
+    assert number(row.t) == pytest.approx(reference.paired_t_test(ours, theirs).p, abs=0.0006)
+    assert number(row.flip) == pytest.approx(reference.sign_flip_test(ours, theirs), abs=0.0006)
+    assert paired_rows(write_results(fresh(tmp_path))) == []  # one seed
 
 
 def test_a_frozen_condition_that_drifts_is_not_shown_as_zero(tmp_path):
     results = write_results(tmp_path, conditions=("frozen",))
     last = results.phases["frozen", 0, 2]
     last.holdout["Medical"] *= 1 + 1e-9
-    (row,) = (row for row in summary_rows(results) if not row.paper)
+    (row,) = (row for row in summary_rows(results) if not row.source)
     assert row.drift == "+0.00"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sources"),
+    [
+        ("quickstart", ["Table 7, Mistral-7B"]),
+        ("four-domain", ["Table 6, Mistral-7B", "Table 6, TinyLlama-1.1B"]),
+        ("fictional", []),
+    ],
+)
+def test_the_paper_beside_is_chosen_by_the_protocol(tmp_path, protocol, sources):
+    rows = summary_rows(write_results(tmp_path, protocol=protocol))
+    assert [row.source for row in rows if row.condition == "naive" and row.source] == sources
 
 
 def test_summary_keeps_the_paper_apart_and_marks_unfinished_seeds(tmp_path):
     results = write_results(tmp_path, seeds=(0, 1), phases=5)
     rows = summary_rows(results)
-    paper = [row for row in rows if row.paper and row.condition == "modular"]
-    assert [(row.seed, row.drift, row.holdout, row.advantage) for row in paper] == [
-        ("0", "−0.03", "1.2530", "+1.46"),
-        ("42", "−0.10", "1.2657", "+1.97"),
-        ("1234", "−0.36", "1.2705", "+2.54"),
-        ("mean (3)", "−0.17 ± 0.17", "1.2631", "+1.99 ± 0.54"),
-    ]
-    own = {(row.condition, row.seed): row.drift for row in rows if not row.paper}
-    assert own["frozen", "0"] == "2 of 3 phases"
-    assert own["modular", "1"] == "0 of 3 phases"
+    (paper,) = (row for row in rows if row.source and row.condition == "modular")
+    assert paper[1:5] == ("3", "−0.17 ± 0.17", "1.2631", "+1.99 ± 0.54")
+    own = {row.condition: (row.seeds, row.drift) for row in rows if not row.source}
+    assert own["frozen"] == ("0 of 2", "2 of 3 phases")
+    assert own["naive"][0] == "1 of 2"
+    seeds = {(row.condition, row.seed): row.drift for row in seed_rows(results)}
+    assert seeds["modular", "1"] == "0 of 3 phases"
     text = rendered(summary_table(results), 100)
-    assert "another model and scale" in text
+    assert "another model and scale" in " ".join(text.split())
     assert "+1.95%" in text
 
 
 def test_the_table_fits_a_terminal_of_80_columns(tmp_path):
     lines = rendered(summary_table(write_results(tmp_path, seeds=(0, 1, 2))), 80).splitlines()
-    means = [line for line in lines if "mean (3)" in line and "this run" in line]
-    assert len(means) == 3
-    assert "±" in means[2].split()[-2]  # not wrapped
-    assert sum("paper" in line and "mean" in line for line in lines) == 3
+    assert max(map(len, lines)) <= 80
+    (modular,) = (line for line in lines if line.strip().startswith("MODULAR "))
+    assert modular.count("±") == 3  # not wrapped
 
 
 def test_a_single_task_has_no_drift(tmp_path):
     rows = summary_rows(write_results(tmp_path, tasks=["Only"], seeds=(0, 1)))
-    assert {row.drift for row in rows if not row.paper} == {"–"}
+    assert {row.drift for row in rows if not row.source} == {"–"}
+
+
+def test_random_weights_are_named_in_table_page_and_every_picture(tmp_path):
+    results = write_results(tmp_path, random_weights=True)
+    plain = write_results(fresh(tmp_path))
+    assert RANDOM_WEIGHTS in rendered(summary_table(results), 100)
+    assert "random weights" not in rendered(summary_table(plain), 100).lower()
+    assert "Random weights." in report_html(results, {})
+    assert "andom weights" not in report_html(plain, {})
+    heights = {name: height_of(png) for name, png in draw_pictures(plain).items()}
+    marked = {name: height_of(png) for name, png in draw_pictures(results).items()}
+    assert marked == {name: height + 39 for name, height in heights.items()}  # a line of 0.26 inches below
+
+
+def test_every_condition_has_a_mark_and_a_name_of_its_own():
+    budgets = ["modular@0.001", "modular@0.01", "modular@0.1", "modular@none"]
+    names = [*KNOWN, *budgets]
+    assert len({readable(name) for name in names}) == len(names)
+    assert len({mark_of(name).colour for name in names}) == len(names)
+    assert len({(str(mark_of(name).line), mark_of(name).marker) for name in KNOWN}) == len(KNOWN)
+    assert readable("modular@0.002") == "MODULAR, δ 0.002"
+    assert readable("modular@nonsense") == "MODULAR@NONSENSE"
+
+
+MANY = (*KNOWN, "modular@0.001", "modular@0.05", "modular@none")
+
+
+@pytest.mark.slow
+def test_sixteen_conditions_give_every_picture(tmp_path):
+    write_results(tmp_path, conditions=MANY, seeds=(0, 1, 2), budget=0.01, base=True, canaries=True, panel=True)
+    *pictures, page = write_report(tmp_path)
+    assert {path.name for path in pictures} == {"overview.png", *PAINTERS}
+    text = page.read_text(encoding="utf-8")
+    assert all(f"{readable(name)}</td>" in text for name in MANY)
+
+
+@pytest.mark.clause("CL-7", "CL-9")
+def test_panel_and_canaries_are_counted_on_the_page(tmp_path):
+    results = write_results(tmp_path, conditions=("frozen", "modular"), base=True, canaries=True, panel=True)
+    panel = results.panels["modular", 0]
+    right, bypassed = sum(panel.with_crma), sum(panel.without_crma)
+    low, high = reference.wilson_interval(right, 40)
+    parsed = Page()
+    parsed.feed(report_html(results, {}))
+    assert f"{right}/40 ({100 * low:.1f} to {100 * high:.1f}%)" in parsed.text
+    gained = sum(a and not b for a, b in zip(panel.with_crma, panel.without_crma, strict=True))
+    lost = gained - (right - bypassed)
+    assert f"{gained} / {lost}" in parsed.text
+    assert f"{reference.mcnemar_exact(gained, lost):.2g}" in parsed.text
+    assert f"{100 * results.phases['modular', 0, 2].exact_match['Medical']:.0f}%" in parsed.text
+    assert {"panel.png", "exact_match.png"} <= set(draw_pictures(results))
 
 
 def test_a_table_title_with_markup_is_shown_as_it_is(tmp_path):
@@ -224,6 +348,11 @@ def test_a_report_onto_a_folder_is_one_clear_error(tmp_path):
 )
 def test_label_is_one_printable_line(name, shown):
     assert label(name, 9) == shown
+
+
+def height_of(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.height
 
 
 def number(cell):

@@ -9,42 +9,76 @@ from collections.abc import Callable
 import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from PIL import Image
 
+from backends.finetune.labels import RANDOM_WEIGHTS, budget_of
+from backends.finetune.pictures.answers import exact_match, panel_picture
 from backends.finetune.pictures.bars import advantage_panel, bar_handles, drift_bars, drift_panel
 from backends.finetune.pictures.certificates import displacement_over_steps, spectral_norm
+from backends.finetune.pictures.gradients import gradient_norms
 from backends.finetune.pictures.heat_map import (
     change_norm,
     draw_colour_bar,
     draw_heat,
     holdout_change,
     holdout_heat_map,
+    more_heat_maps,
 )
-from backends.finetune.pictures.loss import loss_over_phases
-from backends.finetune.pictures.style import STYLE
+from backends.finetune.pictures.loss import loss_over_phases, more_losses
+from backends.finetune.pictures.style import BOUND, STYLE
+from backends.finetune.pictures.trade_off import budget_trade_off
 from backends.finetune.results import RunResults
+
+PAINTERS: dict[str, Callable[[RunResults], Figure | None]] = {
+    "holdout.png": holdout_heat_map,
+    "holdout_more.png": more_heat_maps,
+    "loss.png": loss_over_phases,
+    "loss_more.png": more_losses,
+    "drift.png": drift_bars,
+    "budget.png": budget_trade_off,
+    "exact_match.png": exact_match,
+    "panel.png": panel_picture,
+    "spectral_norm.png": spectral_norm,
+    "displacement.png": displacement_over_steps,
+    "gradient_norms.png": gradient_norms,
+}
 
 
 def draw_pictures(results: RunResults) -> dict[str, bytes]:
-    """File name -> PNG, 1500 pixels wide, for every picture that ``results`` has data for."""
-    painters: dict[str, Callable[[RunResults], Figure | None]] = {
-        "overview.png": overview,
-        "holdout.png": holdout_heat_map,
-        "loss.png": loss_over_phases,
-        "drift.png": drift_bars,
-        "spectral_norm.png": spectral_norm,
-        "displacement.png": displacement_over_steps,
-    }
+    """File name -> PNG, 1500 pixels wide (the overview 1725), for every picture that ``results`` has data for."""
     drawn = {}
     # Names come from users: no mathematics in them, and a glyph the font lacks is drawn as a box, without a warning.
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for name, paint in painters.items():
+        for name, paint in {"overview.png": overview, **PAINTERS}.items():
             if (figure := paint(results)) is not None:
-                buffer = io.BytesIO()
-                FigureCanvasAgg(figure)
-                figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-                drawn[name] = buffer.getvalue()
+                drawn[name] = _png(figure)
+                if results.run.random_weights:
+                    drawn[name] = _with_line(drawn[name], RANDOM_WEIGHTS)
     return drawn
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _with_line(png: bytes, text: str) -> bytes:
+    """The picture with a line of text below it, where nothing in the picture can cover it."""
+    with Image.open(io.BytesIO(png)) as opened:
+        picture = opened.convert("RGB")
+    strip = Figure(figsize=(picture.width / 150, 0.26))
+    strip.text(0.01, 0.35, text, fontsize=9, color=BOUND, va="baseline")
+    with Image.open(io.BytesIO(_png(strip))) as opened:
+        line = opened.convert("RGB")
+    both = Image.new("RGB", (picture.width, picture.height + line.height), "white")
+    both.paste(picture, (0, 0))
+    both.paste(line, (0, picture.height))
+    buffer = io.BytesIO()
+    both.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def overview(results: RunResults) -> Figure | None:
@@ -74,9 +108,13 @@ def overview(results: RunResults) -> Figure | None:
 
 
 def _overview_bars(part: SubFigure, results: RunResults) -> None:
+    shown = [name for name in results.conditions if results.complete_seeds(name)] or list(results.conditions)
+    if len(shown) > 5:
+        kept = [name for name in shown if budget_of(name) is None and name not in ("modular-still", "frozen-raised")]
+        shown = kept[:9]
     upper, lower = part.subplots(2, 1)
-    drift_panel(upper, results)
-    advantage_panel(lower, results)
+    drift_panel(upper, results, shown, narrow=True)
+    advantage_panel(lower, results, shown, narrow=True)
     upper.set_title("Drift")
     lower.set_title("Advantage over FROZEN")
-    part.legend(handles=bar_handles()[::2], loc="outside lower right", ncols=1, fontsize=8)
+    part.legend(handles=bar_handles(results)[-1:], loc="outside lower right", ncols=1, fontsize=7.5)

@@ -1,4 +1,4 @@
-"""Drift and advantage as bars."""
+"""Drift and advantage as horizontal bars, one per condition."""
 
 from __future__ import annotations
 
@@ -11,88 +11,119 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from backends.finetune.paper import PAPER_TABLE_7, PaperColumn
-from backends.finetune.pictures.style import FAINT, INK, colour_of
+from backends.finetune.labels import label, readable
+from backends.finetune.paper import PaperRow, paper_rows
+from backends.finetune.pictures.style import FAINT, INK, mark_of
 from backends.finetune.results import RunResults
 
 
 def drift_bars(results: RunResults) -> Figure | None:
     """Drift and advantage per condition, with the seeds; the paper's means in the labels, as their scale is another."""
-    if not any(results.complete_seeds(name) for name in results.conditions):
+    shown = [name for name in results.conditions if results.complete_seeds(name)]
+    if not shown:
         return None
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    drift_panel(left, results)
-    advantage_panel(right, results)
+    figure = Figure(figsize=(10, 2.0 + 0.42 * max(len(shown), 2)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    drift_panel(left, results, shown)
+    advantage_panel(right, results, shown, named=False)
     left.set_title("Drift: loss gained since a task's own phase")
     right.set_title("Advantage over FROZEN")
-    figure.legend(handles=bar_handles(), loc="outside lower left", ncols=3, fontsize=9)
+    figure.legend(handles=bar_handles(results), loc="outside lower left", ncols=3, fontsize=9)
     figure.suptitle("Forgetting and benefit", x=0.01, ha="left")
     return figure
 
 
-def drift_panel(axes: Axes, results: RunResults) -> None:
+def drift_panel(axes: Axes, results: RunResults, shown: list[str], narrow: bool = False) -> None:
     values = {
         name: [100 * metrics.drift for seed in results.seeds if (metrics := results.metrics(name, seed))]
-        for name in results.conditions
+        for name in shown
     }
     several = len(results.tasks) > 1
-    paper = {name: column.drift for name, column in PAPER_TABLE_7.items()}
+    paper = {row.condition: row.drift for row in _first_model(results)}
     empty = "no finished run yet" if several else "a single task cannot drift"
-    _bars(axes, values if several else {}, paper, empty)
-    axes.set_ylabel("drift (%)")
+    _bars(axes, values if several else {}, shown, paper, empty, narrow=narrow)
+    axes.set_xlabel("drift (%)")
 
 
-def advantage_panel(axes: Axes, results: RunResults) -> None:
+def advantage_panel(
+    axes: Axes, results: RunResults, shown: list[str], named: bool = True, narrow: bool = False
+) -> None:
     values = {
         name: [100 * gain for seed in results.seeds if (gain := results.advantage(name, seed)) is not None]
-        for name in results.conditions
+        for name in shown
         if name != "frozen"
     }
-    paper = {name: column.advantage for name, column in PAPER_TABLE_7.items()}
-    _bars(axes, values, paper, "needs a finished FROZEN run\nof the same seed")
-    axes.set_ylabel("advantage (%)")
+    paper = {row.condition: row.advantage for row in _first_model(results)}
+    _bars(axes, values, shown, paper, "needs a finished FROZEN run\nof the same seed", named, narrow)
+    axes.set_xlabel("advantage (%)")
 
 
-def _bars(axes: Axes, ours: dict[str, list[float]], paper: Mapping[str, PaperColumn | None], empty: str) -> None:
-    ours = {name: values for name, values in ours.items() if values}
-    axes.grid(False, axis="x")
-    axes.axhline(0, color=INK, linewidth=0.8)
-    if not ours:
+def _first_model(results: RunResults) -> list[PaperRow]:
+    rows = paper_rows(results.run.protocol)
+    return [row for row in rows if row.model == rows[0].model]
+
+
+def _bars(
+    axes: Axes,
+    ours: dict[str, list[float]],
+    shown: list[str],
+    paper: Mapping[str, tuple[float, float | None] | None],
+    empty: str,
+    named: bool = True,
+    narrow: bool = False,
+) -> None:
+    axes.grid(False, axis="y")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(shown)), [label(readable(name), 24) for name in shown], fontsize=8.5)
+    if not named:
+        axes.tick_params(axis="y", labelleft=False)
+    if narrow and len(shown) > 5:
+        paper = {}
+    if not any(ours.values()):
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=FAINT)
-        axes.set(xticks=[], yticks=[])
+        axes.set_xticks([])
         return
-    for place, (name, values) in enumerate(ours.items()):
-        _bar(axes, place, float(np.mean(values)), values, facecolor=colour_of(name))
-    names = [name.upper() + _paper_mean(paper.get(name)) for name in ours]
-    axes.set_xticks(range(len(ours)), names)
-    axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.6, len(ours) - 0.4)
-    axes.margins(y=0.18)
-    axes.spines["bottom"].set_visible(False)
+    for place, name in enumerate(shown):
+        if values := ours.get(name, []):
+            _bar(axes, place, values, mark_of(name).colour, _paper_mean(paper.get(name)))
+    low, high = axes.get_xlim()
+    span = high - low
+    room = (1.6 if narrow else 1) * (0.4 if any(paper.get(name) for name in shown) else 0.2)
+    axes.set_xlim(low - (0.02 * span if low < 0 else 0), high + room * span)
 
 
-def _bar(axes: Axes, place: float, mean: float, values: list[float], **style: Any) -> None:
-    axes.bar([place], [mean], width=0.36, linewidth=1.2, **style)
+def _bar(axes: Axes, place: float, values: list[float], colour: str, paper: str) -> None:
+    mean = float(np.mean(values))
+    axes.barh([place], [mean], height=0.56, facecolor=colour)
     if len(values) > 1:
-        axes.vlines(place, min(values), max(values), color=INK, linewidth=1.1)
-        axes.plot([place] * len(values), values, "o", color="white", markeredgecolor=INK, markersize=3.5)
-    tip = max([mean, 0.0, *values]) if mean >= 0 else min([mean, *values])
-    text = "0" if mean == 0 and not any(values) else f"{mean:+.2f}" if abs(mean) < 10 else f"{mean:+.1f}"
+        axes.hlines(place, min(values), max(values), color=INK, linewidth=1.1)
+        axes.plot(values, [place] * len(values), "o", color="white", markeredgecolor=INK, markersize=3.5)
+    text = "0 exactly" if not any(values) else f"{mean:+.2f}" if abs(mean) < 10 else f"{mean:+.1f}"
+    # Always to the right, where neither a bar to the left nor the names are in the way.
     axes.annotate(
-        text.replace("-", "−"), (place, tip), xytext=(0, 4 if mean >= 0 else -4), textcoords="offset points",
-        ha="center", va="bottom" if mean >= 0 else "top", fontsize=8.5,
+        text.replace("-", "−") + paper, (max([mean, 0.0, *values]), place), xytext=(5, 0), textcoords="offset points",
+        ha="left", va="center", fontsize=8,
     )  # fmt: skip
 
 
-def _paper_mean(column: PaperColumn | None) -> str:
-    return "" if column is None else f"\npaper {column.mean:+.2f}".replace("-", "−")
+def _paper_mean(column: tuple[float, float | None] | None) -> str:
+    return "" if column is None else f"  (paper {column[0]:+.2f})".replace("-", "−")
 
 
-def bar_handles() -> list[Any]:
+def bar_handles(results: RunResults) -> list[Any]:
     """Legend of the bars."""
-    dots = Line2D(
-        [], [], color=INK, marker="o", markerfacecolor="white", markersize=4, linewidth=1.1, label="each seed"
-    )
-    paper = Line2D([], [], linewidth=0, label="paper: mean of Table 7, Mistral-7B, another model and scale")
-    return [Patch(facecolor="#777777", label="this run"), dots, paper]
+    handles: list[Any] = [Patch(facecolor="#777777", label="this run")]
+    if len(results.seeds) > 1:
+        handles[0].set_label("this run, mean")
+        handles.append(
+            Line2D(
+                [], [], color=INK, marker="o", markerfacecolor="white", markersize=4, linewidth=1.1, label="each seed"
+            )
+        )
+    if rows := _first_model(results):
+        text = f"paper: mean of {rows[0].table}, {rows[0].model}, another model and scale"
+        handles.append(Line2D([], [], linewidth=0, label=text))
+    return handles

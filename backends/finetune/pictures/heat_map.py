@@ -10,7 +10,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from backends.finetune.pictures.style import INK, colour_of, label
+from backends.finetune.labels import label, readable
+from backends.finetune.pictures.style import INK, main_and_rest, mark_of, seeds_text
 from backends.finetune.results import RunResults
 
 Array = NDArray[np.float64]
@@ -18,7 +19,7 @@ Array = NDArray[np.float64]
 
 def holdout_heat_map(results: RunResults) -> Figure | None:
     """One panel per condition: holdout loss in nats as numbers, its change since the task's own phase as colour."""
-    shown = [name for name in results.conditions if holdout_change(results, name)]
+    shown = main_and_rest([name for name in results.conditions if holdout_change(results, name)])[0]
     if not shown:
         return None
     count = len(results.tasks)
@@ -45,10 +46,39 @@ def holdout_heat_map(results: RunResults) -> Figure | None:
     return figure
 
 
+def more_heat_maps(results: RunResults) -> Figure | None:
+    """The conditions that the large heat maps leave out, as small ones with numbered tasks."""
+    everything = [name for name in results.conditions if holdout_change(results, name)]
+    shown = main_and_rest(everything)[1]
+    if not shown:
+        return None
+    columns, count = 4, len(results.tasks)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(10, 1.5 + 2.35 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[2.35] * rows + [0.1])
+    norm = change_norm(results, everything)
+    for index, name in enumerate(shown):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        draw_heat(axes, results, name, norm, size=7.5 if count <= 6 else 0)
+        numbers = [str(number + 1) for number in range(count)]
+        axes.set_xticks(range(count), numbers, rotation=0, ha="center")
+        axes.set_yticks(range(count), numbers if index % columns == 0 else [""] * count)
+        axes.set_title(label(readable(name), 24), color=mark_of(name).colour, fontsize=9)
+        if index % columns == 0:
+            axes.set_ylabel("after phase", fontsize=9)
+        if index + columns >= len(shown):
+            axes.set_xlabel("holdout task", fontsize=9)
+    text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
+    tasks = ", ".join(f"{number} {label(task, 12)}" for number, task in enumerate(results.tasks[:8], start=1))
+    figure.suptitle(f"Holdout loss of the other conditions, nats per token ({tasks})", x=0.01, ha="left", fontsize=10.5)
+    return figure
+
+
 def holdout_change(results: RunResults, condition: str) -> tuple[Array, Array, str] | None:
     """Losses, their change since the own phase in percent, and what they are: complete seeds' mean, or the furthest."""
     if seeds := results.complete_seeds(condition):
-        text = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
+        text = seeds_text(seeds)
     else:
         done, seed = max(
             ((len(results.phases_of(condition, s)), -i) for i, s in enumerate(results.seeds)), default=(0, 0)
@@ -86,7 +116,7 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
     names = [label(task, 14) for task in results.tasks]
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
-    axes.set_title(f"{condition.upper()}, {text}", color=colour_of(condition))
+    axes.set_title(f"{label(readable(condition), 24)}, {text}", color=mark_of(condition).colour)
     for row in range(count):
         for column in range(row + 1):
             if np.isfinite(losses[row, column]):

@@ -1,0 +1,129 @@
+"""The files of a run: there, whole, finite, and of this run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from backends.finetune.certify.check import Check, holds
+from backends.finetune.certify.states import StoredState
+from backends.finetune.conditions import Condition
+from backends.finetune.results import RunResults
+from backends.finetune.run_folder import RunFolder
+from backends.torch.state import load_state
+from reference.errors import StateFileError
+
+_CONFIGS = ("streams", "rank", "iterations")
+
+
+class RunFiles:
+    """Reads the files of a run folder, and remembers the SHA-256 of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.places = folder, RunFolder(folder)
+        self.digests: dict[str, str] = {}
+
+    def adapters(self, condition: Condition, seed: int, phases: int) -> Check:
+        """The LoRA of each task (of the last phase where one is shared), or the whole model: loads, and is finite."""
+        faults: list[str] = []
+        if condition.trains == "full":
+            model = self.places.branch(seed, condition.name) / f"model-{phases - 1}.safetensors"
+            self._tensors(model, faults)
+            return holds(condition.name, seed, "model file whole", "", faults)
+        shapes: dict[str, Any] | None = None
+        for phase in range(phases - 1 if condition.trains == "shared" else 0, phases):
+            lora = self.places.lora(seed, condition.name, phase)
+            self._json(lora / "adapter_config.json", faults)
+            tensors = self._tensors(lora / "adapter_model.safetensors", faults)
+            found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            if found and shapes not in (None, found):
+                faults.append(f"{self._name(lora)}: tensors of other names or shapes than in the first task")
+            shapes = shapes or found or None
+        if condition.crma == "unconstrained":
+            for phase in range(phases):
+                self._tensors(self.places.branch(seed, condition.name) / f"mixing-{phase}.safetensors", faults)
+        return holds(condition.name, seed, "adapter files whole", "", faults)
+
+    def states(self, condition: Condition, seed: int, phases: int) -> tuple[list[StoredState], list[Check]]:
+        """The stored states of the shared CRMA that can be read, and the check that all can."""
+        if condition.crma != "doubly-stochastic":
+            return [], []
+        states, faults = [], []
+        for phase in range(phases):
+            path = self.places.crma(seed, condition.name, phase)
+            try:
+                states.append(StoredState(self._name(path), phase, load_state(path)))
+                self._digest(path)
+            except StateFileError as error:
+                faults.append(f"{self._name(path)}: got {error.got}")
+        return states, [holds(condition.name, seed, "state files whole", "STATE-1, STATE-4", faults)]
+
+    def of_this_run(self, results: RunResults, states: list[StoredState]) -> Check:
+        """run.json, results.jsonl, the tasks' fingerprints and all states speak of one run, one model, one size."""
+        faults: list[str] = []
+        identity = self._json(self.places.identity, faults)
+        self._digest(self.places.results)
+        protocol = identity.get("protocol", {}) if isinstance(identity.get("protocol"), dict) else {}
+        if identity and identity.get("backend") != results.run.backend:
+            faults.append(f"run.json: backend {identity.get('backend')!r}, results.jsonl: {results.run.backend!r}")
+        for field, value in protocol.items():
+            said = results.run.config.get(field, value)
+            if said != value:
+                faults.append(f"run.json: {field} {value!r}, results.jsonl: {said!r}"[:300])
+        for seed in results.seeds:
+            path = self.folder / f"tasks-{seed}.json"
+            tasks = self._json(path, faults)
+            if tasks and list(tasks) != results.tasks:
+                faults.append(f"{path.name}: tasks {list(tasks)}, results.jsonl: {results.tasks}")
+        crma = protocol.get("crma", {}) if isinstance(protocol.get("crma"), dict) else {}
+        for state in states:
+            config, first = state.content.config, states[0]
+            wanted = {field: crma[field] for field in _CONFIGS if field in crma}
+            if wrong := [
+                f"{field} {getattr(config, field)}" for field in wanted if getattr(config, field) != wanted[field]
+            ]:
+                faults.append(f"{state.name}: {', '.join(wrong)}, while the protocol has {wanted}")
+            if state.content.state.bases.shape != first.content.state.bases.shape:
+                faults.append(f"{state.name}: other layers or sizes than {first.name}")
+            if state.content.base_model_sha256 != first.content.base_model_sha256:
+                faults.append(f"{state.name}: architecture of another base model than {first.name}")
+        return holds("run", None, "files belong to this run", "STATE-2", faults)
+
+    def _tensors(self, path: Path, faults: list[str]) -> dict[str, Tensor]:
+        try:
+            tensors = safetensors.torch.load_file(path)
+            self._digest(path)
+        except (OSError, SafetensorError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            faults.append(f"{self._name(path)}: {reason}")
+            return {}
+        if not tensors:
+            faults.append(f"{self._name(path)}: no tensor in it")
+        faults += [f"{self._name(path)}: {name} is not finite" for name, t in tensors.items() if not t.isfinite().all()]
+        return tensors
+
+    def _json(self, path: Path, faults: list[str]) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_bytes())
+            self._digest(path)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            faults.append(f"{self._name(path)}: {reason}")
+            return {}
+        if not isinstance(content, dict):
+            faults.append(f"{self._name(path)}: no JSON object")
+            return {}
+        return content
+
+    def _digest(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.digests[self._name(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()

@@ -1,0 +1,45 @@
+"""In words: what each check of a certification means, and what none of them covers."""
+
+from __future__ import annotations
+
+#: Name of a check -> what it says.
+PROMISES = {
+    "results readable": "results.jsonl holds whole records of finite numbers.",
+    "condition known": "The condition is one whose promises this program knows.",
+    "files belong to this run": "run.json, results.jsonl and the tasks' fingerprints agree, and all CRMA states have "
+    "the protocol's sizes and the same base model's architecture.",
+    "holdout matrix complete": "Every phase is recorded, with a positive finite holdout loss of every task seen.",
+    "drift exactly 0, nats": "The largest |H[p, j] - H[j, j]| over all phases p and tasks j is 0, bit for bit.",
+    "drift of every task, %": "No prior task's holdout loss rose by more than the limit asked for with --max-drift.",
+    "drift, %": "Mean drift over the prior tasks: shown, not promised.",
+    "certificates logged": "Every phase logged the spectrum of the shared adapter (with a budget, its displacement).",
+    "norm of M, logged": "Largest spectral norm of the mixing matrix over layers and logged steps.",
+    "norm of adapter, logged": "Largest singular value of the whole adapter over layers and logged steps.",
+    "displacement, logged": "Largest spectral norm of the adapter's change since the anchor (its state after the first "
+    "task), over layers and logged steps; at most the budget, up to rounding of the stored values.",
+    "spectral bounds": "Not applicable: nothing in this condition is bounded.",
+    "adapter files whole": "The adapter of every task can be read, all its numbers are finite, all have one shape.",
+    "model file whole": "The model that answers after the last task can be read, and all its numbers are finite.",
+    "state files whole": "Every stored CRMA state can be read, matches its checksum and is finite.",
+    "stored states measurable": "All stored states have the same sizes and can be measured.",
+    "sums of M − 1, stored": "Largest error of a row or column sum of M, computed in float32 from the stored states.",
+    "norm of M, stored": "Largest spectral norm of M, computed in float32 from the stored states.",
+    "norm of adapter, stored": "Largest singular value of the whole adapter, with the float32 M of the stored states.",
+    "sums of M − 1, float64": "The same by the reference in float64.",
+    "norm of M, float64": "The same by the reference in float64.",
+    "norm of adapter, float64": "The same by the reference in float64.",
+    "stored states as logged": "Largest difference between the certificate of a stored state and the one logged "
+    "at the last step of its phase.",
+    "CRMA unchanged": "The stored states after all tasks have the same bits.",
+    "displacement, stored": "Largest spectral norm of a layer's change since the anchor crma-0, by the reference in "
+    "float64 from the stored states.",
+    "displacement, any two": "The same between any two stored states: at most twice the budget.",
+}
+NOT_CHECKED = (
+    "The holdout losses are taken from results.jsonl; nothing was trained or evaluated again.",
+    "That the base model's weights and the tasks' texts are those whose fingerprints the run recorded.",
+    "States between two logged steps. Of M and of the adapter the bound holds for every parameter value (Theorems 1 "
+    "and 2 of the specification); the displacement budget was applied after every step.",
+    "A bound for the model as a whole: the bounds hold for each layer, for equal inputs of the layer.",
+    "The quality of any answer, and drift on texts outside the holdout sets.",
+)

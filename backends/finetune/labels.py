@@ -1,0 +1,50 @@
+"""Conditions in words, and names on one line, for tables and pictures."""
+
+from __future__ import annotations
+
+import math
+
+from backends.finetune.conditions import parse_condition
+
+RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
+_TEXTS = {
+    "naive": "NAIVE",
+    "frozen": "FROZEN",
+    "modular": "MODULAR",
+    "frozen-raised": "FROZEN, raised rank",
+    "modular-still": "MODULAR, still",
+    "modular-unconstrained": "MODULAR, unconstrained",
+    "modular-pinned": "MODULAR, pinned",
+    "replay": "Experience replay",
+    "ewc": "EWC",
+    "lwf": "LwF",
+    "o-lora": "O-LoRA",
+    "full": "Full",
+}
+
+
+def readable(condition: str) -> str:
+    """The condition in words: "MODULAR, δ 0.002"; one that is not known in capitals."""
+    budget = budget_of(condition)
+    if budget is not None:
+        return "MODULAR, no budget" if math.isinf(budget) else f"MODULAR, δ {budget:g}"
+    return _TEXTS.get(condition, condition.upper())
+
+
+def budget_of(condition: str) -> float | None:
+    """delta of ``modular@DELTA``, infinity for ``modular@none``; None for every other condition."""
+    if not condition.startswith("modular@"):
+        return None
+    try:
+        return parse_condition(condition).budget
+    except ValueError:
+        return None
+
+
+def label(name: str, width: int = 18) -> str:
+    """``name`` on one line, printable and at most ``width`` characters long."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in name).strip() or "(no name)"
+    if len(printable) <= width:
+        return printable
+    tail = (width - 1) // 3  # names of a series differ at their end
+    return printable[: width - 1 - tail].rstrip() + "…" + printable[-tail:].lstrip()
