@@ -20,8 +20,9 @@ from typing import Any
 
 from backends.atomic import atomic_write
 from backends.finetune.base_model import resolve_model
+from backends.finetune.conditions import parse_condition
 from backends.finetune.encoding import EncodedExample
-from backends.finetune.engine import engine_factory
+from backends.finetune.engines import engine_factory
 from backends.finetune.protocol import load_protocol
 from backends.finetune.threads import set_up_framework
 from bench.bench_training_step import measure
@@ -41,12 +42,12 @@ def stepper(backend: str, options: argparse.Namespace) -> Callable[[], float]:
     protocol = load_protocol("quickstart").model_copy(
         update={"precision": options.precision, "max_tokens": options.tokens, "batch_size": options.batch}
     )
-    engine = engine_factory(backend)(resolve_model(options.model), protocol, "modular", 0)
+    engine = engine_factory(backend)[0](resolve_model(options.model), protocol, parse_condition("modular"), 0)
     engine.begin_phase(0, STEPS)
     ids = np.random.default_rng(0).integers(0, 256, (options.batch, options.tokens))
-    batch = engine.batch([EncodedExample(tuple(row), 1) for row in ids.tolist()])
+    batch = engine.batch([[EncodedExample(tuple(row), 1)] for row in ids.tolist()])
     taken = iter(range(STEPS))
-    return lambda: engine.step(batch, next(taken)).loss
+    return lambda: engine.step([batch], next(taken)).loss
 
 
 def _peak(backend: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from backends.finetune.certify.command import add_parser as add_certify
+from backends.finetune.inference.generate_command import add_parser as add_generate
+from backends.finetune.inference.route_command import add_parser as add_route
+from backends.finetune.plan.plan_command import add_parser as add_plan
 from reference.errors import CRMAError, MissingPackageError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -21,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except CRMAError as error:
         print(f"crma: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -40,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
         "--mesh", metavar="DATAxMODEL", help="JAX: rows of a batch over DATA devices, weights over MODEL"
     )
     finetune.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the protocol's")
-    finetune.add_argument("--conditions", nargs="+", metavar="CONDITION", help="of naive, frozen, modular")
+    finetune.add_argument(
+        "--conditions",
+        nargs="+",
+        metavar="CONDITION",
+        help="naive, frozen, modular; controls: frozen-raised, modular-still, modular-unconstrained, modular-pinned, "
+        "modular@DELTA, modular@none; baselines: replay, ewc, lwf, o-lora, full",
+    )
     finetune.add_argument(
         "--task",
         action="append",
@@ -69,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="run folder; an interrupted run goes on in it (default: runs/PROTOCOL)"
     )
     finetune.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    finetune.add_argument(
+        "--random-weights",
+        choices=("full", "reduced"),
+        help="instead of the model's weights, its architecture at full or reduced size; every output says so",
+    )
+    finetune.add_argument(
+        "--shard", action="store_true", help="PyTorch under torchrun: spread the base model over the processes (FSDP2)"
+    )
+    finetune.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard as well")
     finetune.set_defaults(run=_finetune)
 
     report = commands.add_parser("report", help="write table, pictures and HTML of a run folder again")
@@ -77,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
 
     protocols = commands.add_parser("protocols", help="list the protocols")
     protocols.set_defaults(run=_protocols)
+
+    for add_parser in (add_plan, add_certify, add_route, add_generate):
+        add_parser(commands)
     return parser
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from backends import load_backend
-from backends.finetune.base_model import resolve_model
-from backends.finetune.domains import load_domain
-from backends.finetune.engine import engine_factory
+from backends.finetune.base_model import model_fingerprint, resolve_model
+from backends.finetune.conditions import parse_condition
+from backends.finetune.engine import EngineFactory
+from backends.finetune.engines import engine_factory
+from backends.finetune.models import is_random, random_model_folder
+from backends.finetune.named_tasks import named_task
 from backends.finetune.progress import Progress
 from backends.finetune.protocol import Protocol, load_protocol
 from backends.finetune.report import summary_table, write_report
@@ -22,7 +27,9 @@ from backends.finetune.results import append_record, read_results
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
 from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
+from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.threads import set_up_framework
+from backends.finetune.world import World
 
 PACKAGES = {
     "torch": ("crma", "torch", "transformers", "peft", "numpy"),
@@ -32,7 +39,6 @@ PACKAGES = {
 
 def finetune(options: argparse.Namespace) -> None:
     """Run a protocol into a run folder, and report. Raises: the errors of everything it calls."""
-    console = Console()
     own_tasks = [parse_task_option(option) for option in options.task or []]
     protocol = load_protocol(
         options.protocol,
@@ -44,19 +50,71 @@ def finetune(options: argparse.Namespace) -> None:
     check_task_names(protocol.tasks)
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
-    make_engine = engine_factory(options.backend, options.mesh)
-    model_path = resolve_model(protocol.model).resolve()
-    tasks = {seed: own_tasks or _domain_tasks(protocol, seed) for seed in protocol.seeds}
+    make_engine, world = engine_factory(options.backend, options.mesh, shard=options.shard)
+    if options.random_weights is not None:
+        model_path = random_model_folder(protocol.model, size=options.random_weights).resolve()
+    else:
+        model_path = resolve_model(protocol.model).resolve()
+    names = [] if own_tasks else protocol.tasks
+    tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
+    run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)
+    out = options.out or Path("runs") / protocol.name
+    for order in _orders(protocol):
+        ordered = {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()}
+        run.into(out / _order_name(order) if protocol.orderings == "all" else out, ordered)
 
-    folder = RunFolder(options.out or Path("runs") / protocol.name)
-    with folder.locked():
-        folder.claim("run.json", _identity(protocol, options.backend, model_path))
-        for seed, of_seed in tasks.items():
-            folder.claim(f"tasks-{seed}.json", {task.name: fingerprint(task) for task in of_seed})
-        append_record(folder.results, _run_record(protocol, options.backend, model_path, threads))
-        with Progress(console, branches=len(protocol.seeds) * len(protocol.conditions)) as progress:
-            run_session(protocol, tasks, model_path, make_engine, folder, progress)
-        show_report(folder.path, console)
+
+class _Run:
+    """One command; ``into`` runs it into a folder, for one order of the tasks."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        backend: str,
+        model_path: Path,
+        threads: int,
+        make_engine: EngineFactory,
+        world: World,
+        tensorboard: bool,
+    ) -> None:
+        self.protocol, self.backend, self.model_path, self.threads = protocol, backend, model_path, threads
+        self.make_engine, self.world, self.tensorboard = make_engine, world, tensorboard
+
+    def into(self, path: Path, tasks: Mapping[int, Sequence[Task]]) -> None:
+        """Run, or go on, and report. Of several processes the first one writes and speaks."""
+        is_first = self.world.rank == 0
+        console = Console(quiet=not is_first)
+        names = [task.name for task in next(iter(tasks.values()))]
+        protocol = self.protocol.model_copy(update={"tasks": names})
+        folder = RunFolder(path)
+        with folder.locked() if is_first else nullcontext():
+            if is_first:
+                folder.claim("run.json", _identity(protocol, self.backend, self.model_path))
+                for seed, of_seed in tasks.items():
+                    folder.claim(f"tasks-{seed}.json", {task.name: fingerprint(task) for task in of_seed})
+                append_record(folder.results, _run_record(protocol, self.backend, self.model_path, self.threads))
+            self.world.barrier()
+            weights = [_cost(name) for _ in protocol.seeds for name in protocol.conditions]
+            log = TensorBoardLog(folder.path / "tensorboard") if self.tensorboard and is_first else NO_LOG
+            with closing(log), Progress(console, branches=len(weights), weights=weights) as progress:
+                run_session(protocol, tasks, self.model_path, self.make_engine, folder, progress, log)
+            if is_first:
+                show_report(folder.path, console)
+
+
+def _cost(name: str) -> float:
+    """Of a token in a condition, beside the others; measured on a CPU."""
+    condition = parse_condition(name)
+    return {"replay": 1.8, "lwf": 1.3, "ewc": 1.1}.get(condition.baseline, 1.6 if condition.trains == "full" else 1.0)
+
+
+def _orders(protocol: Protocol) -> list[tuple[int, ...]]:
+    given = tuple(range(len(protocol.tasks)))
+    return list(permutations(given)) if protocol.orderings == "all" else [given]
+
+
+def _order_name(order: tuple[int, ...]) -> str:
+    return "order-" + "-".join(str(index + 1) for index in order)
 
 
 def show_report(folder: Path, console: Console) -> None:
@@ -67,28 +125,12 @@ def show_report(folder: Path, console: Console) -> None:
     console.print(f"report: {written[-1]}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _domain_tasks(protocol: Protocol, seed: int) -> list[Task]:
-    return [load_domain(name, train=protocol.train, holdout=protocol.holdout, seed=seed) for name in protocol.tasks]
-
-
 def _identity(protocol: Protocol, backend: str, model_path: Path) -> dict[str, Any]:
     """What must not change within a run folder. Seeds and conditions may be added later."""
     content = protocol.model_dump(
-        mode="json", exclude={"seeds", "conditions", "description", "model", "checkpoint_every"}
+        mode="json", exclude={"seeds", "conditions", "description", "source", "model", "models", "checkpoint_every"}
     )
-    return {"protocol": content, "backend": backend, "model": _fingerprint(model_path)}
-
-
-def _fingerprint(model_path: Path) -> str:
-    """SHA-256 of the configuration and of the size, beginning and end of each file of weights."""
-    digest = hashlib.sha256((model_path / "config.json").read_bytes())
-    for file in sorted(model_path.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode() + weights.read(2**20))
-            weights.seek(max(0, size - 2**20))
-            digest.update(weights.read())
-    return digest.hexdigest()
+    return {"protocol": content, "backend": backend, "model": model_fingerprint(model_path)}
 
 
 def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int) -> dict[str, Any]:
@@ -96,6 +138,7 @@ def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int
         "kind": "run",
         "protocol": protocol.name,
         "model": model_path.name,
+        "random_weights": is_random(model_path),
         "backend": backend,
         "tasks": protocol.tasks,
         "conditions": list(protocol.conditions),

@@ -131,9 +131,10 @@ def adapters(run: Path) -> dict[str, bytes]:
 
 
 def measured(run: Path) -> list[dict[str, Any]]:
-    """The phases of a run without what a clock wrote."""
+    """The phases of a run without what a clock or the machine's memory wrote."""
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == "phase"]
+    phases = [line for line in lines if line["kind"] == "phase"]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_bytes")} for line in phases]
 
 
 KILLING = """

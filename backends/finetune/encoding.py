@@ -52,18 +52,36 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task
     return encoded
 
 
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded arrays of shape (batch, longest), int64; ``labels`` hold IGNORED where no loss is counted."""
+    """Right-padded arrays of shape (rows, longest), int64; ``attention_mask`` is 1 on tokens and 0 on padding,
+    ``labels`` hold IGNORED where no loss is counted. With ``position_ids``, which restart in each example, the batch
+    is packed.
+    """
 
-    input_ids: np.ndarray[Any, np.dtype[np.int64]]
-    attention_mask: np.ndarray[Any, np.dtype[np.int64]]
-    labels: np.ndarray[Any, np.dtype[np.int64]]
+    input_ids: Integers
+    attention_mask: Integers
+    labels: Integers
+    position_ids: Integers | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens without padding."""
         return int(self.attention_mask.sum())
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that the loss counts; the first of a row is predicted from nothing."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """Some of the rows."""
+        chosen = list(indices)
+        positions = None if self.position_ids is None else self.position_ids[chosen]
+        return Batch(self.input_ids[chosen], self.attention_mask[chosen], self.labels[chosen], positions)
 
 
 def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
@@ -85,21 +103,19 @@ def padding_id(tokenizer: Any) -> int:
     return next(token for token in candidates if token is not None)
 
 
-def training_order(
-    examples: Sequence[EncodedExample], batch_size: int, epochs: int, *, seed: int, phase: int
-) -> list[list[int]]:
-    """Indices of each batch of a phase. Stateless, so that a resumed run needs no position in a generator.
+def training_order(lengths: Sequence[int], batch_size: int, epochs: int, *, seed: int, phase: int) -> list[list[int]]:
+    """Indices of each batch of a phase, of rows with these ``lengths`` in tokens.
 
-    Each epoch shuffles the examples, puts those of about one length from each window of ``WINDOW`` batches into one
-    batch, so that little is padded, and shuffles the batches.
+    Stateless, so that a resumed run needs no position in a generator. Each epoch shuffles the rows, puts those of about
+    one length from each window of ``WINDOW`` batches into one batch, for little padding, and shuffles the batches.
     """
     batches = []
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, phase, epoch])
-        order = rng.permutation(len(examples)).tolist()
+        order = rng.permutation(len(lengths)).tolist()
         of_epoch = []
         for start in range(0, len(order), WINDOW * batch_size):
-            window = sorted(order[start : start + WINDOW * batch_size], key=lambda index: len(examples[index].ids))
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda index: lengths[index])
             of_epoch += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
         batches += [of_epoch[index] for index in rng.permutation(len(of_epoch))]
     return batches

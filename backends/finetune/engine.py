@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from backends.finetune.conditions import Condition
 from backends.finetune.encoding import Batch, EncodedExample
-from backends.finetune.protocol import Condition
 from backends.finetune.protocol import Protocol as FinetuneProtocol
+from backends.finetune.run_folder import PhaseFiles
 from backends.finetune.tasks import Example
-from reference.errors import BackendError, MissingPackageError
+from backends.finetune.world import World
 
 
 class StepReport(NamedTuple):
@@ -29,39 +31,66 @@ class SpectralReport(NamedTuple):
     displacement_max: float | None
 
 
+class RowScore(NamedTuple):
+    """One row of a batch: its loss in nats, summed over its answer tokens, and whether greedy decoding would give
+    exactly these tokens (each is the most probable one after the right ones before it, which is the same)."""
+
+    loss: float
+    tokens: int
+    is_greedy: bool
+
+
 class Engine(Protocol):
     """One condition and seed. ``phase`` counts the tasks from 0."""
+
+    world: World
 
     def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
         """Tokenize. Raises: TaskDataError."""
         ...
 
-    def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        """Pad to one batch."""
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        """Pad rows of examples to one batch; with several examples in a row, a packed one."""
         ...
 
     def begin_phase(self, phase: int, steps: int) -> None:
-        """Make the phase's LoRA (a fresh one, or NAIVE's one) trainable, with a new optimizer."""
+        """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
         ...
 
-    def step(self, batch: Batch, index: int) -> StepReport:
-        """One optimizer step. Raises: TrainingDivergedError before any parameter is changed."""
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        """One optimizer step on all of ``batches``. Raises: TrainingDivergedError before any parameter is changed."""
+        ...
+
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        """What a baseline learns from a finished phase; ``examples`` are batches of one."""
         ...
 
     def spectrum(self) -> SpectralReport | None:
         """Certificates of the shared CRMA as it is now; None without one."""
         ...
 
-    def holdout_loss(self, phase: int, batches: Sequence[Batch]) -> float:
-        """Mean loss in nats per answer token, with the LoRA of ``phase`` and the CRMA as it is now."""
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        """Answer from now on as the task of a finished ``phase`` does: with its LoRA, and, where pinned, its CRMA."""
         ...
 
-    def save_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        """Write what the phase trained: the LoRA as a PEFT folder, the CRMA as a state file."""
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        """Mean loss in nats per answer token, with what answers now."""
         ...
 
-    def restore_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        """Read what :meth:`save_phase` wrote, in the order of the phases."""
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        """Every row of every batch by itself, with what answers now."""
+        ...
+
+    def without_crma(self) -> AbstractContextManager[None]:
+        """Answer without the shared CRMA inside the block."""
+        ...
+
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        """Write what the phase trained."""
+        ...
+
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        """Read what :meth:`save_phase` wrote for the finished phases, in their order."""
         ...
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
@@ -75,47 +104,12 @@ class Engine(Protocol):
         ...
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trainable values: {"lora": ..., "crma": ...}."""
+        """Trainable values: {"lora": ..., "crma": ...} or {"full": ...}."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Peak since the phase began, on a GPU; resident, on a CPU."""
         ...
 
 
 EngineFactory = Callable[[Path, FinetuneProtocol, Condition, int], Engine]
-
-
-def engine_factory(backend: str, mesh: str | None = None) -> EngineFactory:
-    """The engine of a backend; ``mesh``, for JAX only, spreads it over several devices ("4x2").
-
-    Raises: BackendError for a backend that cannot train; as :func:`backends.finetune.jax_placement.placement`.
-    """
-    if backend in ("jax-cpu", "jax-cuda"):
-        try:
-            from backends.finetune.jax_engine import JaxEngine
-            from backends.finetune.jax_placement import keep_what_is_compiled, placement
-        except ModuleNotFoundError as error:
-            raise MissingPackageError(
-                f"backend {backend}",
-                got=f"no package named {error.name}",
-                allowed="an installation with the extras 'finetune' and 'jax'",
-                remedy="pip install 'crma[finetune,jax]'",
-            ) from error
-        keep_what_is_compiled()
-        place = placement(backend, mesh)
-        return lambda model, protocol, condition, seed: JaxEngine(model, protocol, condition, seed, place)
-    if backend not in ("torch-cpu", "torch-cuda"):
-        raise BackendError(
-            "backend",
-            got=repr(backend),
-            allowed="torch-cpu, torch-cuda, jax-cpu or jax-cuda for fine-tuning",
-            remedy="choose one of these; the others compute the adapter only",
-        )
-    if mesh is not None:
-        raise BackendError(
-            "--mesh",
-            got=f"{mesh!r} with {backend}",
-            allowed="jax-cpu or jax-cuda",
-            remedy="leave it out, or add --backend jax-cuda",
-        )
-    from backends.finetune.torch_engine import TorchEngine
-
-    device = backend.removeprefix("torch-")
-    return lambda model, protocol, condition, seed: TorchEngine(model, protocol, condition, seed, device)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 from transformers import AutoConfig
 
 from backends.architecture import architecture_digest, describe
 from backends.finetune import jax_checkpoint
 from backends.finetune.base_model import load_errors, load_tokenizer
 from backends.finetune.checkpoint_file import damaged_phase, read_progress
-from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
-from backends.finetune.engine import SpectralReport, StepReport
+from backends.finetune.conditions import Condition
+from backends.finetune.encoding import Batch, EncodedExample, collate, encode, padding_id
+from backends.finetune.engine import RowScore, SpectralReport, StepReport
 from backends.finetune.jax_placement import Placement
 from backends.finetune.jax_step import (
     Compute,
@@ -26,9 +29,18 @@ from backends.finetune.jax_step import (
     stack_of,
     train_step,
 )
-from backends.finetune.optimizer import check_holdout, check_step, diverged, group_settings, rate_factor
-from backends.finetune.protocol import Condition, Protocol
+from backends.finetune.optimizer import (
+    check_holdout,
+    check_step,
+    displacement_budget,
+    diverged,
+    group_settings,
+    rate_factor,
+)
+from backends.finetune.protocol import Protocol
+from backends.finetune.run_folder import PhaseFiles
 from backends.finetune.tasks import Example
+from backends.finetune.world import SINGLE
 from backends.jax import CRMAAdapter
 from backends.jax.certificates import certificate, limit_displacement
 from backends.jax.decoder import load_decoder
@@ -45,7 +57,8 @@ class JaxEngine:
         self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, placement: Placement
     ) -> None:
         self.model_path, self.protocol, self.condition, self.seed = model_path, protocol, condition, seed
-        self.placement = placement
+        self.placement, self.world = placement, SINGLE
+        _check(protocol, condition)
         self.tokenizer = load_tokenizer(model_path)
         dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
         self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
@@ -57,9 +70,9 @@ class JaxEngine:
         except ConfigError as error:
             field = f"lora.{error.field}"
             raise ProtocolError(field, got=error.got, allowed=error.allowed, remedy=error.remedy) from error
-        self.loras: dict[str, Lora] = {}
+        self.lora: Lora = {}
         self.crma: Trainables = {}
-        if condition == "modular":
+        if condition.crma != "none":
             self._set_stack(self._start_stack())
         self.anchor: CRMAAdapter | None = None
         self.phase = -1
@@ -69,8 +82,8 @@ class JaxEngine:
     def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
         return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
 
-    def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        return collate(examples, padding_id(self.tokenizer))
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        return collate([example for row in rows for example in row], padding_id(self.tokenizer))
 
     def _on_device(self, batch: Batch) -> Any:
         rows = self.placement.rows(self.protocol.batch_size)
@@ -79,8 +92,12 @@ class JaxEngine:
     # Training -------------------------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: int, steps: int) -> None:
-        self._enter(phase)
-        self.settings = group_settings(self.protocol, phase, crma=bool(self.crma))
+        if self.phase == 0 and phase == 1 and self.crma:
+            self.anchor = self._stack()
+        self.phase = phase
+        if phase == 0 or self.condition.trains == "per-task":
+            self.lora = self._fresh_lora(phase)
+        self.settings = group_settings(self.protocol, self.condition, phase)
         self.compute = Compute(
             self.config,
             self.protocol.crma.iterations,
@@ -88,21 +105,23 @@ class JaxEngine:
             "bfloat16" if self.protocol.precision == "mixed" else None,
             tuple((name, group.clip) for name, group in self.settings.items()),
             self.placement.whole,
+            self.protocol.gradient_checkpointing,
         )
-        self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables(phase)))
+        self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables()))
         self.steps = steps
 
-    def step(self, batch: Batch, index: int) -> StepReport:
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        (batch,) = batches
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         rates = rate_arrays({name: group.learning_rate * factor for name, group in self.settings.items()})
-        given = self._trainables(self.phase), self.state, self._on_device(batch), self.placement.replicated(rates)
+        given = self._trainables(), self.state, self._on_device(batch), self.placement.replicated(rates)
         result = train_step(self.compute, self.params, *given)
         norms = {name: float(result.norms[name]) for name in self.settings}
         report = StepReport(float(result.loss), norms)
         check_step(report, self.phase, index)
         self._set_trainables(result.trainables)
         self.state = result.state
-        budget = self.protocol.crma.displacement_budget
+        budget = displacement_budget(self.protocol, self.condition)
         if self.anchor is not None and budget is not None:
             try:
                 self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
@@ -124,29 +143,38 @@ class JaxEngine:
             displacement_max=None if bounds.displacement is None else float(bounds.displacement.max()),
         )
 
-    def holdout_loss(self, phase: int, batches: Sequence[Batch]) -> float:
-        total, tokens = 0.0, 0
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        return None  # no baseline runs here
+
+    # Answers --------------------------------------------------------------------------------------------------------
+
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        if self.condition.trains == "per-task":
+            self._load_lora(files.lora)
+        if self.crma and self.condition.pinned:
+            self._load_crma(files.crma)
+
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        loss_sum, tokens = 0.0, 0
         for batch in batches:
-            total += float(answer_loss(self.compute, self.params, self._trainables(phase), self._on_device(batch)))
-            tokens += int((batch.labels[:, 1:] != IGNORED).sum())
-        check_holdout(total, phase, self.phase)
-        return total / tokens
+            loss_sum += float(answer_loss(self.compute, self.params, self._trainables(), self._on_device(batch)))
+            tokens += batch.answer_tokens
+        check_holdout(loss_sum, self.phase)
+        return loss_sum / tokens
+
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        raise _only_torch("canaries and panel", "questions by the token")
+
+    def without_crma(self) -> AbstractContextManager[None]:
+        raise _only_torch("panel", "the inference toggle")
 
     # Parameters -----------------------------------------------------------------------------------------------------
 
-    def _name(self, phase: int) -> str:
-        return "shared" if self.condition == "naive" else f"task-{phase}"
-
-    def _enter(self, phase: int) -> None:
-        """Make the LoRA of ``phase`` the one that trains, drawing it if need be."""
-        if self.phase == 0 and phase == 1 and self.crma:
-            self.anchor = self._stack()
-        self.phase = phase
-        if self._name(phase) not in self.loras:
-            # The same seed and phase give the same LoRA in every condition.
-            rng = np.random.default_rng([self.seed, phase])
-            drawn = init_lora(self.config, self.paths, self.protocol.lora.rank, rng)
-            self.loras[self._name(phase)] = self.placement.replicated(drawn)
+    def _fresh_lora(self, phase: int) -> Lora:
+        """The same seed and phase give the same LoRA in every condition."""
+        rng = np.random.default_rng([self.seed, phase])
+        drawn: Lora = self.placement.replicated(init_lora(self.config, self.paths, self.protocol.lora.rank, rng))
+        return drawn
 
     def _start_stack(self) -> CRMAAdapter:
         """The same start values as ``attach_crma`` draws."""
@@ -171,60 +199,74 @@ class JaxEngine:
         parts = {"basis": stack.basis, "mixing": stack.mix_logits, "gate": stack.gate_logit}
         self.crma = self.placement.replicated(parts)
 
-    def _trainables(self, phase: int) -> Trainables:
-        return {"lora": self.loras[self._name(phase)], **self.crma}
+    def _trainables(self) -> Trainables:
+        return {"lora": self.lora, **self.crma}
 
     def _set_trainables(self, trainables: Trainables) -> None:
-        self.loras[self._name(self.phase)] = trainables["lora"]
+        self.lora = trainables["lora"]
         self.crma = {name: trainables[name] for name in self.crma}
 
     def parameter_counts(self) -> dict[str, int]:
-        groups = {"lora": self.loras[self._name(self.phase)]} | ({"crma": self.crma} if self.crma else {})
+        groups = {"lora": self.lora} | ({"crma": self.crma} if self.crma else {})
         return {name: sum(leaf.size for leaf in jax.tree.leaves(group)) for name, group in groups.items()}
+
+    def memory_bytes(self) -> int:
+        statistics = jax.devices()[0].memory_stats() or {}
+        return int(statistics.get("peak_bytes_in_use") or psutil.Process().memory_info().rss)
 
     # Files ----------------------------------------------------------------------------------------------------------
 
-    def save_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        save_lora(lora, self.loras[self._name(phase)], self.protocol.lora.alpha, str(self.model_path))
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        save_lora(files.lora, self.lora, self.protocol.lora.alpha, str(self.model_path))
         if self.crma:
-            save_state(crma, self._stack(), **self.identity)
+            save_state(files.crma, self._stack(), **self.identity)
 
-    def restore_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        self._enter(phase)
-        try:
-            factors, _ = load_lora(lora, self.config)
-        except ModelError as error:
-            raise damaged_phase(lora, str(error)) from error
-        if (got := _shapes(factors)) != (expected := _shapes(self.loras[self._name(phase)])):
-            raise damaged_phase(lora, f"factors {got}, not {expected}")
-        self.loras[self._name(phase)] = self.placement.replicated(factors)
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        if not phases:
+            return
+        self.phase = len(phases) - 1
+        self._load_lora(phases[-1].lora)
         if self.crma:
-            content = load_state(crma)
-            own = {**self.identity, "iterations": self.protocol.crma.iterations, "shapes": _shapes(self._stack())}
-            found = {
-                "base_model": content.base_model,
-                "base_model_sha256": content.base_model_sha256,
-                "iterations": content.stack.iterations,
-                "shapes": _shapes(content.stack),
-            }
-            if wrong := [field for field in own if found[field] != own[field]]:
-                raise StateFileError(
-                    str(crma),
-                    got=f"{wrong[0]} {found[wrong[0]]}",
-                    allowed=f"{own[wrong[0]]}, as this run has it",
-                    remedy="restore the file from a copy, or start again in another --out",
-                )
-            self._set_stack(content.stack)
+            self._load_crma(phases[0].crma)
+            self.anchor = self._stack() if len(phases) > 1 else None
+            self._load_crma(phases[-1].crma)
+
+    def _load_lora(self, folder: Path) -> None:
+        try:
+            factors, _ = load_lora(folder, self.config)
+        except ModelError as error:
+            raise damaged_phase(folder, str(error)) from error
+        if (got := _shapes(factors)) != (expected := _shapes(self.lora or self._fresh_lora(0))):
+            raise damaged_phase(folder, f"factors {got}, not {expected}")
+        self.lora = self.placement.replicated(factors)
+
+    def _load_crma(self, path: Path) -> None:
+        content = load_state(path)
+        own = {**self.identity, "iterations": self.protocol.crma.iterations, "shapes": _shapes(self._stack())}
+        found = {
+            "base_model": content.base_model,
+            "base_model_sha256": content.base_model_sha256,
+            "iterations": content.stack.iterations,
+            "shapes": _shapes(content.stack),
+        }
+        if wrong := [field for field in own if found[field] != own[field]]:
+            raise StateFileError(
+                str(path),
+                got=f"{wrong[0]} {found[wrong[0]]}",
+                allowed=f"{own[wrong[0]]}, as this run has it",
+                remedy="restore the file from a copy, or start again in another --out",
+            )
+        self._set_stack(content.stack)
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
-        tree = {"parameter": self._trainables(self.phase), "optimizer": self.state}
+        tree = {"parameter": self._trainables(), "optimizer": self.state}
         jax_checkpoint.save_checkpoint(path, tree, progress | {"phase": self.phase})
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
         progress = read_progress(path)
         if progress is None or progress["phase"] != phase:
             return None
-        tree = {"parameter": self._trainables(self.phase), "optimizer": self.state}
+        tree = {"parameter": self._trainables(), "optimizer": self.state}
         loaded = jax_checkpoint.load_checkpoint(path, tree)
         self._set_trainables(loaded["parameter"])
         self.state = loaded["optimizer"]
@@ -234,3 +276,22 @@ class JaxEngine:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
+def _check(protocol: Protocol, condition: Condition) -> None:
+    """What only the PyTorch engine can do is refused before anything is loaded."""
+    plain = condition.trains in ("per-task", "shared") and condition.baseline == "none" and not condition.raised_rank
+    if not plain or condition.crma == "unconstrained" or condition.trains_crma != "always":
+        raise _only_torch("conditions", condition.name)
+    for field in ("accumulation", "packing", "quantization", "canaries", "panel"):
+        if (got := getattr(protocol, field)) != Protocol.model_fields[field].default:
+            raise _only_torch(field, repr(got))
+
+
+def _only_torch(field: str, got: str) -> ProtocolError:
+    return ProtocolError(
+        field,
+        got=f"{got}, with a JAX backend",
+        allowed="naive, frozen, modular (pinned, or with its own budget), one unpacked batch a step, whole weights",
+        remedy="choose --backend torch-cpu or torch-cuda",
+    )

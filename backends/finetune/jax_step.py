@@ -33,6 +33,7 @@ class Compute:
     """What a compiled step depends on besides arrays.
 
     ``clips``: (group, norm) for each group of parameters. ``whole``: on a mesh, how a tree lies that every device has.
+    ``remat``: whether the backward pass computes the inside of each layer again.
     """
 
     config: DecoderConfig
@@ -41,6 +42,7 @@ class Compute:
     matmul_dtype: str | None
     clips: tuple[tuple[str, float], ...]
     whole: NamedSharding | None = None
+    remat: bool = False
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -102,6 +104,7 @@ def _answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: d
         adapter=None if prepared is None else _adapt,
         adapter_params=prepared,
         matmul_dtype=compute.matmul_dtype,
+        remat=compute.remat,
     )
     losses, counted = token_losses(scores, batch["labels"])
     return losses.sum(), counted.sum().astype(losses.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from backends.finetune.conditions import Condition
 from backends.finetune.engine import StepReport
 from backends.finetune.protocol import Protocol
 from reference.errors import NonFiniteError, TrainingDivergedError
@@ -19,17 +20,31 @@ class GroupSettings(NamedTuple):
     clip: float
 
 
-def group_settings(protocol: Protocol, phase: int, *, crma: bool) -> dict[str, GroupSettings]:
-    """Per parameter group: "lora", and with ``crma`` "basis", "mixing" and "gate".
+def group_settings(protocol: Protocol, condition: Condition, phase: int) -> dict[str, GroupSettings]:
+    """Per group of parameters that train in ``phase``: "lora" or "full"; with CRMA "basis", "mixing" and "gate".
 
     One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
     """
-    groups = {"lora": GroupSettings(protocol.lora.learning_rate, protocol.lora.clip)}
+    if condition.trains == "full":
+        return {"full": GroupSettings(protocol.full.learning_rate, protocol.full.clip)}
+    rate = protocol.lora.learning_rate * (protocol.lora.later_rate_factor if phase > 0 else 1.0)
+    groups = {"lora": GroupSettings(rate, protocol.lora.clip)}
     later = protocol.crma.later_rate_factor if phase > 0 else 1.0
-    for name in CRMA_GROUPS if crma else ():
+    for name in CRMA_GROUPS if trains_crma(condition, phase) else ():
         section = getattr(protocol.crma, name)
         groups[name] = GroupSettings(section.learning_rate * later, section.clip)
     return groups
+
+
+def trains_crma(condition: Condition, phase: int) -> bool:
+    """Whether the shared CRMA learns in ``phase``."""
+    return condition.crma != "none" and (condition.trains_crma == "always" or phase == 0)
+
+
+def displacement_budget(protocol: Protocol, condition: Condition) -> float | None:
+    """delta, or None where nothing limits the shared CRMA."""
+    budget = protocol.crma.displacement_budget if condition.budget is None else condition.budget
+    return None if budget is None or math.isinf(budget) else budget
 
 
 def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
@@ -51,11 +66,11 @@ def check_step(report: StepReport, phase: int, index: int) -> None:
         )
 
 
-def check_holdout(total: float, task: int, phase: int) -> None:
+def check_holdout(total: float, phase: int) -> None:
     """Raise TrainingDivergedError unless the holdout loss is finite."""
     if not math.isfinite(total):
         raise TrainingDivergedError(
-            f"holdout loss of task {task} after phase {phase}",
+            f"holdout loss after phase {phase}",
             got=total,
             allowed="a finite value",
             remedy="lower the learning rates, in a new --out",

@@ -6,16 +6,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 import bench
+from backends.finetune.conditions import PAPER, parse_condition
 from reference.errors import ProtocolError
-
-Condition = Literal["naive", "frozen", "modular"]
-CONDITIONS: tuple[Condition, ...] = ("naive", "frozen", "modular")
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(ge=0)]
+
+
+def _known(name: str) -> str:
+    return parse_condition(name).name
+
+
+ConditionName = Annotated[str, AfterValidator(_known)]
 
 
 class _Section(BaseModel):
@@ -23,12 +29,13 @@ class _Section(BaseModel):
 
 
 class LoraSection(_Section):
-    """Per-task LoRA, by PEFT."""
+    """LoRA, by PEFT. ``later_rate_factor`` scales the learning rate after the first task."""
 
     rank: Count = 8
     alpha: Count = 16
     target_modules: str | list[str] = "all-linear"
     learning_rate: Positive = 1e-3
+    later_rate_factor: Factor = 1.0
     clip: Positive = 1.0
 
 
@@ -51,36 +58,90 @@ class CrmaSection(_Section):
     skip_directions: Annotated[int, Field(ge=0)] = 0
     gate_logit: float = -5.0
     displacement_budget: Positive | None = None
-    later_rate_factor: Annotated[float, Field(ge=0)] = 1.0
+    later_rate_factor: Factor = 1.0
     log_every: Count = 5
     basis: GroupSection = GroupSection(learning_rate=1e-3)
     mixing: GroupSection = GroupSection(learning_rate=2e-2)
     gate: GroupSection = GroupSection(learning_rate=2e-2)
 
 
+class ReplaySection(_Section):
+    """Experience replay: examples of each finished task that are kept, and how many of all join each batch."""
+
+    memory_per_task: Count = 8
+    batch_size: Count = 4
+
+
+class EwcSection(_Section):
+    """EWC: the penalty's strength lambda, and the training examples of a task from which its Fisher is estimated."""
+
+    strength: Factor = 1000.0
+    examples: Count = 32
+
+
+class LwfSection(_Section):
+    """Learning without Forgetting: the weight of the distillation loss, and its temperature."""
+
+    strength: Factor = 1.0
+    temperature: Positive = 2.0
+
+
+class OrthogonalLoraSection(_Section):
+    """O-LoRA: the weight of the orthogonality loss."""
+
+    strength: Factor = 0.5
+
+
+class FullSection(_Section):
+    """Training of all parameters of the base model."""
+
+    learning_rate: Positive = 5e-5
+    clip: Positive = 1.0
+
+
 class Protocol(_Section):
     """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples.
 
     ``precision`` is the base model's: "mixed" keeps weights and residual stream in float32 and multiplies matrices in
-    bfloat16. CRMA and the parameters of LoRA are float32 in each.
+    bfloat16. CRMA and the parameters of LoRA are float32 in each. ``quantization`` "4bit" stores the base model's
+    linear layers in NF4 (bitsandbytes). An optimizer step takes ``accumulation`` batches of ``batch_size``.
+    ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every order of the
+    tasks, each in a run folder of its own. ``canaries`` per task are asked for by exact match, ``panel`` questions
+    per task are answered with and without CRMA after the last phase, ``transfer`` measures each task before it is
+    trained on, too, and on the bare base model.
     """
 
     name: str
     description: str
+    source: str = ""
     model: str = "smollm2"
+    models: list[str] = []
     precision: Literal["float32", "mixed", "bfloat16"] = "float32"
+    quantization: Literal["none", "4bit"] = "none"
     tasks: Annotated[list[str], Field(min_length=1)]
+    orderings: Literal["given", "all"] = "given"
     train: Count
     holdout: Count
+    canaries: Annotated[int, Field(ge=0)] = 0
+    panel: Annotated[int, Field(ge=0)] = 0
+    transfer: bool = False
     epochs: Count = 1
     batch_size: Count = 4
+    accumulation: Count = 1
+    packing: bool = False
+    gradient_checkpointing: bool = False
     max_tokens: Annotated[int, Field(ge=8)] = 128
     warmup_steps: Annotated[int, Field(ge=0)] = 2
     checkpoint_every: Count = 20
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0]
-    conditions: Annotated[list[Condition], Field(min_length=1)] = list(CONDITIONS)
+    conditions: Annotated[list[ConditionName], Field(min_length=1)] = list(PAPER)
     lora: LoraSection = LoraSection()
     crma: CrmaSection = CrmaSection()
+    replay: ReplaySection = ReplaySection()
+    ewc: EwcSection = EwcSection()
+    lwf: LwfSection = LwfSection()
+    o_lora: OrthogonalLoraSection = OrthogonalLoraSection()
+    full: FullSection = FullSection()
 
 
 def protocols_folder() -> Path:
@@ -114,9 +175,10 @@ def load_protocol(name_or_path: str, **overrides: Any) -> Protocol:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        allowed = first["msg"].removeprefix("Value error, ")
         raise ProtocolError(
             f"{path.name}: {field}",
             got=repr(first.get("input")),
-            allowed=first["msg"],
+            allowed=allowed,
             remedy=f"correct it; {len(error.errors())} field(s) are wrong in all",
         ) from error

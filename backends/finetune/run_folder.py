@@ -4,6 +4,9 @@ RUN/run.json                            what the folder is a run of
 RUN/results.jsonl                       one line per finished phase
 RUN/SEED-CONDITION/task-N/              the LoRA adapter of task N, in PEFT's own format
 RUN/SEED-CONDITION/crma-N.safetensors   the shared CRMA after phase N
+RUN/SEED-CONDITION/mixing-N.safetensors the same for modular-unconstrained, which is no CRMA
+RUN/SEED-CONDITION/consolidated-N.safetensors   what EWC holds on to after phase N; the last two phases only
+RUN/SEED-CONDITION/model-N.safetensors  the whole model after phase N of the condition full; the last two phases only
 RUN/SEED-CONDITION/checkpoint.safetensors   the phase under way
 """
 
@@ -13,7 +16,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -21,6 +24,16 @@ from backends.atomic import atomic_write, disk_space_errors
 from reference.errors import DiskSpaceError, RunFolderError
 
 OWN_PLACES = ("", "*-*/", "*-*/task-*/", "pictures/")  # where a killed process can have left a temporary file
+
+
+class PhaseFiles(NamedTuple):
+    """Where what a phase trained is written; which of these exist depends on the condition."""
+
+    lora: Path
+    crma: Path
+    mixing: Path
+    consolidated: Path
+    model: Path
 
 
 class RunFolder:
@@ -41,6 +54,12 @@ class RunFolder:
     def crma(self, seed: int, condition: str, phase: int) -> Path:
         """State file of the CRMA after phase ``phase``."""
         return self.branch(seed, condition) / f"crma-{phase}.safetensors"
+
+    def files(self, seed: int, condition: str, phase: int) -> PhaseFiles:
+        """All files of a phase."""
+        branch = self.branch(seed, condition)
+        rest = (branch / f"{name}-{phase}.safetensors" for name in ("mixing", "consolidated", "model"))
+        return PhaseFiles(self.lora(seed, condition, phase), self.crma(seed, condition, phase), *rest)
 
     def checkpoint(self, seed: int, condition: str) -> Path:
         """Checkpoint of the phase under way."""

@@ -16,9 +16,11 @@ pytest.importorskip("optax")
 
 from safetensors.numpy import load_file
 
+from backends.finetune.conditions import parse_condition
 from backends.finetune.encoding import Batch
-from backends.finetune.engine import engine_factory
-from backends.finetune.protocol import Condition, load_protocol
+from backends.finetune.engines import engine_factory
+from backends.finetune.protocol import load_protocol
+from backends.finetune.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks import Example
 
 STEPS = 20
@@ -27,16 +29,15 @@ LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
 
 
 @pytest.fixture
-def engines(tiny_model: Path, tmp_path: Path) -> Callable[[Condition], list[Any]]:
+def engines(tiny_model: Path, tmp_path: Path) -> Callable[[str], list[Any]]:
     """A function that makes a pair of engines, of PyTorch and of JAX, for one condition."""
     from backends.finetune.conftest import TINY_PROTOCOL
 
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05), encoding="utf-8")
     protocol = load_protocol(str(path))
-    return lambda condition: [
-        engine_factory(name)(tiny_model, protocol, condition, 3) for name in ("torch-cpu", "jax-cpu")
-    ]
+    factories = [engine_factory(name)[0] for name in ("torch-cpu", "jax-cpu")]
+    return lambda condition: [make(tiny_model, protocol, parse_condition(condition), 3) for make in factories]
 
 
 def batches(engine: Any, rng: np.random.Generator, count: int) -> list[Batch]:
@@ -46,19 +47,23 @@ def batches(engine: Any, rng: np.random.Generator, count: int) -> list[Batch]:
         for _ in range(3 * count)
     ]
     encoded = engine.encode(examples, "made up")
-    return [engine.batch(encoded[start : start + 3]) for start in range(0, len(encoded), 3)]
+    return [engine.batch([[e] for e in encoded[start : start + 3]]) for start in range(0, len(encoded), 3)]
 
 
 def hand_over(source: Any, target: Any, folder: Path) -> None:
     """What one engine has trained, to the other, by files."""
-    source.save_phase(0, folder / "lora", folder / "crma.safetensors")
-    target.restore_phase(0, folder / "lora", folder / "crma.safetensors")
+    source.save_phase(0, files(folder))
+    target.restore([files(folder)])
+
+
+def files(folder: Path) -> PhaseFiles:
+    return RunFolder(folder).files(0, "any", 0)
 
 
 def arrays(engine: Any, folder: Path) -> dict[str, np.ndarray]:
-    engine.save_phase(0, folder / "lora", folder / "crma.safetensors")
-    found = load_file(folder / "lora" / "adapter_model.safetensors")
-    crma = folder / "crma.safetensors"
+    engine.save_phase(0, files(folder))
+    found = load_file(files(folder).lora / "adapter_model.safetensors")
+    crma = files(folder).crma
     return found | (load_file(crma) if crma.exists() else {})
 
 
@@ -68,10 +73,9 @@ def test_twenty_steps_from_the_same_start_are_the_same_training(engines, conditi
     for engine in (ours, theirs):
         engine.begin_phase(0, STEPS)
     hand_over(ours, theirs, tmp_path / "start")
-    theirs.begin_phase(0, STEPS)
     start = arrays(ours, tmp_path / "before")
     given = batches(ours, np.random.default_rng(), STEPS + 1)
-    reports = [(ours.step(batch, i), theirs.step(batch, i)) for i, batch in enumerate(given[:-1])]
+    reports = [(ours.step([batch], i), theirs.step([batch], i)) for i, batch in enumerate(given[:-1])]
     losses = np.array([[report.loss for report in pair] for pair in reports])
     np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=LOSS_TOLERANCE)
     assert np.ptp(losses[:, 0]) > 100 * LOSS_TOLERANCE * losses.max()  # or a model that never learns would pass
@@ -83,7 +87,7 @@ def test_twenty_steps_from_the_same_start_are_the_same_training(engines, conditi
         moved, apart = np.linalg.norm(end - start[name]), np.linalg.norm(ends[1][name] - end)
         assert apart <= PARAMETER_TOLERANCE * moved, name
         assert moved > 0, name
-    holdout = [engine.holdout_loss(0, given[-1:]) for engine in (ours, theirs)]
+    holdout = [engine.holdout_loss(given[-1:]) for engine in (ours, theirs)]
     assert holdout[1] == pytest.approx(holdout[0], rel=LOSS_TOLERANCE)
 
 
@@ -94,12 +98,12 @@ def test_what_one_engine_trains_answers_the_same_in_the_other(engines, direction
     for engine in pair:
         engine.begin_phase(0, 5)
     given = batches(source, np.random.default_rng(), 6)
-    untrained = target.holdout_loss(0, given[-1:])
+    untrained = target.holdout_loss(given[-1:])
     for index, batch in enumerate(given[:-1]):
-        source.step(batch, index)
+        source.step([batch], index)
     hand_over(source, target, tmp_path)
-    trained = source.holdout_loss(0, given[-1:])
-    assert target.holdout_loss(0, given[-1:]) == pytest.approx(trained, rel=1e-5)
+    trained = source.holdout_loss(given[-1:])
+    assert target.holdout_loss(given[-1:]) == pytest.approx(trained, rel=1e-5)
     assert abs(untrained - trained) > 1e-3 * trained
     assert target.spectrum()[:3] == pytest.approx(source.spectrum()[:3], rel=1e-6)
 

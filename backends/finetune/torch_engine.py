@@ -1,29 +1,50 @@
-"""The PyTorch engine: a frozen base model, LoRA by PEFT, and the shared CRMA, on one device."""
+"""The PyTorch engine: a base model, one LoRA by PEFT, the shared CRMA, and what a condition adds to them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import safetensors.torch
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
-from backends.finetune.base_model import load_errors, load_tokenizer
+from backends.finetune.base_model import load_tokenizer
 from backends.finetune.checkpoint_file import damaged_phase, read_progress
+from backends.finetune.conditions import Condition
 from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
-from backends.finetune.engine import SpectralReport, StepReport
-from backends.finetune.optimizer import check_holdout, check_step, diverged, group_settings, rate_factor
-from backends.finetune.protocol import Condition, Protocol
+from backends.finetune.engine import RowScore, SpectralReport, StepReport
+from backends.finetune.optimizer import (
+    check_holdout,
+    check_step,
+    displacement_budget,
+    diverged,
+    group_settings,
+    rate_factor,
+    trains_crma,
+)
+from backends.finetune.packing import check_packing, collate_packed, model_arguments
+from backends.finetune.protocol import Protocol
+from backends.finetune.run_folder import PhaseFiles
 from backends.finetune.tasks import Example
-from backends.torch import AdapterState, attach_crma
+from backends.finetune.torch_baselines import Baseline, baseline_of, read_tensors
+from backends.finetune.torch_lora import LoraSlot
+from backends.finetune.torch_model import load_base
+from backends.finetune.torch_unconstrained import (
+    certificate_of_unconstrained,
+    load_unconstrained,
+    save_unconstrained,
+    unconstrain,
+)
+from backends.finetune.torch_world import shard_base, share, sum_gradients, total
+from backends.finetune.world import SINGLE, World
+from backends.torch import AdapterState, CRMABackbone, attach_crma
+from backends.torch.decoder import find_decoder
 from reference import AdapterConfig
 from reference.errors import NonFiniteError, ProtocolError
 
@@ -31,195 +52,302 @@ from reference.errors import NonFiniteError, ProtocolError
 class TorchEngine:
     """See :class:`backends.finetune.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
 
-    def __init__(self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, device: str) -> None:
-        self.protocol, self.condition, self.seed, self.device = protocol, condition, seed, torch.device(device)
+    def __init__(
+        self,
+        model_path: Path,
+        protocol: Protocol,
+        condition: Condition,
+        seed: int,
+        device: str,
+        *,
+        world: World = SINGLE,
+        shard: bool = False,
+    ) -> None:
+        self.protocol, self.condition, self.seed, self.world = protocol, condition, seed, world
+        self.device = torch.device(device)
         self.tokenizer = load_tokenizer(model_path)
-        with load_errors(model_path):
-            base: Any = AutoModelForCausalLM.from_pretrained(
-                model_path,
-                dtype=torch.bfloat16 if protocol.precision == "bfloat16" else torch.float32,
-                attn_implementation=_attention(model_path, device),
-                local_files_only=True,
-            )
-        self.model = base.to(self.device).eval().requires_grad_(False)
-        crma = protocol.crma
-        self.backbone = None
-        if condition == "modular":
-            self.backbone = attach_crma(
-                self.model,
-                AdapterConfig(base.config.hidden_size, crma.streams, crma.rank, crma.iterations),
-                basis=crma.basis_start,
-                skip_directions=crma.skip_directions,
-                gate_logit=crma.gate_logit,
-                seed=seed,
-            )
+        _check(condition, protocol, shard)
+        base = load_base(model_path, protocol, self.device, trainable=condition.trains == "full")
+        self.backbone: CRMABackbone | None = None
+        crma_size = 0
+        if condition.crma != "none" or condition.raised_rank:
+            backbone = self._attach(base)
+            crma_size = sum(parameter.numel() for parameter in backbone.parameters())
+            if condition.crma == "none":
+                backbone.detach_from_model()
+            else:
+                self.backbone = backbone
+                if condition.crma == "unconstrained":
+                    unconstrain(backbone)
+        self.slot: LoraSlot | None = None
+        if condition.trains == "full":
+            self.model: Any = base.requires_grad_(True)
+        else:
+            self.slot = LoraSlot(base, protocol.lora, extra=crma_size if condition.raised_rank else 0)
+            self.model = self.slot.model
+        self._allow_training(0)
+        if shard:
+            shard_base(self.model, find_decoder(base).blocks, set(self._trainables().values()))
+        if protocol.packing:
+            check_packing(self.model)
+        if protocol.gradient_checkpointing and self.slot is not None:
+            self.model.enable_input_require_grads()
+        self.baseline: Baseline | None = None
+        if self.slot is not None:
+            self.baseline = baseline_of(condition, protocol, self.slot, self._answer_logits, seed)
         self.anchor: AdapterState | None = None
         self.phase = -1
+
+    def _attach(self, base: Any) -> CRMABackbone:
+        crma = self.protocol.crma
+        return attach_crma(
+            base,
+            AdapterConfig(base.config.get_text_config().hidden_size, crma.streams, crma.rank, crma.iterations),
+            basis=crma.basis_start,
+            skip_directions=crma.skip_directions,
+            gate_logit=crma.gate_logit,
+            seed=self.seed,
+        )
 
     # Data -----------------------------------------------------------------------------------------------------------
 
     def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
         return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
 
-    def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        return collate(examples, padding_id(self.tokenizer))
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        padding = padding_id(self.tokenizer)
+        if any(len(row) > 1 for row in rows):
+            return collate_packed(rows, padding)
+        return collate([example for row in rows for example in row], padding)
 
     # Training -------------------------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: int, steps: int) -> None:
-        self._enter(phase)
+        if self.phase == 0 and phase == 1 and self.backbone is not None:
+            self.anchor = self.backbone.state()
+        self.phase, self.steps = phase, steps
+        if self.baseline is not None:
+            self.baseline.begin_phase(phase)
+        if self.slot is not None and (phase == 0 or self.condition.trains != "shared"):
+            self.slot.draw(1_000_003 * self.seed + phase)  # the same in every condition
+        self._allow_training(phase)
+        self.settings = group_settings(self.protocol, self.condition, phase)
         groups = self._groups()
-        self.settings = group_settings(self.protocol, phase, crma=self.backbone is not None)
         self.optimizer = torch.optim.AdamW(
             [{"params": groups[name], "lr": group.learning_rate} for name, group in self.settings.items()],
             weight_decay=0.0,
         )
-        self.steps = steps
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
-    def step(self, batch: Batch, index: int) -> StepReport:
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        answer_tokens = sum(batch.answer_tokens for batch in batches)
+        loss_sum = 0.0
+        for batch in batches:
+            loss_sum += self._backward(batch, answer_tokens)
         groups = self._groups()
-        loss, answer_tokens = self._loss(batch)
-        (loss / answer_tokens).backward()
+        sum_gradients(self.world, (parameter for group in groups.values() for parameter in group))
+        penalty = None if self.baseline is None else self.baseline.penalty()
+        if penalty is not None:  # after the sum: every process has the same penalty
+            penalty.backward()
         norms = {
             name: float(nn.utils.clip_grad_norm_(groups[name], group.clip)) for name, group in self.settings.items()
         }
-        report = StepReport(loss.item() / answer_tokens, norms)
+        (loss_sum,) = total(self.world, [loss_sum], self.device)
+        report = StepReport(loss_sum / answer_tokens, norms)
         check_step(report, self.phase, index)
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         for group, settings in zip(self.optimizer.param_groups, self.settings.values(), strict=True):
             group["lr"] = settings.learning_rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        budget = self.protocol.crma.displacement_budget
-        if self.backbone is not None and self.anchor is not None and budget is not None:
-            try:
-                self.backbone.limit_displacement(self.anchor, budget)
-            except NonFiniteError as error:
-                raise diverged(error, self.phase) from error
+        self._limit()
         return report
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Sum of the negative log-likelihoods of the answer tokens, and how many there are."""
-        input_ids, mask, labels = (
-            torch.from_numpy(array).to(self.device) for array in (batch.input_ids, batch.attention_mask, batch.labels)
+    def _backward(self, batch: Batch, answer_tokens: int) -> float:
+        """Add the gradients of this process's share of ``batch``; returns its loss, summed over answer tokens."""
+        mine = share(self.world, len(batch.input_ids))
+        counted = [row for row, counts in mine if counts]
+        part = batch.rows(counted or [0])
+        prepared = None if self.baseline is None else self.baseline.prepare(part)
+        loss, logits = self._loss(part)
+        extra = None if self.baseline is None else self.baseline.batch_loss(prepared, logits)
+        weight = 1.0 if counted else 0.0  # a process without a row keeps the others company, for the sake of FSDP
+        ((loss if extra is None else loss + extra) * (weight / answer_tokens)).backward()
+        return weight * loss.item()
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the negative log-likelihoods of the answer tokens, and their logits."""
+        logits, labels = self._answer_logits(batch)
+        return nn.functional.cross_entropy(logits, labels, reduction="sum"), logits
+
+    def _answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Float32 logits that predict the answer tokens, (tokens, vocabulary), and these tokens."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_mixed()):
+            logits = self.model(**model_arguments(batch, self.device)).logits[:, :-1]
+        labels = torch.from_numpy(batch.labels).to(self.device)[:, 1:]
+        counted = labels != IGNORED
+        return logits[counted].float(), labels[counted]
+
+    def _is_mixed(self) -> bool:
+        return self.protocol.precision == "mixed" or (
+            self.protocol.precision == "bfloat16" and self.condition.trains == "full"
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "mixed"):
-            logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        counted = labels[:, 1:] != IGNORED
-        loss = nn.functional.cross_entropy(logits[counted].float(), labels[:, 1:][counted], reduction="sum")
-        return loss, int(counted.sum())
+
+    def _limit(self) -> None:
+        budget = displacement_budget(self.protocol, self.condition)
+        is_trained = trains_crma(self.condition, self.phase)
+        if self.backbone is None or self.anchor is None or budget is None or not is_trained:
+            return
+        try:
+            self.backbone.limit_displacement(self.anchor, budget)
+        except NonFiniteError as error:
+            raise diverged(error, self.phase) from error
+
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        if self.baseline is not None:
+            self.baseline.finish_phase(phase, examples)
 
     def spectrum(self) -> SpectralReport | None:
         if self.backbone is None:
             return None
         try:
-            bounds = self.backbone.certificate()
+            if self.condition.crma == "unconstrained":
+                bounds, moved = certificate_of_unconstrained(self.backbone), None
+            else:
+                bounds = self.backbone.certificate()
+                moved = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
         except NonFiniteError as error:
             raise diverged(error, self.phase) from error
-        displacement = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
         return SpectralReport(
             norm_max=float(bounds.mixing_norm.max()),
             adapter_max=float(bounds.largest.max()),
             adapter_min=float(bounds.smallest.min()),
-            displacement_max=displacement,
+            displacement_max=moved,
         )
 
+    # Answers --------------------------------------------------------------------------------------------------------
+
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        if self.slot is not None and self.condition.trains == "per-task":
+            self.slot.load(files.lora)
+            self._allow_training(self.phase)
+        if self.backbone is not None and self.condition.pinned:
+            self.backbone.load(files.crma)
+
     @torch.no_grad()
-    def holdout_loss(self, phase: int, batches: Sequence[Batch]) -> float:
-        self.model.set_adapter(self._adapter_name(phase))
-        total, tokens = 0.0, 0
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        loss_sum, tokens = 0.0, 0
+        for index, counts in share(self.world, len(batches)):
+            loss = self._loss(batches[index])[0]
+            if counts:
+                loss_sum, tokens = loss_sum + float(loss), tokens + batches[index].answer_tokens
+        loss_sum, all_tokens = total(self.world, [loss_sum, tokens], self.device)
+        check_holdout(loss_sum, self.phase)
+        return loss_sum / all_tokens
+
+    @torch.no_grad()
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        scored = []
         for batch in batches:
-            loss, answer_tokens = self._loss(batch)
-            total, tokens = total + float(loss), tokens + answer_tokens
-        self._train_only_this_phase()
-        check_holdout(total, phase, self.phase)
-        return total / tokens
+            logits, labels = self._answer_logits(batch)
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none").double()
+            right = logits.argmax(-1) == labels
+            sizes = (batch.labels[:, 1:] != IGNORED).sum(axis=1).tolist()
+            for loss, hits, size in zip(losses.split(sizes), right.split(sizes), sizes, strict=True):
+                scored.append(RowScore(float(loss.sum()), size, bool(hits.all())))
+        return scored
+
+    def without_crma(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.backbone is None else self.backbone.disabled()
 
     # Parameters -----------------------------------------------------------------------------------------------------
 
-    def _adapter_name(self, phase: int) -> str:
-        return "shared" if self.condition == "naive" else f"task-{phase}"
-
-    def _enter(self, phase: int) -> None:
-        """Make the LoRA of ``phase`` the active one, creating it if need be."""
-        if self.phase == 0 and phase == 1 and self.backbone is not None:
-            self.anchor = self.backbone.state()
-        self.phase = phase
-        name = self._adapter_name(phase)
-        if name not in getattr(self.model, "peft_config", {}):
-            lora = self.protocol.lora
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules)
-            # The same seed and phase give the same LoRA in every condition; the caller's generator is left alone.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(1_000_003 * self.seed + phase)
-                self._add_lora(name, config)
-        self._train_only_this_phase()
-
-    def _add_lora(self, name: str, config: LoraConfig) -> None:
-        try:
-            if hasattr(self.model, "peft_config"):
-                self.model.add_adapter(name, config)
-            else:
-                self.model = get_peft_model(self.model, config, adapter_name=name)
-        except ValueError as error:
-            raise ProtocolError(
-                "lora.target_modules",
-                got=f"{config.target_modules!r} ({error})",
-                allowed='names of linear layers in this model, or "all-linear"',
-                remedy='use "all-linear"',
-            ) from error
-
-    def _train_only_this_phase(self) -> None:
-        self.model.set_adapter(self._adapter_name(self.phase))
+    def _allow_training(self, phase: int) -> None:
+        if self.slot is not None:
+            for parameter in self.slot.parameters().values():
+                parameter.requires_grad_(True)
         if self.backbone is not None:
-            self.backbone.requires_grad_(True)  # get_peft_model freezes it
+            self.backbone.requires_grad_(trains_crma(self.condition, phase))  # get_peft_model freezes it
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = {"lora": list(self._lora_parameters().values())}
-        return groups if self.backbone is None else groups | self.backbone.parameter_groups()
-
-    def _lora_parameters(self) -> dict[str, nn.Parameter]:
-        name = f".{self._adapter_name(self.phase)}."
-        return {key: value for key, value in self.model.named_parameters() if ".lora_" in key and name in key}
+        groups: dict[str, list[nn.Parameter]] = {}
+        if self.slot is None:
+            groups["full"] = list(self.model.parameters())
+        else:
+            groups["lora"] = list(self.slot.parameters().values())
+        if self.backbone is not None and trains_crma(self.condition, max(self.phase, 0)):
+            groups |= self.backbone.parameter_groups()
+        return groups
 
     def _trainables(self) -> dict[str, nn.Parameter]:
+        own = dict(self.model.named_parameters()) if self.slot is None else self.slot.parameters()
         crma = {} if self.backbone is None else dict(self.backbone.named_parameters(prefix="crma"))
-        return self._lora_parameters() | crma
+        return own | crma
 
     def parameter_counts(self) -> dict[str, int]:
-        counts = {"lora": sum(parameter.numel() for parameter in self._lora_parameters().values())}
+        if self.slot is None:
+            return {"full": sum(parameter.numel() for parameter in self.model.parameters())}
+        counts = {"lora": self.slot.count()}
         if self.backbone is not None:
             counts["crma"] = sum(parameter.numel() for parameter in self.backbone.parameters())
         return counts
 
+    def memory_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return int(psutil.Process().memory_info().rss)
+
     # Files ----------------------------------------------------------------------------------------------------------
 
-    def save_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        name = self._adapter_name(phase)
-        # What PeftModel.save_pretrained writes, file by file: atomic, and on the disk before the phase is recorded.
-        tensors = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
-        cpu = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-        atomic_write(lora / "adapter_model.safetensors", safetensors.torch.save(cpu, {"format": "pt"}))
-        config = self.model.peft_config[name].to_dict() | {"inference_mode": True}
-        text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))  # sets as lists
-        atomic_write(lora / "adapter_config.json", text.encode())
-        if self.backbone is not None:
-            self.backbone.save(crma)
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        with self._written_once() as writes:
+            if writes:
+                self._save_phase(phase, files)
 
-    def restore_phase(self, phase: int, lora: Path, crma: Path) -> None:
-        self._enter(phase)
-        try:
-            tensors = safetensors.torch.load_file(lora / "adapter_model.safetensors", device=str(self.device))
-            result: Any = set_peft_model_state_dict(self.model, tensors, self._adapter_name(phase))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise damaged_phase(lora, f"{type(error).__name__}: {error}") from error
-        if result.unexpected_keys or len(tensors) != len(self._lora_parameters()):
-            raise damaged_phase(lora, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")
-        if self.backbone is not None:
-            self.backbone.load(crma)
+    def _save_phase(self, phase: int, files: PhaseFiles) -> None:
+        if self.slot is None:
+            tensors = {name: value.detach().to("cpu").contiguous() for name, value in self._trainables().items()}
+            atomic_write(files.model, safetensors.torch.save(tensors))
+        else:
+            self.slot.save(files.lora)
+        if self.baseline is not None:
+            self.baseline.save(files)
+        if self.backbone is not None and self.condition.crma == "unconstrained":
+            save_unconstrained(files.mixing, self.backbone.finite_state())
+        elif self.backbone is not None:
+            self.backbone.save(files.crma)
+
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        if not phases:
+            return
+        self.phase = len(phases) - 1
+        if self.baseline is not None:
+            self.baseline.restore(phases)
+        if self.slot is None:
+            self._load_model(phases[-1].model)
+        if self.backbone is None:
+            return
+        if self.condition.crma == "unconstrained":
+            self.backbone.load_state(load_unconstrained(phases[-1].mixing))
+        else:
+            self.backbone.load(phases[0].crma)  # also checks that the file is this model's
+            self.anchor = self.backbone.state() if len(phases) > 1 else None
+            self.backbone.load(phases[-1].crma)
+
+    @torch.no_grad()
+    def _load_model(self, path: Path) -> None:
+        tensors = read_tensors(path, self.device)
+        for name, parameter in self._trainables().items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise damaged_phase(path, f"{name} missing or of another shape")
+            parameter.copy_(tensors[name])
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
-        torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress | {"phase": self.phase})
+        with self._written_once() as writes:
+            if writes:
+                progress = progress | {"phase": self.phase}
+                torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress)
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
         progress = read_progress(path)
@@ -228,10 +356,20 @@ class TorchEngine:
         torch_checkpoint.load_checkpoint(path, self._trainables(), self.optimizer)
         return progress
 
+    @contextmanager
+    def _written_once(self) -> Iterator[bool]:
+        """Whether this process writes; the others wait until the files are there."""
+        yield self.world.rank == 0
+        self.world.barrier()
 
-def _attention(model_path: Path, device: str) -> str | None:
-    """Plain attention on a CPU, where it is faster for short sequences, and where scores are capped (Gemma-2), which
-    some releases of transformers leave out of their default; else the default.
-    """
-    config = AutoConfig.from_pretrained(model_path, local_files_only=True).get_text_config()
-    return "eager" if device == "cpu" or getattr(config, "attn_logit_softcapping", None) else None
+
+def _check(condition: Condition, protocol: Protocol, shard: bool) -> None:
+    if condition.trains != "full":
+        return
+    if shard or protocol.quantization != "none":
+        raise ProtocolError(
+            "conditions",
+            got="full with " + ("--shard" if shard else f"quantization {protocol.quantization}"),
+            allowed="full on whole, unquantized weights",
+            remedy="leave full out of --conditions, or run it by itself on a device that holds the model",
+        )

@@ -36,7 +36,11 @@ def certificate(state: AdapterState, iterations: int) -> Certificate:
     lost = ~((usable > 0) & usable.isfinite())
     if bool(lost.any()):
         raise _degenerate("basis", f"||A||^2 that float32 cannot hold, in layer {int(lost.int().argmax())}")
-    mixing = sinkhorn_projection(state.mix_logits.float(), iterations).double()
+    return certificate_of(sinkhorn_projection(state.mix_logits.float(), iterations).double(), state)
+
+
+def certificate_of(mixing: Tensor, state: AdapterState) -> Certificate:
+    """The same for mixing matrices as they are given, (L, n, n) in float64, whatever they are. Clauses: CERT-1."""
     sums = torch.cat([mixing.sum(-1), mixing.sum(-2)], dim=-1)
     hidden_size, width = state.bases.shape[-1], state.bases.shape[1] * state.bases.shape[2]
     _, triangle = torch.linalg.qr(state.bases.double().flatten(1, 2).mT)

@@ -1,0 +1,68 @@
+"""From the name of a backend to the engine that trains with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backends.finetune.conditions import Condition
+from backends.finetune.engine import Engine, EngineFactory
+from backends.finetune.protocol import Protocol
+from backends.finetune.world import SINGLE, World
+from reference.errors import BackendError, MissingPackageError
+
+
+def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False) -> tuple[EngineFactory, World]:
+    """The engine of a backend, and the processes that it runs in.
+
+    ``mesh``, for JAX only, spreads it over several devices ("4x2"); ``shard``, for PyTorch under torchrun, spreads the
+    base model over the processes.
+
+    Raises: BackendError for a backend that cannot train; as :func:`backends.finetune.jax_placement.placement`.
+    """
+    if backend in ("jax-cpu", "jax-cuda"):
+        if shard:
+            raise BackendError("--shard", got=f"with {backend}", allowed="torch-cpu, torch-cuda", remedy="use --mesh")
+        try:
+            from backends.finetune.jax_engine import JaxEngine
+            from backends.finetune.jax_placement import keep_what_is_compiled, placement
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(
+                f"backend {backend}",
+                got=f"no package named {error.name}",
+                allowed="an installation with the extras 'finetune' and 'jax'",
+                remedy="pip install 'crma[finetune,jax]'",
+            ) from error
+        keep_what_is_compiled()
+        place = placement(backend, mesh)
+        return (lambda model, protocol, condition, seed: JaxEngine(model, protocol, condition, seed, place)), SINGLE
+    if backend not in ("torch-cpu", "torch-cuda"):
+        raise BackendError(
+            "backend",
+            got=repr(backend),
+            allowed="torch-cpu, torch-cuda, jax-cpu or jax-cuda for fine-tuning",
+            remedy="choose one of these; the others compute the adapter only",
+        )
+    if mesh is not None:
+        raise BackendError(
+            "--mesh",
+            got=f"{mesh!r} with {backend}",
+            allowed="jax-cpu or jax-cuda",
+            remedy="leave it out, or add --backend jax-cuda",
+        )
+    from backends.finetune.torch_engine import TorchEngine
+    from backends.finetune.torch_world import torch_world
+
+    device = backend.removeprefix("torch-")
+    world = torch_world(device)
+    if shard and world.size == 1:
+        raise BackendError(
+            "--shard",
+            got="a single process",
+            allowed="several processes, over which the base model is spread",
+            remedy="start it with torchrun --nproc-per-node N -m backends.finetune.cli finetune ...",
+        )
+
+    def make(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
+        return TorchEngine(model, protocol, condition, seed, device, world=world, shard=shard)
+
+    return make, world

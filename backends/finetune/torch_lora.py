@@ -1,0 +1,106 @@
+"""The one LoRA that is in memory: PEFT's adapter "task", drawn anew for a task, or read from its file.
+
+However many tasks a run has, the model holds one adapter; those of other tasks lie in the run folder. Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from backends.atomic import atomic_write
+from backends.finetune.checkpoint_file import damaged_phase
+from backends.finetune.protocol import LoraSection
+from reference.errors import ProtocolError
+
+NAME = "task"
+
+
+class LoraSlot:
+    """LoRA on a base model. ``extra`` parameters raise the rank until it has as many more than the section's.
+
+    Raises: ProtocolError for target modules that the model does not have.
+    """
+
+    def __init__(self, base: Any, section: LoraSection, extra: int = 0) -> None:
+        self.model = _with_lora(base, section, section.rank)
+        if extra:
+            per_rank = self.count() // section.rank
+            self.model = _with_lora(self.model.unload(), section, section.rank + -(-extra // per_rank))
+        self.rank: int = self.model.peft_config[NAME].r
+
+    @property
+    def layers(self) -> dict[str, LoraLayer]:
+        """The layers that LoRA sits on, by name."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """A and B of every layer, by name."""
+        return {name: value for name, value in self.model.named_parameters() if f".{NAME}." in name}
+
+    def count(self) -> int:
+        """How many values it has."""
+        return sum(parameter.numel() for parameter in self.parameters().values())
+
+    def draw(self, seed: int) -> None:
+        """Start values: A as PEFT draws it, B zero. The caller's generator is left alone."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for layer in self.layers.values():
+                a, b = factors(layer)
+                # drawn on the CPU, so that every device starts from the same values
+                a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape, dtype=torch.float32), a=5**0.5))
+                b.zero_()
+
+    def save(self, folder: Path) -> None:
+        """What PeftModel.save_pretrained writes, file by file: atomic, and on the disk when this returns."""
+        tensors = get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
+        cpu = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+        atomic_write(folder / "adapter_model.safetensors", safetensors.torch.save(cpu, {"format": "pt"}))
+        config = self.model.peft_config[NAME].to_dict() | {"inference_mode": True}
+        text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))  # sets as lists
+        atomic_write(folder / "adapter_config.json", text.encode())
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote. Raises: RunFolderError for a damaged file."""
+        parameters = self.parameters()
+        try:
+            tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            result: Any = set_peft_model_state_dict(self.model, tensors, NAME)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise damaged_phase(folder, f"{type(error).__name__}: {error}") from error
+        if result.unexpected_keys or len(tensors) != len(parameters):
+            raise damaged_phase(folder, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")
+
+
+def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of one layer."""
+    a: Any = layer.lora_A[NAME]
+    b: Any = layer.lora_B[NAME]
+    return a.weight, b.weight
+
+
+def _with_lora(base: Any, section: LoraSection, rank: int) -> Any:
+    # alpha / rank stays what the section says
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=section.alpha if rank == section.rank else section.alpha * rank / section.rank,  # type: ignore[arg-type]
+        target_modules=section.target_modules,
+    )
+    try:
+        return get_peft_model(base, config, adapter_name=NAME)
+    except ValueError as error:
+        raise ProtocolError(
+            "lora.target_modules",
+            got=f"{section.target_modules!r} ({error})",
+            allowed='names of linear layers in this model, or "all-linear"',
+            remedy='use "all-linear"',
+        ) from error

@@ -1,0 +1,84 @@
+"""The base model in PyTorch: precision, quantization, attention, gradient checkpointing. Source: ours."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from backends.finetune.base_model import load_errors
+from backends.finetune.models import build_random, is_random
+from backends.finetune.protocol import Protocol
+from reference.errors import MissingPackageError, ProtocolError
+
+
+def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, trainable: bool = False) -> Any:
+    """The causal LM of a folder, frozen, in evaluation mode, on ``device``.
+
+    ``trainable``: its own parameters are to be trained, so they are float32 whatever the precision.
+
+    Raises: ModelError, ProtocolError for "4bit" with random weights, MissingPackageError.
+    """
+    dtype = torch.bfloat16 if protocol.precision == "bfloat16" and not trainable else torch.float32
+    if is_random(model_path):
+        if protocol.quantization == "4bit":
+            raise ProtocolError(
+                "quantization",
+                got="'4bit' with random weights",
+                allowed="'none'",
+                remedy='leave --random-weights out, or set quantization = "none"',
+            )
+        model = build_random(model_path, dtype, device)
+    else:
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention(model_path, device.type)}
+        if protocol.quantization == "4bit":
+            options |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+        with load_errors(model_path):
+            model = AutoModelForCausalLM.from_pretrained(model_path, local_files_only=True, **options)
+        if protocol.quantization != "4bit":
+            cast(nn.Module, model).to(device)
+    model.eval().requires_grad_(False)
+    if protocol.gradient_checkpointing:
+        _checkpoint(model)
+    return model
+
+
+def attention(model_path: Path, device: str) -> str | None:
+    """Plain attention on a CPU, where it is faster for short sequences, and where scores are capped (Gemma-2), which
+    some releases of transformers leave out of their default; else the default.
+    """
+    config = AutoConfig.from_pretrained(model_path, local_files_only=True).get_text_config()
+    return "eager" if device == "cpu" or getattr(config, "attn_logit_softcapping", None) else None
+
+
+def _checkpoint(model: Any) -> None:
+    """Recompute each block in the backward pass. transformers does so in training mode only, so dropout goes to 0."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+def _four_bits() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackageError(
+            "quantization 4bit",
+            got="no package named bitsandbytes",
+            allowed="an installation with bitsandbytes",
+            remedy="pip install 'crma[quantization]', or set quantization = \"none\"",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

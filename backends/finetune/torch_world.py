@@ -1,0 +1,89 @@
+"""Data parallelism under torchrun: every process reads its share of a batch, the adapters' gradients are summed.
+
+What trains (LoRA and CRMA, a few million values) is whole in every process, and so is its optimizer: one all-reduce of
+one buffer a step, with the loss normalized by the answer tokens of *all* processes. The frozen base model is
+replicated, or, with ``shard``, spread over the processes block by block by FSDP2 (``fully_shard``), which leaves the
+trainables alone. torch's DDP wrapper is not used: it would reduce after each backward pass, so once for every
+accumulated batch, and it averages over processes whose numbers of answer tokens differ. Source: ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from backends.finetune.world import SINGLE, World
+from reference.errors import BackendError
+
+
+class TorchWorld:
+    """The processes of a torchrun. Raises: BackendError if they cannot find each other."""
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        try:
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(
+                "torchrun",
+                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                allowed="processes that can reach each other",
+                remedy="check --nnodes, --rdzv-endpoint and the network between the machines",
+            ) from error
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def torch_world(device: str) -> World:
+    """The world that torchrun's environment names, or a single process."""
+    return TorchWorld(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SINGLE
+
+
+def total(world: World, values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value summed over the processes, in float64."""
+    if world.size == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def sum_gradients(world: World, parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over the processes."""
+    if world.size == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    buffer = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(buffer)
+    for gradient, summed in zip(gradients, buffer.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def share(world: World, count: int) -> list[tuple[int, bool]]:
+    """Which of ``count`` items this process takes: (index, whether it counts).
+
+    All processes take equally many, as a sharded model needs every one of them in each forward pass; the last ones may
+    repeat an item, without counting it.
+    """
+    rounds = -(-count // world.size)
+    indices = [world.rank + turn * world.size for turn in range(rounds)]
+    return [(index, True) if index < count else (0, False) for index in indices]
+
+
+def shard_base(model: Any, blocks: Sequence[nn.Module], trainables: set[nn.Parameter]) -> None:
+    """Spread the frozen parameters over the processes, block by block; ``trainables`` stay whole (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks:
+        fully_shard(block, ignored_params=trainables & set(block.parameters()))
+    fully_shard(model, ignored_params=trainables)
