@@ -11,6 +11,7 @@ from pathlib import Path
 from backends.finetune.certify.command import add_parser as add_certify
 from backends.finetune.inference.generate_command import add_parser as add_generate
 from backends.finetune.inference.route_command import add_parser as add_route
+from backends.finetune.plan.plan_command import SETTINGS
 from backends.finetune.plan.plan_command import add_parser as add_plan
 from reference.errors import CRMAError, MissingPackageError
 
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="naive, frozen, modular; controls: frozen-raised, modular-still, modular-unconstrained, modular-pinned, "
         "modular@DELTA, modular@none; baselines: replay, ewc, lwf, o-lora, full",
     )
+    finetune.add_argument("--set", **SETTINGS)
     finetune.add_argument(
         "--task",
         action="append",
@@ -117,18 +119,25 @@ def _report(options: argparse.Namespace) -> None:
 
 def _protocols(options: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
     from backends.finetune.protocol import load_protocol, protocols_folder
 
-    table = Table("protocol", "tasks", "train / holdout", "seeds", "description")
+    console = Console(highlight=False, markup=False)
     for path in sorted(protocols_folder().glob("*.toml")):
         protocol = load_protocol(path.stem)
-        seeds = ", ".join(map(str, protocol.seeds))
-        table.add_row(
-            path.stem, ", ".join(protocol.tasks), f"{protocol.train} / {protocol.holdout}", seeds, protocol.description
-        )
-    Console().print(table)
+        order = ", in every order" if protocol.orderings == "all" else ""
+        console.print(path.stem, style="bold")
+        for line in (
+            protocol.description,
+            f"{protocol.model}; {', '.join(protocol.tasks)}{order}; {protocol.train} examples each, {protocol.holdout}"
+            f" held out; conditions {', '.join(protocol.conditions)}; seeds {', '.join(map(str, protocol.seeds))}",
+            protocol.source and f"After: {protocol.source}.",
+        ):
+            if line:
+                console.print(Padding(line, (0, 0, 0, 2)))
+        console.print()
+    console.print("--model takes another model of the paper's Table 2 by its Hugging Face id, or a local folder.")
 
 
 if __name__ == "__main__":

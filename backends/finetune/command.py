@@ -26,6 +26,7 @@ from backends.finetune.report import summary_table, write_report
 from backends.finetune.results import append_record, read_results
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
+from backends.finetune.summary import orders_table
 from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.threads import set_up_framework
@@ -42,6 +43,7 @@ def finetune(options: argparse.Namespace) -> None:
     own_tasks = [parse_task_option(option) for option in options.task or []]
     protocol = load_protocol(
         options.protocol,
+        options.settings,
         model=options.model,
         seeds=options.seeds,
         conditions=options.conditions,
@@ -59,9 +61,14 @@ def finetune(options: argparse.Namespace) -> None:
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
     run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)
     out = options.out or Path("runs") / protocol.name
-    for order in _orders(protocol):
-        ordered = {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()}
-        run.into(out / _order_name(order) if protocol.orderings == "all" else out, ordered)
+    if protocol.orderings == "given":
+        run.into(out, tasks)
+        return
+    folders = []
+    for order in permutations(range(len(protocol.tasks))):
+        folders.append(out / ("order-" + "-".join(str(index + 1) for index in order)))
+        run.into(folders[-1], {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()})
+    Console(quiet=world.rank > 0).print(orders_table([read_results(folder) for folder in folders]))
 
 
 class _Run:
@@ -106,15 +113,6 @@ def _cost(name: str) -> float:
     """Of a token in a condition, beside the others; measured on a CPU."""
     condition = parse_condition(name)
     return {"replay": 1.8, "lwf": 1.3, "ewc": 1.1}.get(condition.baseline, 1.6 if condition.trains == "full" else 1.0)
-
-
-def _orders(protocol: Protocol) -> list[tuple[int, ...]]:
-    given = tuple(range(len(protocol.tasks)))
-    return list(permutations(given)) if protocol.orderings == "all" else [given]
-
-
-def _order_name(order: tuple[int, ...]) -> str:
-    return "order-" + "-".join(str(index + 1) for index in order)
 
 
 def show_report(folder: Path, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,8 +150,9 @@ def protocols_folder() -> Path:
     return Path(bench.__file__).parent / "protocols"
 
 
-def load_protocol(name_or_path: str, **overrides: Any) -> Protocol:
-    """Read a protocol by name, or from a path that ends in ``.toml``; an override that is None is left out.
+def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: Any) -> Protocol:
+    """Read a protocol by name, or from a path that ends in ``.toml``; ``settings``, each FIELD=VALUE as in TOML, such
+    as ``lora.rank=4``, and then ``overrides`` replace what the file has; an override that is None is left out.
 
     Raises: ProtocolError, naming the file, the field, what it got and what is allowed.
     """
@@ -169,16 +171,53 @@ def load_protocol(name_or_path: str, **overrides: Any) -> Protocol:
         raise ProtocolError(
             str(path), got=str(error), allowed="a TOML file in UTF-8", remedy="correct the line that is named"
         ) from error
+    for setting in settings:
+        _set(content, setting)
     content |= {key: value for key, value in overrides.items() if value is not None}
+    return _validated(content, path.name)
+
+
+def _set(content: dict[str, Any], setting: str) -> None:
+    """Write one FIELD=VALUE into ``content``."""
+    field, equals, text = (part.strip() for part in setting.partition("="))
+    *sections, name = field.split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a word without its quotation marks, which a shell takes away
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            equals = ""
+            break
+        content = inner
+    if not equals or not name:
+        raise ProtocolError(
+            "--set", got=repr(setting), allowed="FIELD=VALUE", remedy="write, for instance, --set lora.rank=4"
+        )
+    content[name] = value
+
+
+def _validated(content: dict[str, Any], source: str) -> Protocol:
     try:
         return Protocol.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         allowed = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            allowed = f"the fields {', '.join(_fields(first['loc'][:-1]))}"
         raise ProtocolError(
-            f"{path.name}: {field}",
+            f"{source}: {field}",
             got=repr(first.get("input")),
             allowed=allowed,
             remedy=f"correct it; {len(error.errors())} field(s) are wrong in all",
         ) from error
+
+
+def _fields(section: Sequence[int | str]) -> list[str]:
+    """The names of the fields of a section."""
+    model: type[BaseModel] = Protocol
+    for name in section:
+        model = model.model_fields[str(name)].annotation  # type: ignore[assignment]
+    return list(model.model_fields)

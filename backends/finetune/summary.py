@@ -118,7 +118,10 @@ def summary_table(results: RunResults) -> Table:
         pad_edge=False,
     )  # fmt: skip
     for index, heading in enumerate(COLUMNS if with_transfer else COLUMNS[:-1]):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
+        if index == 0:
+            table.add_column(heading, min_width=16, overflow="fold")
+        else:
+            table.add_column(heading.replace(", ", "\n"), justify="right", no_wrap=True)
     previous = None
     for row in summary_rows(results):
         if previous is not None and row.condition != previous:
@@ -128,6 +131,20 @@ def summary_table(results: RunResults) -> Table:
         style = "dim" if row.source else "bold" if row.condition in PAPER else ""
         table.add_row(*(Text(cell) for cell in cells), style=style)
         previous = row.condition
+    return table
+
+
+def orders_table(runs: Sequence[RunResults]) -> Table:
+    """One protocol in several orders of its tasks: drift and final holdout of each condition, a row for each order."""
+    table = Table(title=Text("Every order of the tasks"), title_justify="left", box=HORIZONTALS, pad_edge=False)
+    table.add_column("order", overflow="fold")
+    for condition in runs[0].conditions:
+        table.add_column(f"{label(readable(condition), 30)}\ndrift, %\nholdout, nats", justify="right", no_wrap=True)
+    for results in runs:
+        own = [_own_row(results, condition) for condition in results.conditions]
+        cells = [f"{row.drift}\n{row.holdout}" for row in own]
+        table.add_row(*map(Text, (", ".join(label(task, 30) for task in results.tasks), *cells)))
+        table.add_section()
     return table
 
 

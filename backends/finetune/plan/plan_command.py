@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 TOO_LARGE = 1
 
+SETTINGS: dict[str, Any] = {
+    "action": "append",
+    "default": [],
+    "dest": "settings",
+    "metavar": "FIELD=VALUE",
+    "help": "replace one field of the protocol, such as lora.rank=4 or quantization=none; may be given several times",
+}
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of ``crma``."""
@@ -30,6 +38,7 @@ def add_parser(commands: Any) -> None:
     plan.add_argument(
         "--task", action="append", metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl", help="as for `crma finetune`"
     )
+    plan.add_argument("--set", **SETTINGS)
     plan.add_argument("--random-weights", choices=("full", "reduced"), help="as for `crma finetune`")
     timing = plan.add_mutually_exclusive_group()
     timing.add_argument("--measure", action="store_true", help="time three steps of each condition on this machine")
@@ -57,6 +66,7 @@ def plan_command(options: argparse.Namespace) -> int:
     own_tasks = [parse_task_option(option) for option in options.task or []]
     protocol = load_protocol(
         options.protocol,
+        options.settings,
         model=options.model,
         precision=options.precision,
         conditions=options.conditions,
