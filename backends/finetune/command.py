@@ -119,7 +119,7 @@ def show_report(folder: Path, console: Console) -> None:
     """Print the table of a run folder, and write its pictures and HTML page."""
     results = read_results(folder)
     written = write_report(folder)
-    console.print(summary_table(results))
+    console.print(summary_table(results, console.width))
     console.print(f"report: {written[-1]}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -105,14 +105,20 @@ def paired_rows(results: RunResults, subject: str = "modular") -> list[PairedRow
     return rows
 
 
-def summary_table(results: RunResults) -> Table:
-    """The summary as a table for the terminal; the paper's rows are dim and say so. Clauses: CL-2..CL-6, CL-8."""
+WIDTH_WITH_TRANSFER = 100
+
+
+def summary_table(results: RunResults, width: int = WIDTH_WITH_TRANSFER) -> Table:
+    """The summary as a table for a terminal of ``width``; a narrow one goes without the column of forward transfer.
+
+    The paper's rows are dim and say so. Clauses: CL-2..CL-6, CL-8.
+    """
     run = results.run
     title = f"{label(run.model, 40)}, protocol {label(run.protocol, 30)}, {label(run.backend, 30)}"
     caption = caption_of(results)
     if run.random_weights:
         title, caption = f"{title}\n{RANDOM_WEIGHTS}", f"{RANDOM_WEIGHTS.capitalize()}. {caption}"
-    with_transfer = bool(results.base)
+    with_transfer = bool(results.base) and width >= WIDTH_WITH_TRANSFER
     table = Table(
         title=Text(title), caption=Text(caption), caption_justify="left", title_justify="left", box=HORIZONTALS,
         pad_edge=False,
