@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def cache(tmp_path_factory):
 
 
 def protocol_of(**overrides):
-    settings = {"batch_size": 3, "max_tokens": 40, "train": 8, "holdout": 5, "precision": "float32"}
+    settings: dict[str, Any] = {"batch_size": 3, "max_tokens": 40, "train": 8, "holdout": 5, "precision": "float32"}
     return load_protocol("quickstart", **settings | overrides)
 
 
