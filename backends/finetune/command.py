@@ -27,6 +27,7 @@ from backends.finetune.results import append_record, read_results
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
 from backends.finetune.summary import orders_table
+from backends.finetune.supported import check_supported
 from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.threads import set_up_framework
@@ -52,7 +53,20 @@ def finetune(options: argparse.Namespace) -> None:
     check_task_names(protocol.tasks)
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
+    check_supported(protocol, map(parse_condition, protocol.conditions), options.backend, shard=options.shard)
     make_engine, world = engine_factory(options.backend, options.mesh, shard=options.shard)
+    with world.joined():
+        _in_every_order(options, protocol, own_tasks, threads, make_engine, world)
+
+
+def _in_every_order(
+    options: argparse.Namespace,
+    protocol: Protocol,
+    own_tasks: Sequence[Task],
+    threads: int,
+    make_engine: EngineFactory,
+    world: World,
+) -> None:
     if options.random_weights is not None:
         model_path = random_model_folder(protocol.model, size=options.random_weights).resolve()
     else:

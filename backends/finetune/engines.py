@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from backends.finetune.conditions import Condition
 from backends.finetune.engine import Engine, EngineFactory
 from backends.finetune.protocol import Protocol
+from backends.finetune.supported import check_supported
 from backends.finetune.world import SINGLE, World
 from reference.errors import BackendError, MissingPackageError
 
@@ -17,11 +19,19 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
     ``mesh``, for JAX only, spreads it over several devices ("4x2"); ``shard``, for PyTorch under torchrun, spreads the
     base model over the processes.
 
-    Raises: BackendError for a backend that cannot train; as :func:`backends.finetune.jax_placement.placement`.
+    Raises: BackendError for a backend that cannot train, or not in these processes; as
+    :func:`backends.finetune.jax_placement.placement`.
     """
     if backend in ("jax-cpu", "jax-cuda"):
         if shard:
             raise BackendError("--shard", got=f"with {backend}", allowed="torch-cpu, torch-cuda", remedy="use --mesh")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BackendError(
+                "torchrun",
+                got=f"{os.environ['WORLD_SIZE']} processes with {backend}",
+                allowed="one process, which spreads its work over devices by --mesh",
+                remedy="start it without torchrun, with --mesh",
+            )
         try:
             from backends.finetune.jax_engine import JaxEngine
             from backends.finetune.jax_placement import keep_what_is_compiled, placement
@@ -34,7 +44,12 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
             ) from error
         keep_what_is_compiled()
         place = placement(backend, mesh)
-        return (lambda model, protocol, condition, seed: JaxEngine(model, protocol, condition, seed, place)), SINGLE
+
+        def make_jax(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
+            check_supported(protocol, [condition], backend, shard=False)
+            return JaxEngine(model, protocol, condition, seed, place)
+
+        return make_jax, SINGLE
     if backend not in ("torch-cpu", "torch-cuda"):
         raise BackendError(
             "backend",
@@ -63,6 +78,9 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
         )
 
     def make(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
-        return TorchEngine(model, protocol, condition, seed, device, world=world, shard=shard)
+        check_supported(protocol, [condition], backend, shard=shard)
+        engine = TorchEngine(model, protocol, condition, seed, device, world=world, shard=shard)
+        world.barrier()  # all have read what the run folder holds, before any of them writes to it again
+        return engine
 
     return make, world

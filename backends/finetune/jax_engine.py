@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from backends.finetune.jax_step import (
     Compute,
     Trainables,
     answer_loss,
+    answer_scores,
     padded,
     rate_arrays,
     stack_of,
@@ -36,6 +37,7 @@ from backends.finetune.optimizer import (
     diverged,
     group_settings,
     rate_factor,
+    trains_crma,
 )
 from backends.finetune.protocol import Protocol
 from backends.finetune.run_folder import PhaseFiles
@@ -58,7 +60,6 @@ class JaxEngine:
     ) -> None:
         self.model_path, self.protocol, self.condition, self.seed = model_path, protocol, condition, seed
         self.placement, self.world = placement, SINGLE
-        _check(protocol, condition)
         self.tokenizer = load_tokenizer(model_path)
         dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
         self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
@@ -70,12 +71,14 @@ class JaxEngine:
         except ConfigError as error:
             field = f"lora.{error.field}"
             raise ProtocolError(field, got=error.got, allowed=error.allowed, remedy=error.remedy) from error
+        self.rank = self._raised_rank() if condition.raised_rank else protocol.lora.rank
         self.lora: Lora = {}
         self.crma: Trainables = {}
         if condition.crma != "none":
             self._set_stack(self._start_stack())
         self.anchor: CRMAAdapter | None = None
         self.phase = -1
+        self._set_compute(0)
 
     # Data -----------------------------------------------------------------------------------------------------------
 
@@ -97,6 +100,11 @@ class JaxEngine:
         self.phase = phase
         if phase == 0 or self.condition.trains == "per-task":
             self.lora = self._fresh_lora(phase)
+        self._set_compute(phase)
+        self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables()))
+        self.steps = steps
+
+    def _set_compute(self, phase: int) -> None:
         self.settings = group_settings(self.protocol, self.condition, phase)
         self.compute = Compute(
             self.config,
@@ -107,22 +115,20 @@ class JaxEngine:
             self.placement.whole,
             self.protocol.gradient_checkpointing,
         )
-        self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables()))
-        self.steps = steps
 
     def step(self, batches: Sequence[Batch], index: int) -> StepReport:
         (batch,) = batches
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         rates = rate_arrays({name: group.learning_rate * factor for name, group in self.settings.items()})
-        given = self._trainables(), self.state, self._on_device(batch), self.placement.replicated(rates)
-        result = train_step(self.compute, self.params, *given)
+        given = self.state, self._on_device(batch), self.placement.replicated(rates)
+        result = train_step(self.compute, self.params, self._trainables(), self._still(), *given)
         norms = {name: float(result.norms[name]) for name in self.settings}
         report = StepReport(float(result.loss), norms)
         check_step(report, self.phase, index)
         self._set_trainables(result.trainables)
         self.state = result.state
         budget = displacement_budget(self.protocol, self.condition)
-        if self.anchor is not None and budget is not None:
+        if self.anchor is not None and budget is not None and trains_crma(self.condition, self.phase):
             try:
                 self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
             except NonFiniteError as error:
@@ -157,24 +163,49 @@ class JaxEngine:
     def holdout_loss(self, batches: Sequence[Batch]) -> float:
         loss_sum, tokens = 0.0, 0
         for batch in batches:
-            loss_sum += float(answer_loss(self.compute, self.params, self._trainables(), self._on_device(batch)))
+            loss_sum += float(answer_loss(self.compute, self.params, self._answering(), self._on_device(batch)))
             tokens += batch.answer_tokens
         check_holdout(loss_sum, self.phase)
         return loss_sum / tokens
 
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
-        raise _only_torch("canaries and panel", "questions by the token")
+        at_once = self.protocol.batch_size
+        parts = [
+            batch.rows(range(first, min(first + at_once, len(batch.labels))))
+            for batch in batches
+            for first in range(0, len(batch.labels), at_once)
+        ]
+        return [score for part in parts for score in self._scores(part)]
 
-    def without_crma(self) -> AbstractContextManager[None]:
-        raise _only_torch("panel", "the inference toggle")
+    def _scores(self, batch: Batch) -> Iterator[RowScore]:
+        scored = answer_scores(self.compute, self.params, self._answering(), self._on_device(batch))
+        losses, right, counted = (np.asarray(array)[: len(batch.labels)] for array in scored)
+        for row, answer in enumerate(counted):
+            loss = losses[row, answer].astype(np.float64).sum()
+            yield RowScore(float(loss), int(answer.sum()), bool(right[row, answer].all()))
+
+    @contextmanager
+    def without_crma(self) -> Iterator[None]:
+        crma, self.crma = self.crma, {}
+        try:
+            yield
+        finally:
+            self.crma = crma
 
     # Parameters -----------------------------------------------------------------------------------------------------
 
     def _fresh_lora(self, phase: int) -> Lora:
         """The same seed and phase give the same LoRA in every condition."""
         rng = np.random.default_rng([self.seed, phase])
-        drawn: Lora = self.placement.replicated(init_lora(self.config, self.paths, self.protocol.lora.rank, rng))
+        drawn: Lora = self.placement.replicated(init_lora(self.config, self.paths, self.rank, rng))
         return drawn
+
+    def _raised_rank(self) -> int:
+        """LoRA's rank, raised until it has at least as many parameters as MODULAR's LoRA and CRMA."""
+        crma, rank = self.protocol.crma, self.protocol.lora.rank
+        of_crma = crma.streams**2 + 1 + crma.streams * crma.rank * self.config.hidden_size
+        per_rank = sum(sum(self.config.projections[path]) for path in self.paths)
+        return rank + -(-of_crma // per_rank)  # both times the number of layers
 
     def _start_stack(self) -> CRMAAdapter:
         """The same start values as ``attach_crma`` draws."""
@@ -199,12 +230,18 @@ class JaxEngine:
         parts = {"basis": stack.basis, "mixing": stack.mix_logits, "gate": stack.gate_logit}
         self.crma = self.placement.replicated(parts)
 
-    def _trainables(self) -> Trainables:
+    def _answering(self) -> Trainables:
         return {"lora": self.lora, **self.crma}
+
+    def _trainables(self) -> Trainables:
+        return {name: group for name, group in self._answering().items() if name in self.settings}
+
+    def _still(self) -> Trainables:
+        return {name: group for name, group in self._answering().items() if name not in self.settings}
 
     def _set_trainables(self, trainables: Trainables) -> None:
         self.lora = trainables["lora"]
-        self.crma = {name: trainables[name] for name in self.crma}
+        self.crma = {name: trainables.get(name, group) for name, group in self.crma.items()}
 
     def parameter_counts(self) -> dict[str, int]:
         groups = {"lora": self.lora} | ({"crma": self.crma} if self.crma else {})
@@ -217,7 +254,9 @@ class JaxEngine:
     # Files ----------------------------------------------------------------------------------------------------------
 
     def save_phase(self, phase: int, files: PhaseFiles) -> None:
-        save_lora(files.lora, self.lora, self.protocol.lora.alpha, str(self.model_path))
+        alpha, rank = self.protocol.lora.alpha, self.protocol.lora.rank
+        alpha_here = alpha if self.rank == rank else alpha * self.rank / rank  # alpha / r stays what the protocol says
+        save_lora(files.lora, self.lora, alpha_here, str(self.model_path))
         if self.crma:
             save_state(files.crma, self._stack(), **self.identity)
 
@@ -276,22 +315,3 @@ class JaxEngine:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-
-
-def _check(protocol: Protocol, condition: Condition) -> None:
-    """What only the PyTorch engine can do is refused before anything is loaded."""
-    plain = condition.trains in ("per-task", "shared") and condition.baseline == "none" and not condition.raised_rank
-    if not plain or condition.crma == "unconstrained" or condition.trains_crma != "always":
-        raise _only_torch("conditions", condition.name)
-    for field in ("accumulation", "packing", "quantization", "canaries", "panel"):
-        if (got := getattr(protocol, field)) != Protocol.model_fields[field].default:
-            raise _only_torch(field, repr(got))
-
-
-def _only_torch(field: str, got: str) -> ProtocolError:
-    return ProtocolError(
-        field,
-        got=f"{got}, with a JAX backend",
-        allowed="naive, frozen, modular (pinned, or with its own budget), one unpacked batch a step, whole weights",
-        remedy="choose --backend torch-cpu or torch-cuda",
-    )

@@ -67,12 +67,19 @@ def stack_of(trainables: Trainables, iterations: int) -> CRMAAdapter:
 
 @partial(jax.jit, static_argnums=0)
 def train_step(
-    compute: Compute, params: Any, trainables: Trainables, state: Any, batch: dict[str, Array], rates: dict[str, Array]
+    compute: Compute,
+    params: Any,
+    trainables: Trainables,
+    still: Trainables,
+    state: Any,
+    batch: dict[str, Array],
+    rates: dict[str, Array],
 ) -> Step:
-    """One step on the mean loss per answer token; ``rates`` are the learning rates of the groups now."""
+    """One step on the mean loss per answer token; ``rates`` are the learning rates of the groups now, ``still`` the
+    groups that take part and are not trained."""
 
     def mean_loss(trainables: Trainables) -> Array:
-        total, counted = _answer_loss(compute, params, trainables, batch)
+        total, counted = _answer_loss(compute, params, trainables | still, batch)
         return total / counted
 
     def whole(tree: Any) -> Any:
@@ -93,9 +100,31 @@ def answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: di
     return _answer_loss(compute, params, trainables, batch)[0]
 
 
+class Scores(NamedTuple):
+    """Per token of a batch but the first, (rows, tokens - 1): its loss in nats, whether it is the most probable one,
+    and whether it belongs to an answer."""
+
+    losses: Array
+    right: Array
+    counted: Array
+
+
+@partial(jax.jit, static_argnums=0)
+def answer_scores(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> Scores:
+    """Every answer token by itself."""
+    scores = _logits(compute, params, trainables, batch)
+    losses, counted = token_losses(scores, batch["labels"])
+    return Scores(losses, scores[:, :-1].argmax(-1) == batch["labels"][:, 1:], counted)
+
+
 def _answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> tuple[Array, Array]:
+    losses, counted = token_losses(_logits(compute, params, trainables, batch), batch["labels"])
+    return losses.sum(), counted.sum().astype(losses.dtype)
+
+
+def _logits(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> Array:
     prepared = stack_of(trainables, compute.iterations).prepared() if "basis" in trainables else None
-    scores = logits(
+    return logits(
         params,
         compute.config,
         batch["input_ids"],
@@ -106,8 +135,6 @@ def _answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: d
         matmul_dtype=compute.matmul_dtype,
         remat=compute.remat,
     )
-    losses, counted = token_losses(scores, batch["labels"])
-    return losses.sum(), counted.sum().astype(losses.dtype)
 
 
 def _adapt(layer: PreparedAdapter, x: Array) -> Array:

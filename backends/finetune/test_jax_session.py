@@ -93,6 +93,136 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, crm
     assert measured(tmp_path / "run") == measured(finished), killed
 
 
+CONTROLS = ("modular@0.02", "modular-pinned", "modular-still", "frozen-raised")
+
+
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory, tiny_model, tiny_tasks, compiled):
+    """A run of the controls, with a panel, and each task measured before it is trained on."""
+    from backends.finetune.cli import main
+
+    folder = tmp_path_factory.mktemp("controls")
+    protocol = folder / "tiny-0.05.toml"
+    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05))
+    tasks = [part for task in tiny_tasks for part in ("--task", task)]
+    settings = ("--set", "transfer=true", "--set", "panel=1", "--conditions", *CONTROLS)
+    out = ("--out", str(folder / "run"))
+    assert main(["finetune", str(protocol), "--threads", "1", *out, *JAX, *tasks, *settings]) == 0
+    return folder / "run"
+
+
+def states(run, condition):
+    return [load_state(run / f"0-{condition}" / f"crma-{phase}.safetensors").stack for phase in range(3)]
+
+
+@pytest.mark.clause("CL-5")
+def test_a_pinned_or_still_crma_drifts_by_exactly_zero(controls):
+    results = read_results(controls)
+    for condition in CONTROLS[1:]:
+        metrics = results.metrics(condition, 0)
+        assert metrics is not None
+        assert (metrics.drift_per_task == 0.0).all(), condition
+    first, second, third = states(controls, "modular-pinned")
+    assert min(displacement(first, second).max(), displacement(second, third).max()) > 0.001  # it did go on training
+    still = {(controls / "0-modular-still" / f"crma-{phase}.safetensors").read_bytes() for phase in range(3)}
+    assert len(still) == 1
+    groups = [set(line["gradient_norms"]) for line in measured(controls) if line["condition"] == "modular-still"]
+    assert groups == [{"lora", "basis", "mixing", "gate"}, {"lora"}, {"lora"}]
+
+
+@pytest.mark.clause("BUDGET-1")
+def test_a_budget_in_the_name_of_a_condition_holds(controls):
+    first, *later = states(controls, "modular@0.02")
+    for state in later:
+        assert 0.005 < displacement(first, state).max() <= 0.02 + 1e-6
+
+
+def test_a_raised_rank_has_as_many_parameters_as_modular(finished, controls):
+    sizes = {line["condition"]: line["parameters"] for line in measured(finished) + measured(controls)}
+    raised, modular = sizes["frozen-raised"]["lora"], sum(sizes["modular"].values())
+    per_rank = sizes["frozen"]["lora"] // 2
+    assert modular <= raised < modular + per_rank
+
+
+def test_tasks_are_measured_before_they_are_trained_on_and_asked_by_a_panel(controls):
+    results = read_results(controls)
+    (base,) = results.base.values()
+    for line in measured(controls):
+        assert line["before"] > 0
+        if line["condition"] == "frozen-raised":  # a fresh LoRA adds nothing
+            assert line["before"] == pytest.approx(base.holdout[line["task"]], rel=1e-6)
+        elif line["phase"] > 0:
+            assert line["before"] != pytest.approx(base.holdout[line["task"]], rel=1e-4)
+    assert set(results.panels) == {(condition, 0) for condition in CONTROLS[:3]}
+    assert all(len(panel.with_crma) == len(panel.without_crma) == 3 for panel in results.panels.values())
+
+
+def test_a_still_crma_interrupted_in_its_last_phase_goes_on_to_the_same_bits(
+    controls, tmp_path, crma, finetune_command, monkeypatch
+):
+    from backends.finetune import jax_engine
+
+    step, calls = jax_engine.JaxEngine.step, []
+
+    def interrupted(self, batches, index):
+        calls.append(index)
+        if len(calls) == 12 + 12 + 8:
+            raise KeyboardInterrupt
+        return step(self, batches, index)
+
+    monkeypatch.setattr(jax_engine.JaxEngine, "step", interrupted)
+    settings = (*JAX, "--set", "transfer=true", "--set", "panel=1", "--conditions", "modular-still")
+    assert crma(finetune_command(tmp_path / "run", *settings))[0] == 130
+    monkeypatch.undo()
+    assert crma(finetune_command(tmp_path / "run", *settings))[0] == 0
+    whole = adapters(controls)
+    assert adapters(tmp_path / "run") == {name: whole[name] for name in whole if name.startswith("0-modular-still")}
+
+
+def test_a_panel_is_answered_in_a_later_command_as_in_the_same(controls, tmp_path, crma, finetune_command):
+    shutil.copytree(controls, tmp_path / "run")
+    results = tmp_path / "run" / "results.jsonl"
+    kept = [line for line in results.read_text().splitlines() if '"kind": "panel"' not in line]
+    results.write_text("\n".join(kept) + "\n")
+    settings = (*JAX, "--set", "transfer=true", "--set", "panel=1", "--conditions", *CONTROLS)
+    assert crma(finetune_command(tmp_path / "run", *settings))[0] == 0
+    assert read_results(tmp_path / "run").panels == read_results(controls).panels
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *(
+            (("--conditions", "naive", condition), f"conditions: got {condition}, with a JAX backend")
+            for condition in ("replay", "ewc", "lwf", "o-lora", "full", "modular-unconstrained")
+        ),
+        (("--set", "packing=true"), "packing: got True, with a JAX backend"),
+        (("--set", "accumulation=2"), "accumulation: got 2, with a JAX backend"),
+        (("--set", "quantization=4bit"), "quantization: got '4bit', with a JAX backend"),
+    ],
+)
+def test_what_jax_cannot_do_is_refused_before_anything_starts(tmp_path, crma, finetune_command, more, message):
+    code, _, error = crma(finetune_command(tmp_path / "run", *JAX, *more))
+    assert code == 2
+    assert message in error
+    assert "--backend torch-cpu" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_rows_dealt_to_two_devices_train_the_same(finished, tmp_path, crma_process, finetune_command, monkeypatch):
+    """Batches of 3 rows, which do not divide by 2."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2")
+    process = crma_process(finetune_command(tmp_path / "run", *JAX, "--conditions", "modular", "--mesh", "2x1"))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    whole = [line for line in measured(finished) if line["condition"] == "modular"]
+    for mine, theirs in zip(measured(tmp_path / "run"), whole, strict=True):
+        np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
+        assert mine["holdout"] == pytest.approx(theirs["holdout"], rel=1e-4)
+    assert measured(tmp_path / "run")[0]["losses"] != whole[0]["losses"]  # other sums
+
+
 def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
     finished, tmp_path, crma, crma_process, finetune_command, monkeypatch
 ):
@@ -130,8 +260,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_folder(
 
     train_step: Any = vars(jax_engine)["train_step"]
 
-    def diverging(compute, params, trainables, state, batch, rates):
-        result = train_step(compute, params, trainables, state, batch, rates)
+    def diverging(*given):
+        result = train_step(*given)
         return result._replace(loss=result.loss * float("nan"))
 
     monkeypatch.setattr(jax_engine, "train_step", diverging)

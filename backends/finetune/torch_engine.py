@@ -46,7 +46,7 @@ from backends.finetune.world import SINGLE, World
 from backends.torch import AdapterState, CRMABackbone, attach_crma
 from backends.torch.decoder import find_decoder
 from reference import AdapterConfig
-from reference.errors import NonFiniteError, ProtocolError
+from reference.errors import NonFiniteError
 
 
 class TorchEngine:
@@ -66,7 +66,6 @@ class TorchEngine:
         self.protocol, self.condition, self.seed, self.world = protocol, condition, seed, world
         self.device = torch.device(device)
         self.tokenizer = load_tokenizer(model_path)
-        _check(condition, protocol, shard)
         base = load_base(model_path, protocol, self.device, trainable=condition.trains == "full")
         self.backbone: CRMABackbone | None = None
         crma_size = 0
@@ -361,15 +360,3 @@ class TorchEngine:
         """Whether this process writes; the others wait until the files are there."""
         yield self.world.rank == 0
         self.world.barrier()
-
-
-def _check(condition: Condition, protocol: Protocol, shard: bool) -> None:
-    if condition.trains != "full":
-        return
-    if shard or protocol.quantization != "none":
-        raise ProtocolError(
-            "conditions",
-            got="full with " + ("--shard" if shard else f"quantization {protocol.quantization}"),
-            allowed="full on whole, unquantized weights",
-            remedy="leave full out of --conditions, or run it by itself on a device that holds the model",
-        )

@@ -30,7 +30,7 @@ def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, tra
                 "quantization",
                 got="'4bit' with random weights",
                 allowed="'none'",
-                remedy='leave --random-weights out, or set quantization = "none"',
+                remedy="leave --random-weights out, or add --set quantization=none",
             )
         model = build_random(model_path, dtype, device)
     else:
@@ -74,7 +74,7 @@ def _four_bits() -> Any:
             "quantization 4bit",
             got="no package named bitsandbytes",
             allowed="an installation with bitsandbytes",
-            remedy="pip install 'crma[quantization]', or set quantization = \"none\"",
+            remedy="pip install 'crma[quantization]', or add --set quantization=none",
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

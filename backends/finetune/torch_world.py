@@ -10,7 +10,8 @@ accumulated batch, and it averages over processes whose numbers of answer tokens
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -26,22 +27,43 @@ class TorchWorld:
     """The processes of a torchrun. Raises: BackendError if they cannot find each other."""
 
     def __init__(self, device: str) -> None:
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         try:
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
-        except (RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise BackendError(
                 "torchrun",
-                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                allowed="processes that can reach each other",
-                remedy="check --nnodes, --rdzv-endpoint and the network between the machines",
+                got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                allowed="processes that can reach each other, on a GPU at most one each",
+                remedy="start it with torchrun; check --nproc-per-node, --nnodes, --rdzv-endpoint and the network",
             ) from error
 
     def barrier(self) -> None:
         dist.barrier()
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not _has_lost_a_process(error):
+                raise
+            raise BackendError(
+                f"torchrun, process {self.rank}",
+                got="another process that has ended or does not answer",
+                allowed="processes that all run to the end",
+                remedy="see that process's own message; the same command with the same --out goes on from there",
+            ) from error
+        # Not after an error: the others may be waiting, and learn of it by this process's end.
+        dist.destroy_process_group()
+
+
+def _has_lost_a_process(error: RuntimeError) -> bool:
+    """gloo raises a bare RuntimeError with its own file name, or that of its transport, in the message."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def torch_world(device: str) -> World:
@@ -82,8 +104,11 @@ def share(world: World, count: int) -> list[tuple[int, bool]]:
 
 def shard_base(model: Any, blocks: Sequence[nn.Module], trainables: set[nn.Parameter]) -> None:
     """Spread the frozen parameters over the processes, block by block; ``trainables`` stay whole (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # By default the mesh is of the machine's accelerator, even if the model is on the CPU.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     for block in blocks:
-        fully_shard(block, ignored_params=trainables & set(block.parameters()))
-    fully_shard(model, ignored_params=trainables)
+        fully_shard(block, mesh=mesh, ignored_params=trainables & set(block.parameters()))
+    fully_shard(model, mesh=mesh, ignored_params=trainables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -15,6 +16,13 @@ class World(Protocol):
         """Wait until every process is here."""
         ...
 
+    def joined(self) -> AbstractContextManager[None]:
+        """The block in which the processes work together; behind it they part.
+
+        Raises: BackendError if another process has ended before its time.
+        """
+        ...
+
 
 class SingleProcess:
     """A world of one."""
@@ -23,6 +31,9 @@ class SingleProcess:
 
     def barrier(self) -> None:
         return None
+
+    def joined(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 SINGLE: World = SingleProcess()
