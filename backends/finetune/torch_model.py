@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from backends.finetune.base_model import load_errors
 from backends.finetune.models import build_random, is_random
 from backends.finetune.protocol import Protocol
-from reference.errors import MissingPackageError, ProtocolError
+from reference.errors import MissingPackageError, ModelError, ProtocolError
 
 
 def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, trainable: bool = False) -> Any:
@@ -56,14 +57,35 @@ def attention(model_path: Path, device: str) -> str | None:
 
 
 def _checkpoint(model: Any) -> None:
-    """Recompute each block in the backward pass. transformers does so in training mode only, so dropout goes to 0."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    """Recompute each block in the backward pass. transformers does so in training mode only, so dropout goes to 0.
+
+    Raises: ModelError if the model computes otherwise in that mode even so.
+    """
+    ids = torch.arange(3, 11, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        _turn_off_dropout(model)
+        passes = [model(input_ids=ids, use_cache=False).logits for _ in range(2)]
+    if not all(torch.equal(logits, expected) for logits in passes):
+        raise ModelError(
+            "gradient_checkpointing",
+            got=f"a {type(model).__name__}, which computes otherwise in training mode, where checkpointing works",
+            allowed="a model without noise of its own (Llama, Mistral, Gemma, Phi-3, Qwen, ...)",
+            remedy="set gradient_checkpointing=false",
+        )
+
+
+def _turn_off_dropout(model: Any) -> None:
+    """As modules, as numbers that modules keep, and as numbers in the configuration that they read."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+    for owner in (*model.modules(), *(module.config for module in model.modules() if hasattr(module, "config"))):
+        for name, value in list(vars(owner).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(owner, name, 0.0)
 
 
 def _four_bits() -> Any:
