@@ -306,6 +306,37 @@ def test_files_of_another_run_or_another_model_fail(run):
     assert "tasks-1.json: missing" in failures(run)[name]
 
 
+def edit_run_record(run, change):
+    """Change the first line of results.jsonl in place."""
+    first, *rest = (run / "results.jsonl").read_text().splitlines()
+    record = json.loads(first)
+    change(record)
+    (run / "results.jsonl").write_text("\n".join([json.dumps(record), *rest]) + "\n")
+
+
+@pytest.mark.clause("BUDGET-1")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"displacement_budget": 100.0}, "displacement_budget 0.05, results.jsonl: 100.0"),
+        ({"displacement_budget": None}, "displacement_budget 0.05, results.jsonl: None"),
+        ({"config": {}}, "name 'tiny', results.jsonl: 'nothing'"),
+    ],
+)
+def test_a_budget_that_is_not_the_protocols_fails(run, change, reason):
+    edit_run_record(run, lambda record: record.update(change))
+    assert reason in failures(run)["run", None, "files belong to this run"]
+
+
+def test_adapters_without_a_record_fail(run):
+    file = run / "results.jsonl"
+    edit_run_record(run, lambda record: record["conditions"].remove("modular"))
+    kept = [line for line in file.read_text().splitlines() if '"condition": "modular"' not in line]
+    file.write_text("\n".join(kept) + "\n")
+    assert set(failures(run)) == {("run", None, "files belong to this run")}
+    assert "0-modular: a folder of adapters that results.jsonl does not speak of" in str(failures(run))
+
+
 def test_a_limit_for_drift_is_kept_or_broken(run):
     final = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert failures(run, max_drift=5.0) == {}
@@ -328,6 +359,9 @@ def test_a_folder_that_is_no_run_is_unusable_input(tmp_path):
     with pytest.raises(RunFolderError, match="no folder"):
         certify_run(tmp_path / "absent")
     with pytest.raises(RunFolderError, match=r"without results\.jsonl"):
+        certify_run(tmp_path)
+    write_run(tmp_path / "order-1-2-3", ["frozen"])
+    with pytest.raises(RunFolderError, match="one of its folders order-"):
         certify_run(tmp_path)
 
 

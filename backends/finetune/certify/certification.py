@@ -74,7 +74,9 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
             str(path),
             got="a folder without results.jsonl and run.json" if path.is_dir() else "no folder",
             allowed="a run folder of `crma finetune`",
-            remedy="name the folder that was given as --out",
+            remedy="name the folder that was given as --out"
+            if not any(path.glob("order-*/run.json"))
+            else "name one of its folders order-*, each of which is a run",
         )
     files = RunFiles(path)
     try:

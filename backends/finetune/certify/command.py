@@ -30,10 +30,21 @@ def certify(options: argparse.Namespace) -> int:
     from backends.atomic import atomic_write
     from backends.finetune.certify.certification import certify_run
     from backends.finetune.certify.table import show
+    from reference.errors import ConfigError, DiskSpaceError
 
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     certification = certify_run(options.folder, options.max_drift)
     if options.json is not None:
-        atomic_write(options.json, json.dumps(certification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
+        try:
+            atomic_write(options.json, json.dumps(certification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
+        except DiskSpaceError:
+            raise
+        except OSError as error:
+            raise ConfigError(
+                "--json",
+                got=f"{options.json}: {error.strerror or error}",
+                allowed="a file that can be written",
+                remedy="name a file in a folder of yours",
+            ) from error
     show(certification, Console())
     return 0 if certification.passed else FAILED

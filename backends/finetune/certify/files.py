@@ -65,7 +65,7 @@ class RunFiles:
         return states, [holds(condition.name, seed, "state files whole", "STATE-1, STATE-4", faults)]
 
     def of_this_run(self, results: RunResults, states: list[StoredState]) -> Check:
-        """run.json, results.jsonl, the tasks' fingerprints and all states speak of one run, one model, one size."""
+        """run.json, results.jsonl, the tasks' names, the folders and all states speak of one run, model and size."""
         faults: list[str] = []
         identity = self._json(self.places.identity, faults)
         self._digest(self.places.results)
@@ -73,7 +73,7 @@ class RunFiles:
         if identity and identity.get("backend") != results.run.backend:
             faults.append(f"run.json: backend {identity.get('backend')!r}, results.jsonl: {results.run.backend!r}")
         for field, value in protocol.items():
-            said = results.run.config.get(field, value)
+            said = results.run.config.get(field, "nothing")
             if said != value:
                 faults.append(f"run.json: {field} {value!r}, results.jsonl: {said!r}"[:300])
         for seed in results.seeds:
@@ -82,6 +82,14 @@ class RunFiles:
             if tasks and list(tasks) != results.tasks:
                 faults.append(f"{path.name}: tasks {list(tasks)}, results.jsonl: {results.tasks}")
         crma = protocol.get("crma", {}) if isinstance(protocol.get("crma"), dict) else {}
+        if (said := results.run.displacement_budget) != (budget := crma.get("displacement_budget")):
+            faults.append(f"run.json: displacement_budget {budget!r}, results.jsonl: {said!r}")
+        known = {self.places.branch(seed, name) for seed in results.seeds for name in results.conditions}
+        faults += [
+            f"{path.name}: a folder of adapters that results.jsonl does not speak of"
+            for path in sorted(self.folder.glob("[0-9]*-*"))
+            if path.is_dir() and path not in known
+        ]
         for state in states:
             config, first = state.content.config, states[0]
             wanted = {field: crma[field] for field in _CONFIGS if field in crma}

@@ -6,8 +6,8 @@ from __future__ import annotations
 PROMISES = {
     "results readable": "results.jsonl holds whole records of finite numbers.",
     "condition known": "The condition is one whose promises this program knows.",
-    "files belong to this run": "run.json, results.jsonl and the tasks' fingerprints agree, and all CRMA states have "
-    "the protocol's sizes and the same base model's architecture.",
+    "files belong to this run": "run.json, results.jsonl and the tasks' names agree, no folder of adapters is without "
+    "a record, and all CRMA states have the protocol's sizes and the same base model's architecture.",
     "holdout matrix complete": "Every phase is recorded, with a positive finite holdout loss of every task seen.",
     "drift exactly 0, nats": "The largest |H[p, j] - H[j, j]| over all phases p and tasks j is 0, bit for bit.",
     "drift of every task, %": "No prior task's holdout loss rose by more than the limit asked for with --max-drift.",
@@ -37,6 +37,7 @@ PROMISES = {
 }
 NOT_CHECKED = (
     "The holdout losses are taken from results.jsonl; nothing was trained or evaluated again.",
+    "That a LoRA holds the numbers that were trained: it is read, it is finite, and its SHA-256 is in the JSON.",
     "That the base model's weights and the tasks' texts are those whose fingerprints the run recorded.",
     "States between two logged steps. Of M and of the adapter the bound holds for every parameter value (Theorems 1 "
     "and 2 of the specification); the displacement budget was applied after every step.",
