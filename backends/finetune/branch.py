@@ -91,8 +91,7 @@ class Branch:
         self._append(record)
         self.log.holdout(self.seed, self.condition.name, phase, record["holdout"])
         if self.engine.world.rank == 0:
-            checkpoint.unlink(missing_ok=True)
-            self._forget(phase - 1)
+            self.folder.forget(self.seed, self.condition.name, phase + 1)
         self.engine.world.barrier()
 
     def _step(self, batches: Sequence[Batch], index: int, steps: int, record: dict[str, Any]) -> None:
@@ -152,13 +151,6 @@ class Branch:
         encoded = self.engine.encode(options, f"{question.task}, panel")
         scores = self.engine.scores([self.engine.batch([[example] for example in encoded])])
         return grade([score.loss / score.tokens for score in scores]) == question.answer
-
-    def _forget(self, phase: int) -> None:
-        """Remove what only the phase after ``phase`` had to be able to start from."""
-        if phase >= 0:
-            files = self._files(phase)
-            for path in (files.consolidated, files.model):
-                path.unlink(missing_ok=True)
 
     def _new_record(self, phase: int) -> dict[str, Any]:
         return {

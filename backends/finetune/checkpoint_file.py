@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from reference.errors import RunFolderError
+from reference.errors import RunFolderError, StateFileError
+
+NEEDED = {"phase", "losses", "gradient_norms", "holdout", "exact_match", "seconds", "tokens", "spectral"}
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:
@@ -17,10 +21,12 @@ def read_progress(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            progress: dict[str, Any] = json.loads((file.metadata() or {})["progress"])
-            return progress
+            progress = json.loads((file.metadata() or {})["progress"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(progress, dict) or not progress.keys() >= NEEDED:
+        raise damaged(path, f"progress {str(progress)[:80]}")
+    return progress
 
 
 def damaged(path: Path, got: str) -> RunFolderError:
@@ -34,10 +40,19 @@ def damaged(path: Path, got: str) -> RunFolderError:
 
 
 def damaged_phase(folder: Path, got: str) -> RunFolderError:
-    """What to say of the adapter of a finished task that cannot be used."""
+    """What to say of a file of a finished task that cannot be used."""
     return RunFolderError(
         str(folder),
         got=got,
-        allowed="the PEFT adapter that this run wrote",
-        remedy="restore the folder from a copy, or start again in another --out",
+        allowed="what this run wrote",
+        remedy="restore it from a copy, or start again in another --out",
     )
+
+
+@contextmanager
+def phase_state(path: Path) -> Iterator[Path]:
+    """Say what is wrong with a stored state of the shared CRMA in the words of a run folder. Raises: RunFolderError."""
+    try:
+        yield path
+    except StateFileError as error:
+        raise damaged_phase(path, str(error.got)) from error

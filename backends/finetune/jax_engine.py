@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from backends.architecture import architecture_digest, describe
 from backends.finetune import jax_checkpoint
 from backends.finetune.base_model import load_errors, load_tokenizer
-from backends.finetune.checkpoint_file import damaged_phase, read_progress
+from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_progress
 from backends.finetune.conditions import Condition
 from backends.finetune.encoding import Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.engine import RowScore, SpectralReport, StepReport
@@ -49,7 +49,7 @@ from backends.jax.decoder import load_decoder
 from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
 from backends.jax.state import load_state, save_state
 from reference import AdapterConfig
-from reference.errors import ConfigError, ModelError, NonFiniteError, ProtocolError, StateFileError
+from reference.errors import ConfigError, ModelError, NonFiniteError, ProtocolError
 
 
 class JaxEngine:
@@ -280,7 +280,8 @@ class JaxEngine:
         self.lora = self.placement.replicated(factors)
 
     def _load_crma(self, path: Path) -> None:
-        content = load_state(path)
+        with phase_state(path):
+            content = load_state(path)
         own = {**self.identity, "iterations": self.protocol.crma.iterations, "shapes": _shapes(self._stack())}
         found = {
             "base_model": content.base_model,
@@ -289,12 +290,7 @@ class JaxEngine:
             "shapes": _shapes(content.stack),
         }
         if wrong := [field for field in own if found[field] != own[field]]:
-            raise StateFileError(
-                str(path),
-                got=f"{wrong[0]} {found[wrong[0]]}",
-                allowed=f"{own[wrong[0]]}, as this run has it",
-                remedy="restore the file from a copy, or start again in another --out",
-            )
+            raise damaged_phase(path, f"{wrong[0]} {found[wrong[0]]}, not {own[wrong[0]]}")
         self._set_stack(content.stack)
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from backends.finetune.conditions import Condition
 from backends.finetune.engine import StepReport
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocol import FullSection, LoraSection, Protocol
 from reference.errors import NonFiniteError, TrainingDivergedError
 
 CRMA_GROUPS = ("basis", "mixing", "gate")
@@ -26,14 +26,18 @@ def group_settings(protocol: Protocol, condition: Condition, phase: int) -> dict
     One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
     """
     if condition.trains == "full":
-        return {"full": GroupSettings(protocol.full.learning_rate, protocol.full.clip)}
-    rate = protocol.lora.learning_rate * (protocol.lora.later_rate_factor if phase > 0 else 1.0)
-    groups = {"lora": GroupSettings(rate, protocol.lora.clip)}
+        return {"full": _later(protocol.full, phase)}
+    groups = {"lora": _later(protocol.lora, phase)}
     later = protocol.crma.later_rate_factor if phase > 0 else 1.0
     for name in CRMA_GROUPS if trains_crma(condition, phase) else ():
         section = getattr(protocol.crma, name)
         groups[name] = GroupSettings(section.learning_rate * later, section.clip)
     return groups
+
+
+def _later(section: LoraSection | FullSection, phase: int) -> GroupSettings:
+    factor = section.later_rate_factor if phase > 0 else 1.0
+    return GroupSettings(section.learning_rate * factor, section.clip)
 
 
 def trains_crma(condition: Condition, phase: int) -> bool:

@@ -16,6 +16,7 @@ from reference.errors import ProtocolError
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]  # the optimizer computes in float32, which ends at 3e38
 
 
 def _known(name: str) -> str:
@@ -35,7 +36,7 @@ class LoraSection(_Section):
     rank: Count = 8
     alpha: Count = 16
     target_modules: str | list[str] = "all-linear"
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     later_rate_factor: Factor = 1.0
     clip: Positive = 1.0
 
@@ -43,7 +44,7 @@ class LoraSection(_Section):
 class GroupSection(_Section):
     """Learning rate and clipping norm of one group of CRMA parameters."""
 
-    learning_rate: Positive
+    learning_rate: Rate
     clip: Positive = 1.0
 
 
@@ -94,9 +95,11 @@ class OrthogonalLoraSection(_Section):
 
 
 class FullSection(_Section):
-    """Training of all parameters of the base model."""
+    """Training of all parameters of the base model. ``later_rate_factor`` scales the learning rate after the first
+    task."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: Rate = 5e-5
+    later_rate_factor: Factor = 1.0
     clip: Positive = 1.0
 
 
@@ -161,7 +164,7 @@ def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: 
     if path is None or not path.is_file():
         raise ProtocolError(
             "protocol",
-            got=repr(name_or_path),
+            got=repr(name_or_path) + (", where there is no such file" if path else ""),
             allowed=", ".join(known) + ", or the path of a .toml file",
             remedy="`crma protocols` lists the protocols with their descriptions",
         )

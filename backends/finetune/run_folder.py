@@ -65,6 +65,14 @@ class RunFolder:
         """Checkpoint of the phase under way."""
         return self.branch(seed, condition) / "checkpoint.safetensors"
 
+    def forget(self, seed: int, condition: str, finished: int) -> None:
+        """Remove what the ``finished`` phases of a seed and condition needed, and nothing after them needs."""
+        self.checkpoint(seed, condition).unlink(missing_ok=True)
+        for phase in range(finished - 1):  # all of them: a kill may have left several
+            files = self.files(seed, condition, phase)
+            for path in (files.consolidated, files.model):
+                path.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process, and clear away what a killed one was writing.
@@ -111,8 +119,8 @@ class RunFolder:
         wanted = json.loads(json.dumps(identity))
         if not self._holds_work():
             self.results.unlink(missing_ok=True)  # an attempt that ended before its first checkpoint binds nobody
-            file.unlink(missing_ok=True)
-        if not file.exists():
+        if not self._holds_work() or not file.exists():
+            # In place of the old one: without run.json, for however short a time, the folder would be a stranger's.
             atomic_write(file, json.dumps(wanted, indent=2).encode())
             return
         try:

@@ -56,7 +56,7 @@ def run_session(
             condition = parse_condition(name)
             panel = protocol.panel > 0 and condition.crma != "none" and (name, seed) not in results.panels
             if done == len(tasks[seed]) and not panel:
-                folder.checkpoint(seed, name).unlink(missing_ok=True)  # killed between its last record and this
+                folder.forget(seed, name, done)  # killed between its last record and this
             else:
                 branch(condition, seed).run(done, panel=panel)
                 gc.collect()  # a model and its hooks form cycles; two base models at once may not fit

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
 from backends.finetune.base_model import load_tokenizer
-from backends.finetune.checkpoint_file import damaged_phase, read_progress
+from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_progress
 from backends.finetune.conditions import Condition
 from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.engine import RowScore, SpectralReport, StepReport
@@ -232,7 +232,7 @@ class TorchEngine:
             self.slot.load(files.lora)
             self._allow_training(self.phase)
         if self.backbone is not None and self.condition.pinned:
-            self.backbone.load(files.crma)
+            self._load_crma(self.backbone, files.crma)
 
     @torch.no_grad()
     def holdout_loss(self, batches: Sequence[Batch]) -> float:
@@ -330,9 +330,13 @@ class TorchEngine:
         if self.condition.crma == "unconstrained":
             self.backbone.load_state(load_unconstrained(phases[-1].mixing))
         else:
-            self.backbone.load(phases[0].crma)  # also checks that the file is this model's
+            self._load_crma(self.backbone, phases[0].crma)
             self.anchor = self.backbone.state() if len(phases) > 1 else None
-            self.backbone.load(phases[-1].crma)
+            self._load_crma(self.backbone, phases[-1].crma)
+
+    def _load_crma(self, backbone: CRMABackbone, path: Path) -> None:
+        with phase_state(path):
+            backbone.load(path)  # also checks that the file is this model's
 
     @torch.no_grad()
     def _load_model(self, path: Path) -> None:
