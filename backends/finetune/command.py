@@ -32,6 +32,7 @@ from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_t
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.threads import set_up_framework
 from backends.finetune.world import World
+from reference.errors import ProtocolError
 
 PACKAGES = {
     "torch": ("crma", "torch", "transformers", "peft", "numpy"),
@@ -51,6 +52,13 @@ def finetune(options: argparse.Namespace) -> None:
         tasks=[task.name for task in own_tasks] or None,
     )
     check_task_names(protocol.tasks)
+    if own_tasks and protocol.canaries:
+        raise ProtocolError(
+            "canaries",
+            got=f"{protocol.canaries} with --task",
+            allowed="0 for tasks of your own, which have none",
+            remedy="add --set canaries=0",
+        )
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
     check_supported(protocol, map(parse_condition, protocol.conditions), options.backend, shard=options.shard)

@@ -5,7 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 pytest.importorskip("peft")
 
@@ -109,6 +111,21 @@ def test_a_mistake_that_shows_late_does_not_bind_the_folder(crma, finetune_comma
     assert crma(finetune_command(tmp_path / "run", *more))[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("canaries=3", "canaries: got 3 with --task"),
+        ("crma.gate.learning_rate=1e38", "crma.gate.learning_rate: got 1e+38"),
+        ("lora.learning_rate=nan", "lora.learning_rate: got nan"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(crma, finetune_command, tmp_path, setting, expected):
+    code, _, error = crma(finetune_command(tmp_path / "run", "--set", setting))
+    assert code == 2
+    assert expected in one_message(error)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("seed", ["-1", str(2**40)])
 def test_seeds_outside_the_range_are_named(crma, finetune_command, tmp_path, seed):
     code, _, error = crma(finetune_command(tmp_path / "run", "--seeds", seed))
@@ -164,7 +181,10 @@ def test_two_processes_in_one_run_folder(crma, crma_process, finetune_command, t
     assert "another process" in one_message(error)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+OF_NOTHING, OF_A_NUMBER = (safetensors.numpy.save({"a": np.ones(1)}, {"progress": text}) for text in ("{}", "3"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", OF_NOTHING, OF_A_NUMBER, None])
 def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command, tmp_path, monkeypatch, damage):
     from backends.finetune import torch_engine
 
@@ -192,17 +212,19 @@ def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command
     assert crma(command)[0] == 0
 
 
-def test_a_damaged_adapter_of_an_earlier_task_is_named(crma, finetune_command, tmp_path, monkeypatch):
-    command = finetune_command(tmp_path / "run", "--conditions", "frozen")
+@pytest.mark.parametrize("name", ["task-1/adapter_model", "crma-0", "crma-1"])
+def test_a_damaged_file_of_an_earlier_task_is_named(crma, finetune_command, tmp_path, name):
+    command = finetune_command(tmp_path / "run", "--conditions", "modular")
     assert crma(command)[0] == 0
     results = tmp_path / "run" / "results.jsonl"
     lines = results.read_text().splitlines(keepends=True)
     results.write_text("".join(line for line in lines if '"phase": 2' not in line))
-    adapter = tmp_path / "run" / "0-frozen" / "task-0" / "adapter_model.safetensors"
-    adapter.write_bytes(adapter.read_bytes()[:100])
+    file = tmp_path / "run" / "0-modular" / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
     code, _, error = crma(command)
     assert code == 2
-    assert "task-0" in one_message(error)
+    assert name.partition("/")[0] in one_message(error)
+    assert "start again in another --out" in error
 
 
 def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkeypatch):

@@ -147,6 +147,33 @@ def test_killed_after_the_last_record_leaves_no_checkpoint(finished, tmp_path, c
     assert adapters(tmp_path / "run") == adapters(finished)
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_killed_while_a_folder_without_work_is_claimed_again_leaves_it_ours(
+    finished, tmp_path, crma, finetune_command, monkeypatch, call
+):
+    from backends.finetune import run_folder, torch_engine
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
+    assert crma(finetune_command(tmp_path / "run"))[0] == 130  # claimed, and nothing trained
+    monkeypatch.undo()
+    write, calls = run_folder.atomic_write, []
+
+    def interrupted_later(path, data):
+        calls.append(path)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(run_folder, "atomic_write", interrupted_later)
+    assert crma(finetune_command(tmp_path / "run"))[0] == 130
+    monkeypatch.undo()
+    assert crma(finetune_command(tmp_path / "run"))[0] == 0
+    assert adapters(tmp_path / "run") == adapters(finished)
+
+
 def test_interrupt_from_the_keyboard_says_how_to_go_on(finished, tmp_path, crma, finetune_command, monkeypatch):
     from backends.finetune import torch_engine
 
