@@ -52,6 +52,7 @@ def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
     return {
         "protocol": run.protocol,
         "model": run.model,
+        "random_weights": run.random_weights,
         "backend": run.backend,
         "machine": run.machine,
         "versions": run.versions,
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atomic_write(options.out, json.dumps(runs, indent=1).encode() + b"\n")
     except CRMAError as error:
         print(f"collect_runs: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"collect_runs: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
         return 2
     return 0
 

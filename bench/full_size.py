@@ -6,73 +6,127 @@
 For each model LoRA alone (FROZEN) and with CRMA (MODULAR), each in a process of its own: two phases of ``--steps``
 steps through the engine of `crma finetune`, with the settings of ``gemma-five-phase`` and full rows of the
 specification's text. The weights are random unless ``--weights`` is given, which changes neither time nor memory, and
-is in the file. Source: ours; the models: paper, Table 2.
+is in the file; JAX reads weights from files, which those of full size are in none of. Peak memory is the process's on a
+CPU, and the framework's own count on a GPU. Source: ours; the models: paper, Table 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.machine import machine_kind, versions
+from backends.atomic import atomic_write
+from bench.machine import machine_kind, processor, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
+from reference.errors import ConfigError, CRMAError
 
 PROTOCOL = "gemma-five-phase"
 CONDITIONS = ("frozen", "modular")
 PIECE = 4000  # characters of a text; cut to max_tokens
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure model after model; the file is written anew after each, so that nothing measured is lost."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure model after model; the file is written anew after each, so that nothing measured is lost. 0 if all could
+    be measured, 2 if not.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    if options.peak_of is not None:
-        print(json.dumps(_run(options, *options.peak_of.split(":"))))
-        return
+    try:
+        if options.peak_of is not None:
+            print(json.dumps(_run(options, *options.peak_of.split(":"))))
+        else:
+            _measure(options, arguments)
+    except CRMAError as error:
+        print(f"full_size: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"full_size: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    _check(options)
     result: dict[str, Any] = {
         "protocol": PROTOCOL,
         "settings": options.settings,
         "random_weights": None if options.weights else options.size,
-        "machine": machine_kind(options.backend.partition("-")[2]),
+        "backend": options.backend,
         "threads": options.threads,
-        "versions": versions(),
+        "versions": {},
+        "machine": {},
         "models": {},
     }
     for model in options.models:
         runs = {name: peak_in_own_process("bench.full_size", arguments, f"{model}:{name}") for name in CONDITIONS}
+        for run in runs.values():
+            result |= {key: run.pop(key) for key in ("versions", "machine")}  # asked here, JAX would take the GPU
         seconds = [runs[name]["step_seconds_median"] for name in CONDITIONS]
         runs["overhead_of_crma"] = seconds[1] / seconds[0] - 1
         result["models"][model] = runs
-        text = json.dumps(result, indent=1) + "\n"
+        text = json.dumps(result, indent=1)
         if options.out is None:
             print(text)
         else:
-            options.out.write_text(text, encoding="utf-8")
+            atomic_write(options.out, text.encode() + b"\n")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Whatever can be known to be wrong before hours of work."""
+    from backends.finetune.conditions import parse_condition
+    from backends.finetune.protocol import load_protocol
+    from backends.finetune.supported import check_supported
+    from backends.finetune.threads import set_up_framework
+
+    if options.steps < 1:
+        raise ConfigError("--steps", got=options.steps, allowed="an integer >= 1", remedy="leave it out to take 10")
+    if options.backend.startswith("jax-") and options.size == "full" and not options.weights:
+        raise ConfigError(
+            "--size",
+            got=f"full with {options.backend}",
+            allowed="reduced, or --weights, with a JAX backend, which reads weights from files",
+            remedy="--size reduced, or --weights with the models in $CRMA_MODELS, or --backend torch-cuda",
+        )
+    protocol, size = load_protocol(PROTOCOL, options.settings), None if options.weights else options.size
+    check_supported(protocol, map(parse_condition, CONDITIONS), options.backend, shard=False, random_weights=size)
+    set_up_framework(options.backend, options.threads)
+    for model in options.models:
+        _folder(options, model)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out.parent).close()
+
+
+def _folder(options: argparse.Namespace, model: str) -> Path:
+    from backends.finetune.base_model import resolve_model
+    from backends.finetune.models import random_model_folder
+
+    return resolve_model(model) if options.weights else random_model_folder(model, size=options.size)
 
 
 def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
-    import torch
-
-    from backends.finetune.base_model import resolve_model
+    from backends import load_backend
     from backends.finetune.conditions import parse_condition
     from backends.finetune.engines import engine_factory
-    from backends.finetune.models import random_model_folder
     from backends.finetune.models.tokenizer import training_text
     from backends.finetune.protocol import load_protocol
     from backends.finetune.tasks import Example
     from backends.finetune.threads import set_up_framework
 
-    set_up_framework(options.backend, options.threads)
-    device = options.backend.partition("-")[2]
+    threads = set_up_framework(options.backend, options.threads)
+    load_backend(options.backend)  # a missing device is one clear error
+    framework, device = options.backend.split("-")
     protocol = load_protocol(PROTOCOL, options.settings)
-    folder = resolve_model(model) if options.weights else random_model_folder(model, size=options.size)
-    reset_peak(device)
+    folder = _folder(options, model)
+    reset_peak(device, framework)
     started = time.perf_counter()
     engine = engine_factory(options.backend)[0](folder, protocol, parse_condition(name), 0)
     load_seconds = time.perf_counter() - started
@@ -90,8 +144,7 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
             batch = engine.batch([[examples[(first + row) % len(examples)]] for row in range(size)])
             started = time.perf_counter()
             report = engine.step([batch], index)
-            if device == "cuda":
-                torch.cuda.synchronize()
+            _wait(engine, options.backend)
             seconds.append(time.perf_counter() - started)
             tokens.append(batch.tokens)
             losses.append(report.loss)
@@ -99,14 +152,45 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
             spectra.append(None if spectrum is None else spectrum._asdict())
         phases.append({"losses": losses, "spectral": spectra})
     return {
+        "versions": _versions(options.backend),
+        "machine": _machine(options.backend, threads),
         "parameters": engine.parameter_counts(),
         "load_seconds": load_seconds,
         "step_seconds": seconds,
         "step_seconds_median": statistics.median(seconds[1:] or seconds),
         "tokens_per_second": sum(tokens[1:] or tokens) / sum(seconds[1:] or seconds),
-        "peak_bytes": peak_bytes(device),
+        "peak_bytes": peak_bytes(device, framework),
         "phases": phases,
     }
+
+
+def _wait(engine: Any, backend: str) -> None:
+    """Until what the step has changed is there; on a CPU, PyTorch's is when the step returns."""
+    if backend == "torch-cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    elif backend.startswith("jax-"):
+        import jax
+
+        jax.block_until_ready((engine.lora, engine.crma))
+
+
+def _machine(backend: str, threads: int) -> dict[str, Any]:
+    """As :func:`bench.machine.machine_kind`, which asks PyTorch, has it."""
+    framework, device = backend.split("-")
+    if framework == "torch":
+        return machine_kind(device)
+    import jax
+
+    kind = {"device": device, "processor": processor()}
+    gpu = jax.local_devices(backend=device)[0].device_kind
+    return kind | ({"gpu": gpu} if device == "cuda" else {"threads": threads})
+
+
+def _versions(backend: str) -> dict[str, str]:
+    packages = ("jax", "jaxlib", "optax") if backend.startswith("jax-") else ()
+    return versions() | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,4 +210,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Peak memory of this process, or of its GPU, since a given moment. Source: ours."""
+"""Peak memory of this process, or of its GPU as PyTorch or JAX counts it, since a given moment. Source: ours."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from reference.errors import BackendError
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def reset_peak(device: str) -> bool:
-    """Forget the peak so far, such as that of reading a model. False where the system cannot; then it counts, too."""
-    import torch
-
+def reset_peak(device: str, framework: str = "torch") -> bool:
+    """Forget the peak so far, such as that of reading a model. False where the system cannot, nor JAX for its GPU; then
+    it counts, too.
+    """
+    if device == "cuda" and framework == "jax":
+        return False
     if device == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         return True
     try:
@@ -30,17 +34,29 @@ def reset_peak(device: str) -> bool:
     return True
 
 
-def peak_bytes(device: str) -> int:
-    """Largest resident memory in bytes (VmHWM, or getrusage), or largest allocation on the GPU."""
-    import torch
-
+def peak_bytes(device: str, framework: str = "torch") -> int | None:
+    """Largest resident memory in bytes (VmHWM, or getrusage), or largest allocation on the GPU; None where JAX's
+    allocator for it does not count.
+    """
+    if device == "cuda" and framework == "jax":
+        return jax_peak_bytes(device)
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     try:
         found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
     except OSError:
         found = None
     return 1024 * int(found[1] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def jax_peak_bytes(device: str) -> int | None:
+    """Largest allocation of this process on JAX's first device of a kind; None where the device does not count."""
+    import jax
+
+    peak = (jax.local_devices(backend=device)[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else int(peak)
 
 
 def peak_in_own_process(module: str, arguments: Sequence[str], side: str) -> dict[str, Any]:
@@ -50,7 +66,7 @@ def peak_in_own_process(module: str, arguments: Sequence[str], side: str) -> dic
     if done.returncode != 0:
         raise BackendError(
             f"process for the peak memory of {side}",
-            got=f"exit status {done.returncode}: {done.stderr.strip()[-300:]}",
+            got=f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1][-300:]}",
             allowed="exit status 0",
             remedy="run it by hand: python " + " ".join(command[1:]),
         )

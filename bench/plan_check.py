@@ -14,13 +14,16 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.atomic import atomic_write
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
+from reference.errors import CRMAError
 
 PIECE = 1200  # characters of a text
 STEPS = "steps of "
@@ -34,18 +37,29 @@ COMPARED = {  # measured -> predicted
 TRIMMED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the comparison as JSON, or write it."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the comparison as JSON, or write it; 0 if it could be made, 2 if not."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    if options.peak_of is not None:
-        print(json.dumps(_measured(options)))
-        return
-    result = compare(options, list(arguments))
-    if options.out is None:
-        print(json.dumps(result, indent=2))
-    else:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    try:
+        if options.peak_of is not None:
+            print(json.dumps(_measured(options)))
+            return 0
+        if options.out is not None:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out.parent).close()  # it can be written to, before minutes of work
+        text = json.dumps(compare(options, arguments), indent=2)
+        if options.out is None:
+            print(text)
+        else:
+            atomic_write(options.out, text.encode() + b"\n")
+    except CRMAError as error:
+        print(f"plan_check: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"plan_check: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
+        return 2
+    return 0
 
 
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
@@ -165,6 +179,7 @@ def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, de
 
 def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
     """Protocol, model folder, task."""
+    from backends import load_backend
     from backends.finetune.base_model import resolve_model
     from backends.finetune.models import random_model_folder
     from backends.finetune.models.tokenizer import training_text
@@ -173,6 +188,7 @@ def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
     from backends.finetune.threads import set_up_framework
 
     set_up_framework(options.backend, options.threads)
+    load_backend(options.backend)  # a missing device is one clear error
     overrides = {field: getattr(options, field) for field in _FIELDS if hasattr(options, field)}
     protocol = load_protocol("quickstart", **overrides, conditions=options.conditions)
     if options.random_weights is None:
@@ -204,4 +220,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

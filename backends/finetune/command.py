@@ -18,7 +18,7 @@ from backends.finetune.base_model import model_fingerprint, resolve_model
 from backends.finetune.conditions import parse_condition
 from backends.finetune.engine import EngineFactory
 from backends.finetune.engines import engine_factory
-from backends.finetune.models import is_random, random_model_folder
+from backends.finetune.models import is_random, random_model_folder, random_size
 from backends.finetune.named_tasks import named_task
 from backends.finetune.progress import Progress
 from backends.finetune.protocol import Protocol, load_protocol
@@ -59,12 +59,17 @@ def finetune(options: argparse.Namespace) -> None:
             allowed="0 for tasks of your own, which have none",
             remedy="add --set canaries=0",
         )
+    _check(options, protocol, options.random_weights)
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
-    check_supported(protocol, map(parse_condition, protocol.conditions), options.backend, shard=options.shard)
     make_engine, world = engine_factory(options.backend, options.mesh, shard=options.shard)
     with world.joined():
         _in_every_order(options, protocol, own_tasks, threads, make_engine, world)
+
+
+def _check(options: argparse.Namespace, protocol: Protocol, random_weights: str | None) -> None:
+    conditions = map(parse_condition, protocol.conditions)
+    check_supported(protocol, conditions, options.backend, shard=options.shard, random_weights=random_weights)
 
 
 def _in_every_order(
@@ -79,6 +84,7 @@ def _in_every_order(
         model_path = random_model_folder(protocol.model, size=options.random_weights).resolve()
     else:
         model_path = resolve_model(protocol.model).resolve()
+        _check(options, protocol, random_size(model_path))
     names = [] if own_tasks else protocol.tasks
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
     run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)

@@ -108,7 +108,8 @@ class Engine(Protocol):
         ...
 
     def memory_bytes(self) -> int:
-        """Peak since the phase began, on a GPU; resident, on a CPU."""
+        """On a GPU the peak since the phase began, or, with JAX, which cannot forget one, since the process began;
+        resident, on a CPU."""
         ...
 
 

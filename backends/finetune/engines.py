@@ -7,8 +7,9 @@ from pathlib import Path
 
 from backends.finetune.conditions import Condition
 from backends.finetune.engine import Engine, EngineFactory
+from backends.finetune.models.marker import random_size
 from backends.finetune.protocol import Protocol
-from backends.finetune.supported import check_supported
+from backends.finetune.supported import check_backend, check_supported
 from backends.finetune.world import SINGLE, World
 from reference.errors import BackendError, MissingPackageError
 
@@ -22,7 +23,8 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
     Raises: BackendError for a backend that cannot train, or not in these processes; as
     :func:`backends.finetune.jax_placement.placement`.
     """
-    if backend in ("jax-cpu", "jax-cuda"):
+    check_backend(backend)
+    if backend.startswith("jax-"):
         if shard:
             raise BackendError("--shard", got=f"with {backend}", allowed="torch-cpu, torch-cuda", remedy="use --mesh")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -46,17 +48,10 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
         place = placement(backend, mesh)
 
         def make_jax(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
-            check_supported(protocol, [condition], backend, shard=False)
+            check_supported(protocol, [condition], backend, shard=False, random_weights=random_size(model))
             return JaxEngine(model, protocol, condition, seed, place)
 
         return make_jax, SINGLE
-    if backend not in ("torch-cpu", "torch-cuda"):
-        raise BackendError(
-            "backend",
-            got=repr(backend),
-            allowed="torch-cpu, torch-cuda, jax-cpu or jax-cuda for fine-tuning",
-            remedy="choose one of these; the others compute the adapter only",
-        )
     if mesh is not None:
         raise BackendError(
             "--mesh",
@@ -78,7 +73,7 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
         )
 
     def make(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
-        check_supported(protocol, [condition], backend, shard=shard)
+        check_supported(protocol, [condition], backend, shard=shard, random_weights=random_size(model))
         engine = TorchEngine(model, protocol, condition, seed, device, world=world, shard=shard)
         world.barrier()  # all have read what the run folder holds, before any of them writes to it again
         return engine

@@ -25,7 +25,7 @@ def one_message(error: str) -> str:
         (["finetune", "no-such"], ["protocol", "'no-such'", "quickstart", "crma protocols"]),
         (["finetune", "quickstart", "--model", "no-such"], ["model", "no-such", "smollm2"]),
         (["finetune", "quickstart", "--model", "org/name"], ["model", "org/name", "hf download"]),
-        (["finetune", "quickstart", "--backend", "abacus"], ["backend", "abacus", "torch-cpu"]),
+        (["finetune", "quickstart", "--backend", "abacus"], ["backend", "abacus", "torch-cpu", "for fine-tuning"]),
         (
             ["finetune", "quickstart", "--backend", "reference"],
             ["backend", "reference", "torch-cuda, jax-cpu"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reference.errors import ConfigError, DiskSpaceError, ModelError
+from reference.errors import ConfigError, DiskSpaceError, ModelError, ProtocolError
 
 torch = pytest.importorskip("torch", reason="pip install 'crma[finetune]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'crma[finetune]'")
@@ -19,9 +19,12 @@ transformers = pytest.importorskip("transformers", reason="pip install 'crma[fin
 from safetensors import SafetensorError
 
 from backends.finetune.base_model import check_model_folder, load_tokenizer, resolve_model
-from backends.finetune.models import ZOO, build_random, find_model, is_random, random_model_folder
+from backends.finetune.conditions import parse_condition
+from backends.finetune.engines import engine_factory
+from backends.finetune.models import ZOO, build_random, find_model, is_random, random_model_folder, random_size
 from backends.finetune.models.marker import MARKER
 from backends.finetune.models.tokenizer import train_tokenizer, training_text
+from backends.finetune.protocol import load_protocol
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +122,23 @@ def test_jax_answers_as_torch_on_the_same_random_weights(name):
     assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def test_weights_in_no_file_are_refused_by_jax():
+    pytest.importorskip("optax", reason="pip install 'crma[jax]'")
+    pytest.importorskip("jax", reason="pip install 'crma[jax]'")
+    make_engine, _ = engine_factory("jax-cpu")
+    arguments = load_protocol("quickstart"), parse_condition("frozen"), 0
+    with pytest.raises(ConfigError, match="random weights: got full size with jax-cpu") as caught:
+        make_engine(random_model_folder("tinyllama-1.1b", size="full", layers=1), *arguments)
+    assert "--random-weights reduced" in caught.value.remedy
+
+
+def test_random_weights_are_not_quantized():
+    make_engine, _ = engine_factory("torch-cpu")
+    arguments = load_protocol("quickstart", quantization="4bit"), parse_condition("frozen"), 0
+    with pytest.raises(ProtocolError, match="quantization: got '4bit' with random weights"):
+        make_engine(random_model_folder("tinyllama-1.1b", size="reduced"), *arguments)
+
+
 def test_full_size_weights_are_drawn_from_the_seed_in_the_dtype_that_is_asked_for(tmp_path):
     folder = random_model_folder("tinyllama-1.1b", size="full", layers=1)
     torch.manual_seed(7)
@@ -179,12 +199,15 @@ def test_a_damaged_folder_is_refused(tmp_path):
     (folder / "model.safetensors").write_bytes(weights[:-1])
     with pytest.raises(ModelError, match="cut short"):
         check_model_folder(folder)
+    assert random_size(folder) == "reduced"
     (folder / "model.safetensors").unlink()
+    assert random_size(folder) == "full"
     check_model_folder(folder)
     (folder / MARKER).write_text("{}")
     with pytest.raises(ModelError, match="without a seed"):
         check_model_folder(folder)
     (folder / MARKER).unlink()
+    assert random_size(folder) is None
     with pytest.raises(ModelError, match=r"without the weights model\.safetensors"):
         check_model_folder(folder)
     with pytest.raises(ModelError, match=MARKER.replace(".", r"\.")):

@@ -20,11 +20,12 @@ pytest.importorskip("rich", reason="pip install 'crma[finetune]'")
 from backends.finetune.conditions import parse_condition
 from backends.finetune.domains.packages import package_folder
 from backends.finetune.engines import engine_factory
-from backends.finetune.models import ZOO
+from backends.finetune.models import ZOO, random_model_folder
 from backends.finetune.plan.plan_command import TOO_LARGE, add_parser
 from backends.finetune.protocol import load_protocol
 
 ROOT = Path(__file__).parents[2]
+RANDOM, FOUR_BITS = ["--model", "saul-7b", "--random-weights"], ["--set", "quantization=4bit"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,11 +124,45 @@ def test_time_can_be_extrapolated_from_few_layers(plan, tiny, monkeypatch):
         (["--model", "gpt-9"], ModelError, "gemma-2-9b"),
         (["--model", "smollm2", "--random-weights", "full"], ModelError, "with random weights"),
         (["--conditions", "thawed"], ProtocolError, "naive, frozen, modular"),
+        (["--set", "lora.target_modules=nope"], ProtocolError, r"lora\.target_modules: got 'nope'"),
+        (["--backend", "jax-cpu", "--conditions", "ewc"], ProtocolError, "conditions: got ewc, with a JAX backend"),
+        (["--conditions", "full", "--shard", "--devices", "2"], ProtocolError, "conditions: got full with --shard"),
+        ([*RANDOM, "reduced", *FOUR_BITS], ProtocolError, "quantization: got '4bit' with random weights"),
+        (["--model", "saul-7b", "--measure-layers", "1", *FOUR_BITS], ProtocolError, "'4bit' with random weights"),
+        ([*RANDOM, "full", "--backend", "jax-cpu"], ConfigError, "Try: --random-weights reduced"),
+        (["--measure-layers", "1", "--backend", "jax-cpu"], ConfigError, "--measure-layers: got 1 with jax-cpu"),
     ],
 )
 def test_a_mistake_is_named(plan, tiny, arguments, error, message):
     with pytest.raises(error, match=message):
         plan(*tiny, *arguments)
+
+
+def test_a_folder_of_random_weights_is_refused_as_the_option_is(plan, tiny):
+    folder = str(random_model_folder("saul-7b", size="full"))
+    with pytest.raises(ProtocolError, match="quantization: got '4bit' with random weights"):
+        plan(*tiny, "--model", folder, *FOUR_BITS)
+    with pytest.raises(ConfigError, match="random weights: got full size with jax-cpu"):
+        plan(*tiny, "--model", folder, "--backend", "jax-cpu")
+
+
+def test_every_order_of_the_tasks_takes_its_time_and_disk(plan, tiny):
+    figures = {}
+    for orderings in ("given", "all"):
+        model = ["--model", "tinyllama-1.1b", "--throughput", "100", "--conditions", "frozen"]
+        code, out = plan(*tiny, *model, "--memory", "80", "--set", f"orderings={orderings}")
+        assert code == 0
+        number = r"([\d.]+)"
+        row = re.search(rf"{number} s to {number} s │ +{number} s to {number} s │ +{number} │", out)
+        assert row is not None
+        figures[orderings] = [float(text) for text in row.groups()]
+        assert ("in each of 6 orders of the tasks" in out) == (orderings == "all")
+        assert ("all seeds and orders" in out) == (orderings == "all")
+        assert ("what the given one does" in out) == (orderings == "all")
+    (low, high, every_low, every_high, disk), (*one, all_low, all_high, all_disk) = figures.values()
+    assert one == [low, high] == [every_low, every_high]
+    assert [all_low, all_high] == pytest.approx([6 * low, 6 * high], rel=0.01)
+    assert all_disk == pytest.approx(6 * disk, abs=3.5)
 
 
 def has_smollm2():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.atomic import atomic_write
 from backends.finetune.conftest import adapters, measured, run_with_kills
 from backends.finetune.results import read_results
 
@@ -151,7 +152,7 @@ def test_killed_after_the_last_record_leaves_no_checkpoint(finished, tmp_path, c
 def test_killed_while_a_folder_without_work_is_claimed_again_leaves_it_ours(
     finished, tmp_path, crma, finetune_command, monkeypatch, call
 ):
-    from backends.finetune import run_folder, torch_engine
+    from backends.finetune import torch_engine
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -159,15 +160,15 @@ def test_killed_while_a_folder_without_work_is_claimed_again_leaves_it_ours(
     monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
     assert crma(finetune_command(tmp_path / "run"))[0] == 130  # claimed, and nothing trained
     monkeypatch.undo()
-    write, calls = run_folder.atomic_write, []
+    calls = []
 
     def interrupted_later(path, data):
         calls.append(path)
         if len(calls) == call:
             raise KeyboardInterrupt
-        write(path, data)
+        atomic_write(path, data)
 
-    monkeypatch.setattr(run_folder, "atomic_write", interrupted_later)
+    monkeypatch.setattr("backends.finetune.run_folder.atomic_write", interrupted_later)
     assert crma(finetune_command(tmp_path / "run"))[0] == 130
     monkeypatch.undo()
     assert crma(finetune_command(tmp_path / "run"))[0] == 0

@@ -41,7 +41,7 @@ class Counts:
 
 
 def count_parameters(config: Any, protocol: Protocol) -> Counts:
-    """Count. Raises: ModelError."""
+    """Count. Raises: ModelError, ProtocolError for LoRA's target modules."""
     from torch import nn
 
     model = skeleton(config, protocol.lora)

@@ -77,7 +77,7 @@ def make_plan(
         folder: of the base model; its weights are not read, and need not be there.
         work: the phases. measured: seconds a token, by condition, in place of those from ``machine.peak``.
 
-    Raises: ModelError.
+    Raises: ModelError, ProtocolError for LoRA's target modules.
     """
     estimator = _Estimator(folder, protocol, work, machine, measured or {})
     conditions = {name: estimator.condition(name) for name in protocol.conditions}

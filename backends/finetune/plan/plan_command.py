@@ -72,13 +72,14 @@ def plan_command(options: argparse.Namespace) -> int:
         conditions=options.conditions,
         tasks=[task.name for task in own_tasks] or None,
     )
+    _check_run(options, protocol, "full" if options.measure_layers else options.random_weights)
     set_up_framework(options.backend, options.threads)
     machine, limit = _machine(options)
-    folder, notes = _folder(protocol, options.random_weights)
+    folder, notes = _folder(options, protocol)
     work = _work(protocol, own_tasks, folder, notes)
     measured = _measure(options, protocol, folder, work, notes)
     plan = make_plan(folder, protocol, work, machine, measured)
-    _explain(options, machine, notes)
+    _explain(options, protocol, machine, notes)
     show_plan(Console(), plan, protocol, notes, limit)
     too_large = [name for name, condition in plan.conditions.items() if limit and condition.peak > limit]
     if too_large and limit:
@@ -87,21 +88,32 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from reference.errors import BackendError, ConfigError
+    from backends.finetune.supported import check_backend
+    from reference.errors import ConfigError
 
-    if options.backend not in ("torch-cpu", "torch-cuda", "jax-cpu", "jax-cuda"):
-        raise BackendError(
-            "backend",
-            got=repr(options.backend),
-            allowed="torch-cpu, torch-cuda, jax-cpu or jax-cuda for fine-tuning",
-            remedy="choose one of these; it need not be on this machine unless steps are measured",
-        )
+    check_backend(options.backend)
     for name in ("devices", "memory", "throughput", "measure_layers"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(
                 f"--{name.replace('_', '-')}", got=value, allowed="a finite number > 0", remedy="correct it"
             )
+    if options.measure_layers and options.backend.startswith("jax"):
+        raise ConfigError(
+            "--measure-layers",
+            got=f"{options.measure_layers} with {options.backend}",
+            allowed="torch-cpu or torch-cuda, which draw weights; a JAX backend reads them from files",
+            remedy="--measure, or --backend torch-cpu or torch-cuda",
+        )
+
+
+def _check_run(options: argparse.Namespace, protocol: Protocol, random_weights: str | None) -> None:
+    """What `crma finetune` refuses has no plan. Raises: as :func:`backends.finetune.supported.check_supported`."""
+    from backends.finetune.conditions import parse_condition
+    from backends.finetune.supported import check_supported
+
+    conditions = map(parse_condition, protocol.conditions)
+    check_supported(protocol, conditions, options.backend, shard=options.shard, random_weights=random_weights)
 
 
 def _machine(options: argparse.Namespace) -> tuple[Machine, float | None]:
@@ -124,15 +136,15 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, float | None]:
     return Machine(device, options.devices, options.shard, libraries, peak), limit
 
 
-def _folder(protocol: Protocol, random_weights: Any) -> tuple[Path, list[str]]:
+def _folder(options: argparse.Namespace, protocol: Protocol) -> tuple[Path, list[str]]:
     """The model's folder, or, where its weights are not here, its architecture."""
     from backends.finetune.base_model import resolve_model
-    from backends.finetune.models import find_model, is_random, random_model_folder
+    from backends.finetune.models import find_model, random_model_folder, random_size
     from reference.errors import ModelError
 
-    if random_weights is not None:
-        folder = random_model_folder(protocol.model, size=random_weights)
-        return folder, [f"random weights ({random_weights} size): what is learned from them means nothing"]
+    if (size := options.random_weights) is not None:
+        folder = random_model_folder(protocol.model, size=size)
+        return folder, [f"random weights ({size} size): what is learned from them means nothing"]
     try:
         folder = resolve_model(protocol.model)
     except ModelError:
@@ -141,7 +153,10 @@ def _folder(protocol: Protocol, random_weights: Any) -> tuple[Path, list[str]]:
             raise
         note = f"the weights of {model.hub_id} are not on this machine; planned from its published configuration"
         return random_model_folder(model.name, size="full"), [note]
-    return folder, ["random weights: what is learned from them means nothing"] if is_random(folder) else []
+    if (found := random_size(folder)) is None:
+        return folder, []
+    _check_run(options, protocol, found)
+    return folder, ["random weights: what is learned from them means nothing"]
 
 
 def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[str]) -> list[PhaseWork]:
@@ -205,10 +220,13 @@ def _measure(
     }
 
 
-def _explain(options: argparse.Namespace, machine: Machine, notes: list[str]) -> None:
+def _explain(options: argparse.Namespace, protocol: Protocol, machine: Machine, notes: list[str]) -> None:
     """What memory and time rest on."""
     from backends.finetune.plan.duration import UTILIZATION
+    from backends.finetune.plan.work import orders
 
+    if orders(protocol) > 1:
+        notes.append("every order of the tasks is taken to need what the given one does")
     notes.append(
         "activations: what autograd keeps in a pass of PyTorch's graph without values; not counted are short-lived "
         "buffers and what an allocator leaves unused, so leave some room"

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends.finetune.plan.estimate import ConditionPlan, Plan, Range
+from backends.finetune.plan.work import orders
 from backends.finetune.protocol import Protocol
 
 GIB = 2**30
@@ -43,7 +44,8 @@ def _parameters(plan: Plan, protocol: Protocol) -> Table:
 
 
 def _phases(plan: Plan, protocol: Protocol) -> Table:
-    title = f"Work of one seed and condition: {protocol.epochs} epoch{'s' if protocol.epochs > 1 else ''} a task"
+    one = "one seed, condition and order" if orders(protocol) > 1 else "one seed and condition"
+    title = f"Work of {one}: {protocol.epochs} epoch{'s' if protocol.epochs > 1 else ''} a task"
     columns = ("task", "steps an epoch", "steps", "tokens an epoch", "computed, with padding", "holdout tokens")
     table = _table(title, *columns)
     for phase in plan.work:
@@ -82,23 +84,25 @@ def _verdict(condition: ConditionPlan, limit: float) -> str:
 
 
 def _times(plan: Plan, protocol: Protocol) -> Table:
-    title = f"Time, and disk of the run folder, for all of {len(protocol.seeds)} seed(s)"
+    seeds, times = len(protocol.seeds), orders(protocol)
+    runs, are_many = seeds * times, times > 1
+    title = f"Time, and disk of the run folder{'s' if are_many else ''}, for all of {seeds} seed(s)"
+    title += f" in each of {times} orders of the tasks" if are_many else ""
     columns = (
         "condition",
         "TFLOP, largest batch",
         "longest task's epoch",
-        "one seed",
-        "all seeds",
+        "one seed and order" if are_many else "one seed",
+        "all seeds and orders" if are_many else "all seeds",
         "disk, MiB",
     )
     table = _table(title, *columns)
-    seeds = len(protocol.seeds)
     for name, condition in plan.conditions.items():
         work = (condition.operations.forward + condition.operations.backward) / 1e12
         run = condition.run
-        every = None if run is None else (seeds * run[0], seeds * run[1])
+        every = None if run is None else (runs * run[0], runs * run[1])
         spans = [_span(span) for span in (condition.epoch, run, every)]
-        table.add_row(name, f"{work:.3g}", *spans, f"{seeds * condition.disk / 2**20:.0f}")
+        table.add_row(name, f"{work:.3g}", *spans, f"{runs * condition.disk / 2**20:.0f}")
     return table
 
 

@@ -33,24 +33,25 @@ def skeleton(
 ) -> Any:
     """A causal LM on the meta device, as the PyTorch engine sets it up: frozen and with LoRA; without, trained whole.
 
-    Raises: ModelError for an architecture that cannot be built or that LoRA cannot sit on.
+    Raises: ModelError for an architecture that cannot be built, ProtocolError for target modules that it does not have.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
+    from backends.finetune.torch_lora import LoraSlot
 
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     where = Path(getattr(config, "_name_or_path", "") or config.model_type)
-    with load_errors(where), torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        model.eval().requires_grad_(lora is None)
-        if checkpoint:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()
+        with load_errors(where):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            model.eval().requires_grad_(lora is None)
+            if checkpoint:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.train()
         if lora is not None:
-            settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules)
-            model = get_peft_model(model, settings)
+            model = LoraSlot(model, lora).model
         if checkpoint:
             model.enable_input_require_grads()
     return model

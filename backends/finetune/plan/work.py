@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class PhaseWork:
     def holdout_tokens(self) -> int:
         """Tokens that are computed for one evaluation."""
         return sum(rows * longest for rows, longest, _ in self.holdout)
+
+
+def orders(protocol: Protocol) -> int:
+    """How many times the tasks are gone through, each time in another order and into a run folder of its own."""
+    return math.factorial(len(protocol.tasks)) if protocol.orderings == "all" else 1
 
 
 def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int) -> list[PhaseWork]:
