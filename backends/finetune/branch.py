@@ -16,7 +16,7 @@ from backends.finetune.progress import Progress
 from backends.finetune.protocol import Protocol
 from backends.finetune.results import append_record
 from backends.finetune.run_folder import PhaseFiles, RunFolder
-from backends.finetune.tasks import Example, Task
+from backends.finetune.tasks import Task
 from backends.finetune.tensorboard import Log
 
 EVALUATION_COST = 1 / 3  # of a token that is read, beside one that is trained on
@@ -147,8 +147,7 @@ class Branch:
         self._append({"kind": "panel", "condition": self.condition.name, "seed": self.seed, **panel})
 
     def _is_right(self, question: Question) -> bool:
-        options = [Example(question.prompt, option) for option in question.options]
-        encoded = self.engine.encode(options, f"{question.task}, panel")
+        encoded = self.engine.encode(question.examples, f"{question.task}, panel")
         scores = self.engine.scores([self.engine.batch([[example] for example in encoded])])
         return grade([score.loss / score.tokens for score in scores]) == question.answer
 

@@ -96,7 +96,8 @@ def _in_every_order(
     for order in permutations(range(len(protocol.tasks))):
         folders.append(out / ("order-" + "-".join(str(index + 1) for index in order)))
         run.into(folders[-1], {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()})
-    Console(quiet=world.rank > 0).print(orders_table([read_results(folder) for folder in folders]))
+    console = Console(quiet=world.rank > 0)
+    console.print(orders_table([read_results(folder) for folder in folders], console.width))
 
 
 class _Run:

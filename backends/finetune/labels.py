@@ -41,6 +41,17 @@ def budget_of(condition: str) -> float | None:
         return None
 
 
+def percent(value: float) -> str:
+    """A signed figure with two decimals, or with one digit that counts where these would be zeros; "0 exactly" for 0.
+
+    >>> percent(-0.1666), percent(-0.0031), percent(0.0)
+    ('−0.17', '−0.003', '0 exactly')
+    """
+    if value == 0:
+        return "0 exactly"
+    return (f"{value:+.2f}" if abs(value) >= 0.005 else f"{value:+.1g}").replace("-", "−")
+
+
 def label(name: str, width: int = 18) -> str:
     """``name`` on one line, printable and at most ``width`` characters long."""
     printable = "".join(letter if letter.isprintable() else " " for letter in name).strip() or "(no name)"

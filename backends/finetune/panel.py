@@ -1,7 +1,7 @@
 """A panel of multiple-choice questions, for the inference toggle: the same adapters with and without CRMA.
 
-Source: paper section 6.1.4 and Table 8 for the toggle, its intervals and its test. The paper's 100 questions, and how
-their answers were graded, are not public: the questions and the rule of :func:`grade` are ours.
+Source: paper section 6.1.4 and Table 8 for the toggle. The paper's 100 questions, and how their answers were graded,
+are not public: the questions and the rule of :func:`grade` are ours. ``panels`` counts the answers.
 
 A count of right answers says little by itself: choosing the option with the largest share of words from the prompt gets
 about 60 of 100 questions of the five domains right, since a definition repeats words of what it defines. What counts is
@@ -13,9 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import reference
 from backends.finetune.domains.deduplication import stable_hash
 from backends.finetune.tasks import Example, Task
 from reference.errors import ConfigError, NonFiniteError, ShapeError, TaskDataError
@@ -37,36 +35,6 @@ class Question:
     def examples(self) -> tuple[Example, ...]:
         """The options as what an engine takes the loss of, in their order."""
         return tuple(Example(self.prompt, option) for option in self.options)
-
-
-class PanelAnswers(Protocol):
-    """What :func:`panel_summary` reads: one entry per question."""
-
-    @property
-    def tasks(self) -> Sequence[str]: ...
-    @property
-    def with_crma(self) -> Sequence[bool]: ...
-    @property
-    def without_crma(self) -> Sequence[bool]: ...
-
-
-@dataclass(frozen=True)
-class PanelSummary:
-    """Counts of right answers out of ``questions``; Wilson intervals of their fractions, as (low, high).
-
-    ``only_with``, ``only_without``: questions that were answered rightly in one of the two ways only; ``p``: McNemar's
-    exact two-sided test of these. ``by_task``: (questions, right with CRMA, right without CRMA).
-    """
-
-    questions: int
-    with_crma: int
-    without_crma: int
-    with_interval: tuple[float, float]
-    without_interval: tuple[float, float]
-    only_with: int
-    only_without: int
-    p: float
-    by_task: dict[str, tuple[int, int, int]]
 
 
 def draw_panel(tasks: Sequence[Task], per_task: int, options: int = 4, seed: int = 0) -> list[Question]:
@@ -111,41 +79,6 @@ def grade(losses: Sequence[float]) -> int | None:
     lowest = min(losses)
     chosen = [index for index, loss in enumerate(losses) if loss == lowest]
     return chosen[0] if len(chosen) == 1 else None
-
-
-def panel_summary(panel: PanelAnswers, confidence: float = 0.95) -> PanelSummary:
-    """Counts, Wilson intervals at ``confidence``, and McNemar's exact test of the paired answers.
-
-    Raises: ShapeError where the three lists of ``panel`` differ in length, ConfigError for a panel of no questions.
-    Source: the paper's Table 8.
-    """
-    lengths = [len(entries) for entries in (panel.tasks, panel.with_crma, panel.without_crma)]
-    if len(set(lengths)) != 1:
-        raise ShapeError(
-            "panel",
-            got=f"{lengths} tasks, answers with CRMA and answers without",
-            allowed="one of each per question",
-            remedy="answer every question in both ways",
-        )
-    pairs = list(zip(panel.tasks, map(bool, panel.with_crma), map(bool, panel.without_crma), strict=True))
-    right_with, right_without = sum(pair[1] for pair in pairs), sum(pair[2] for pair in pairs)
-    only_with = sum(pair[1] and not pair[2] for pair in pairs)
-    only_without = sum(pair[2] and not pair[1] for pair in pairs)
-    of_task = {name: [pair for pair in pairs if pair[0] == name] for name in dict.fromkeys(panel.tasks)}
-    return PanelSummary(
-        questions=len(pairs),
-        with_crma=right_with,
-        without_crma=right_without,
-        with_interval=reference.wilson_interval(right_with, len(pairs), confidence),
-        without_interval=reference.wilson_interval(right_without, len(pairs), confidence),
-        only_with=only_with,
-        only_without=only_without,
-        p=reference.mcnemar_exact(only_with, only_without),
-        by_task={
-            name: (len(own), sum(pair[1] for pair in own), sum(pair[2] for pair in own))
-            for name, own in of_task.items()
-        },
-    )
 
 
 def _questions(task: Task, per_task: int, options: int, seed: int) -> list[Question]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from backends.finetune.domains import DOMAINS
+from backends.finetune.fictional import FICTIONAL as FICTIONAL_DOMAINS
+from backends.finetune.records import RunRecord
+
 
 class PaperRow(NamedTuple):
     """One condition of one of the paper's tables, as printed there.
@@ -23,8 +27,9 @@ class PaperRow(NamedTuple):
 
 class PaperFictional(NamedTuple):
     """Section 6.2: exact match of the first domain before and after the others, and backward transfer in nats and in
-    exact match."""
+    exact match. ``condition``: ours that it is the like of; ``name``: the paper's."""
 
+    condition: str
     name: str
     exact_match: tuple[float, float]
     transfer_nats: float
@@ -57,8 +62,8 @@ TABLE_6 = [
 #: Source: paper, section 6.2, TinyLlama in 4 bits, seed 42. "Plain LoRA" is NAIVE here; CRMA's fit after the first
 #: phase is 25% worse in nats (1.833 against 1.372).
 FICTIONAL = [
-    PaperFictional("NAIVE (plain LoRA)", (0.74, 0.62), 0.182, -0.090),
-    PaperFictional("MODULAR (CRMA)", (0.74, 0.78), -0.110, 0.020),
+    PaperFictional("naive", "NAIVE (plain LoRA)", (0.74, 0.62), 0.182, -0.090),
+    PaperFictional("modular", "MODULAR (CRMA)", (0.74, 0.78), -0.110, 0.020),
 ]
 #: Source: paper, Table 8, Gemma-2-9B after five phases, 20 questions per domain.
 TABLE_8 = [
@@ -67,10 +72,20 @@ TABLE_8 = [
 ]
 
 
-def paper_rows(protocol: str) -> list[PaperRow]:
-    """The paper's drifts beside which a protocol's belong: Table 6 for four domains, Table 7 for every other one that
-    measures drift on domains; none for the fictional domains and the panel, which have tables of their own.
+def paper_rows(run: RunRecord) -> list[PaperRow]:
+    """The paper's drifts beside which a run's belong: Table 7 for its five domains, Table 6 for its four, in any order;
+    none for other tasks, and none for the protocol of the panel, which has a table of its own.
     """
-    if protocol.startswith(("fictional", "gemma-five-phase")):
+    if run.protocol.startswith("gemma-five-phase"):
         return []
-    return TABLE_6 if protocol.startswith("four-domain") else TABLE_7
+    return {frozenset(DOMAINS): TABLE_7, frozenset(DOMAINS[:4]): TABLE_6}.get(frozenset(run.tasks), [])
+
+
+def paper_fictional(run: RunRecord) -> list[PaperFictional]:
+    """Section 6.2, for a run of the three invented domains, in any order."""
+    return FICTIONAL if set(run.tasks) == set(FICTIONAL_DOMAINS) else []
+
+
+def paper_panels(run: RunRecord) -> list[PaperPanel]:
+    """Table 8, for a run of the five domains, in any order."""
+    return TABLE_8 if set(run.tasks) == set(DOMAINS) else []

@@ -10,25 +10,19 @@ from typing import Any
 import jinja2
 
 from backends.atomic import atomic_write
+from backends.finetune.figures import paired_rows, seed_rows, signed, summary_rows
 from backends.finetune.labels import RANDOM_WEIGHTS, readable
 from backends.finetune.panels import panel_rows
-from backends.finetune.paper import FICTIONAL, TABLE_8
+from backends.finetune.paper import TABLE_8, paper_fictional, paper_panels
 from backends.finetune.pictures import draw_pictures
 from backends.finetune.results import RunResults, read_results
-from backends.finetune.summary import (
-    COLUMNS,
-    caption_of,
-    paired_rows,
-    seed_rows,
-    summary_rows,
-    summary_table,
-)
+from backends.finetune.summary import COLUMNS, caption_of, summary_table
 from reference import wilson_interval
 from reference.errors import DiskSpaceError, RunFolderError
 
 _CAPTIONS = {
     "overview.png": "The run at a glance. Left: how each task's holdout loss changed after its own phase (read a "
-    "column downwards from the diagonal). Right: the means of these changes, beside the paper's.",
+    "column downwards from the diagonal). Right: the means of these changes.",
     "holdout.png": "Read a column downwards: it starts on the diagonal, in the task's own phase, and each lower row is "
     "measured after one more phase. Orange cells forgot, purple cells improved, white cells kept what they had.",
     "holdout_more.png": "The same for the other conditions, with the same colours.",
@@ -36,8 +30,8 @@ _CAPTIONS = {
     "Below: the holdout loss of each task from its own phase on; a flat line means that nothing was forgotten. With "
     "several seeds the line is their mean and the band their range.",
     "loss_more.png": "Training loss of the other conditions, smoothed in the same way.",
-    "drift.png": "Bars are means, dots the seeds, lines their range. In brackets the paper's means, of another "
-    "model and scale: compare directions, not sizes. Drift is better low, advantage better high.",
+    "drift.png": "Bars are means, dots the seeds, lines their range. Where there are any, the paper's means stand in "
+    "brackets, of another model and scale: compare directions, not sizes. Drift is better low, advantage better high.",
     "budget.png": "Each point on the line is MODULAR with another displacement budget: how far the shared adapter may "
     "move from its state after the first task. The best corner is the upper left. The other conditions are for "
     "reference.",
@@ -100,16 +94,17 @@ def report_html(results: RunResults, pictures: dict[str, bytes]) -> str:
         conditions=[readable(name) for name in results.conditions],
         names=results.conditions,
         seeds=results.seeds,
-        parameters=results.parameters,
+        parameters=_parameters(results),
         finished=len(results.phases),
         expected=expected,
-        columns=COLUMNS,
+        columns=COLUMNS if results.has_canaries else COLUMNS[:-1],
         rows=summary_rows(results),
         seed_rows=seed_rows(results),
         paired=paired_rows(results),
         caption=caption_of(results),
         exact=_exact_match_rows(results),
-        fictional=FICTIONAL if results.run.protocol.startswith("fictional") else [],
+        transfer=_exact_match_transfer(results),
+        fictional=paper_fictional(results.run),
         panels=_panel_table(results),
         figures=figures,
         phases=_phase_rows(results),
@@ -140,7 +135,7 @@ def _panel_table(results: RunResults) -> list[dict[str, Any]]:
                 "p": "about 8e-8" if panel is TABLE_8[-1] else "–",
                 "paper": True,
             }
-            for panel in TABLE_8
+            for panel in paper_panels(results.run)
         ]
     return rows
 
@@ -172,6 +167,31 @@ def _exact_match_rows(results: RunResults) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def _exact_match_transfer(results: RunResults) -> list[dict[str, Any]]:
+    """Per condition the change of exact match over its seeds, then the paper's. Clauses: CL-7, CL-8."""
+    paper = {row.condition: row for row in paper_fictional(results.run)}
+    rows = []
+    for row in summary_rows(results) if results.has_canaries else []:
+        if row.source:
+            continue
+        rows.append({"name": readable(row.condition), "seeds": row.seeds, "change": row.exact_match, "paper": False})
+        if row.condition in paper:
+            theirs = paper[row.condition]
+            change = signed(theirs.transfer_exact_match)
+            rows.append({"name": f"paper: {theirs.name}", "seeds": "1", "change": change, "paper": True})
+    return rows
+
+
+def _parameters(results: RunResults) -> list[str]:
+    """The trainable values of each condition that has finished a phase; those with the same ones together."""
+    names: dict[str, list[str]] = {}
+    for condition in results.conditions:
+        counts = [f"{name} {count:,}" for name, count in results.parameters(condition).items()]
+        if counts:
+            names.setdefault(", ".join(counts), []).append(readable(condition))
+    return [f"{' · '.join(conditions)}: {counts}" for counts, conditions in names.items()]
 
 
 def _phase_rows(results: RunResults) -> list[dict[str, Any]]:

@@ -45,9 +45,14 @@ class RunResults:
         return self.run.tasks
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Trainable values by kind, over all conditions."""
-        return {name: count for record in self.phases.values() for name, count in record.parameters.items()}
+    def has_canaries(self) -> bool:
+        """Whether any phase was asked for canaries."""
+        return any(record.exact_match for record in self.phases.values())
+
+    def parameters(self, condition: str) -> dict[str, int]:
+        """Trainable values of one condition by kind; empty before its first phase is finished."""
+        records = (record for (name, _, _), record in self.phases.items() if name == condition)
+        return next((record.parameters for record in records), {})
 
     def phases_of(self, condition: str, seed: int) -> list[PhaseRecord]:
         """The finished phases in order, up to the first one that is missing."""
@@ -69,6 +74,13 @@ class RunResults:
             matrix[record.phase, : record.phase + 1] = [record.holdout[task] for task in self.tasks[: record.phase + 1]]
         return matrix
 
+    def exact_match_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
+        """(T, T), ``[phase, task]``, fractions of canaries recalled; NaN for what was not asked and phases to come."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for record in self.phases_of(condition, seed):
+            matrix[record.phase] = [record.exact_match.get(task, np.nan) for task in self.tasks]
+        return matrix
+
     def metrics(self, condition: str, seed: int) -> reference.ContinualMetrics | None:
         """Drift, final holdout loss and backward transfer; None while a phase is missing. Clauses: CL-2, CL-3."""
         if seed not in self.complete_seeds(condition):
@@ -79,6 +91,19 @@ class RunResults:
         """Over FROZEN of the same seed, as a fraction; None while either is missing. Clause: CL-4."""
         frozen, own = self.metrics("frozen", seed), self.metrics(condition, seed)
         return None if frozen is None or own is None else reference.advantage(frozen.final_holdout, own.final_holdout)
+
+    def exact_match_transfer(self, condition: str, seed: int) -> float | None:
+        """Mean change of the fraction of canaries recalled, since a task's own phase, over prior tasks that have any.
+
+        None while a phase is missing, or where no prior task has canaries. Clause: CL-7.
+        """
+        matrix, last = self.exact_match_matrix(condition, seed), len(self.tasks) - 1
+        asked = [task for task in range(last) if np.isfinite(matrix[task:, task]).all()]
+        if not asked:
+            return None
+        matrix[last, last] = 0.0  # counts for nothing, and the last task may have no canaries
+        chosen = [*asked, last]
+        return reference.exact_match_transfer(matrix[np.ix_(chosen, chosen)])
 
 
 def read_results(path: Path | str) -> RunResults:

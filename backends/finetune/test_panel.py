@@ -1,12 +1,13 @@
 """The question panel: fair options, one rule of grading, and the paper's Table 8 statistics."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from backends.finetune.fictional import FICTIONAL, load_fictional
-from backends.finetune.panel import NEAREST, Question, draw_panel, grade, panel_summary
+from backends.finetune.panel import NEAREST, Question, draw_panel, grade
+from backends.finetune.panels import panel_rows
+from backends.finetune.results import append_record, read_results
 from backends.finetune.tasks import Example, Task
 from reference.errors import ConfigError, NonFiniteError, ShapeError, TaskDataError
 
@@ -115,44 +116,36 @@ def test_no_losses_are_refused():
         grade([])
 
 
-def answers(both, only_with, only_without, neither):
+def panel_row(folder, both, only_with, only_without, neither):
+    """The row of a run with one panel, of so many questions of each kind."""
+    run = {"kind": "run", "protocol": "p", "model": "m", "backend": "reference", "tasks": ["A"]}
     pairs = [(True, True)] * both + [(True, False)] * only_with + [(False, True)] * only_without
     pairs += [(False, False)] * neither
-    names = [f"task {index % 5}" for index in range(len(pairs))]
-    return SimpleNamespace(tasks=names, with_crma=[p[0] for p in pairs], without_crma=[p[1] for p in pairs])
+    panel = {"kind": "panel", "condition": "modular", "seed": 3, "tasks": ["A"] * len(pairs)}
+    append_record(folder / "results.jsonl", run | {"conditions": ["frozen", "modular"], "seeds": [3]})
+    right, bypassed = zip(*pairs, strict=True)
+    append_record(folder / "results.jsonl", panel | {"with_crma": right, "without_crma": bypassed})
+    (row,) = panel_rows(read_results(folder))
+    return row
 
 
-def test_the_summary_counts_the_two_kinds_of_difference_apart():
-    summary = panel_summary(answers(37, 61, 1, 1))
-    assert (summary.questions, summary.with_crma, summary.without_crma) == (100, 98, 38)
-    assert (summary.only_with, summary.only_without) == (61, 1)
-    assert summary.p == pytest.approx(2 * (1 + 62) / 2**62, rel=1e-12)  # 62 pairs differ, 1 of them the other way
+@pytest.mark.clause("CL-9")
+def test_a_row_counts_the_two_kinds_of_difference_apart(tmp_path):
+    row = panel_row(tmp_path, 37, 61, 1, 1)
+    assert (row.condition, row.seed, row.questions) == ("modular", "seed 3", 100)
+    assert (row.with_crma, row.without_crma, row.gained, row.lost) == (98, 38, 61, 1)
+    assert row.p == pytest.approx(2 * (1 + 62) / 2**62, rel=1e-12)  # 62 pairs differ, 1 of them the other way
 
 
-def test_the_intervals_are_those_of_the_score_test():
-    summary = panel_summary(answers(37, 61, 1, 1))
-    for right, (low, high) in ((98, summary.with_interval), (38, summary.without_interval)):
+@pytest.mark.clause("CL-9")
+def test_the_intervals_are_those_of_the_score_test(tmp_path):
+    row = panel_row(tmp_path, 37, 61, 1, 1)
+    for right, (low, high) in ((98, row.with_interval), (38, row.without_interval)):
         for bound in (low, high):  # where |f - bound| is 1.96 standard errors at the bound
             assert abs(right / 100 - bound) / math.sqrt(bound * (1 - bound) / 100) == pytest.approx(1.959964, rel=1e-5)
         assert low < right / 100 < high
-    narrower = panel_summary(answers(37, 61, 1, 1), confidence=0.5)
-    assert narrower.with_interval[0] > summary.with_interval[0]
 
 
-def test_the_summary_by_task_adds_up():
-    summary = panel_summary(answers(7, 5, 2, 9))
-    assert list(summary.by_task) == [f"task {index}" for index in range(5)]
-    assert [sum(counts) for counts in zip(*summary.by_task.values(), strict=True)] == [23, 12, 9]
-    assert summary.by_task["task 0"] == (5, 3, 2)  # questions 0, 5, 10, 15, 20: both, both, only with, neither twice
-
-
-def test_equal_answers_say_nothing():
-    summary = panel_summary(answers(4, 0, 0, 6))
-    assert (summary.p, summary.with_interval) == (1.0, summary.without_interval)
-
-
-def test_lists_of_different_lengths_and_an_empty_panel_are_refused():
-    with pytest.raises(ShapeError, match=r"\[2, 2, 1\]"):
-        panel_summary(SimpleNamespace(tasks=["a", "b"], with_crma=[True, True], without_crma=[True]))
-    with pytest.raises(ConfigError):
-        panel_summary(SimpleNamespace(tasks=[], with_crma=[], without_crma=[]))
+def test_equal_answers_say_nothing(tmp_path):
+    row = panel_row(tmp_path, 4, 0, 0, 6)
+    assert (row.p, row.with_interval) == (1.0, row.without_interval)

@@ -7,22 +7,33 @@ import json
 import statistics
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.text import Annotation, Text
 from PIL import Image
+from rich.cells import cell_len
 from rich.console import Console
 
 import reference
 from backends.finetune.conditions import KNOWN
-from backends.finetune.labels import RANDOM_WEIGHTS, label, readable
-from backends.finetune.pictures import PAINTERS, draw_pictures
-from backends.finetune.pictures.style import mark_of
+from backends.finetune.domains import DOMAINS
+from backends.finetune.fictional import FICTIONAL
+from backends.finetune.figures import paired_rows, seed_rows, summary_rows
+from backends.finetune.labels import RANDOM_WEIGHTS, label, percent, readable
+from backends.finetune.pictures import PAINTERS, draw_pictures, overview
+from backends.finetune.pictures.bars import drift_bars
+from backends.finetune.pictures.fonts import families_for
+from backends.finetune.pictures.style import STYLE, mark_of, task_labels
+from backends.finetune.pictures.trade_off import budget_trade_off
 from backends.finetune.report import report_html, write_report
 from backends.finetune.results import append_record, read_results
-from backends.finetune.summary import paired_rows, seed_rows, summary_rows, summary_table
+from backends.finetune.summary import orders_table, summary_table
 from reference.errors import DiskSpaceError, RunFolderError
 
 THREE = ["Medical", "Legal", "Science"]
+FIVE = list(DOMAINS)
+INVENTED = list(FICTIONAL)
 ODD = ["<script>alert(1)</script>", "a$b_{c}$ \\frac", "医学 🧬", "x\ny", "[red]bold[/red] \ud800"]
 ALL = ("naive", "frozen", "modular")
 STILL = ("frozen", "frozen-raised", "modular-still", "modular-pinned")
@@ -67,8 +78,8 @@ def write_results(
         spectral["displacement_max"] = [0.01 * phase + 0.001 * s if phase else None for s in steps]
         record = {"kind": "phase", "condition": condition, "seed": seed, "phase": phase, "task": tasks[phase]}
         record |= {"losses": rng.uniform(1, 4, 10), "holdout": seen, "seconds": 2.0, "tokens": 5000}
-        record |= {"parameters": {"lora": 2442240}, "before": rng.uniform(2, 4)}
-        record |= {"gradient_norms": {"lora": rng.uniform(0.5, 2, 10)}}
+        record |= {"parameters": {"lora": 2442240} | ({"crma": 276480} if "modular" in condition else {})}
+        record |= {"gradient_norms": {"lora": rng.uniform(0.5, 2, 10)}, "before": rng.uniform(2, 4)}
         if canaries:
             record["exact_match"] = {task: rng.uniform(0, 1) for task in seen}
         append_record(file, record | {"spectral": spectral if condition.startswith("modular") else None})
@@ -116,8 +127,6 @@ def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(tm
 
 
 def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as_it_was(tmp_path):
-    import matplotlib
-
     results = write_results(tmp_path, tasks=["A", "B"], conditions=("frozen", "modular"))
     before = dict(matplotlib.rcParams)
     assert draw_pictures(results) == draw_pictures(results)
@@ -178,42 +187,125 @@ def test_a_frozen_condition_that_drifts_is_not_shown_as_zero(tmp_path):
     last = results.phases["frozen", 0, 2]
     last.holdout["Medical"] *= 1 + 1e-9
     (row,) = (row for row in summary_rows(results) if not row.source)
-    assert row.drift == "+0.00"
+    assert row.drift not in ("0 exactly", "–")
+    assert 0 < number(row.drift) < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("protocol", "sources"),
+    ("protocol", "tasks", "sources"),
     [
-        ("quickstart", ["Table 7, Mistral-7B"]),
-        ("four-domain", ["Table 6, Mistral-7B", "Table 6, TinyLlama-1.1B"]),
-        ("fictional", []),
+        ("quickstart", FIVE, ["Table 7, Mistral-7B"]),
+        ("mine.toml", FIVE[::-1], ["Table 7, Mistral-7B"]),
+        ("four-domain", FIVE[:4], ["Table 6, Mistral-7B", "Table 6, TinyLlama-1.1B"]),
+        ("gemma-five-phase", FIVE, []),
+        ("fictional", INVENTED, []),
+        ("quickstart", THREE, []),
+        ("four-domain", ["support", "law"], []),
     ],
 )
-def test_the_paper_beside_is_chosen_by_the_protocol(tmp_path, protocol, sources):
-    rows = summary_rows(write_results(tmp_path, protocol=protocol))
-    assert [row.source for row in rows if row.condition == "naive" and row.source] == sources
+def test_the_paper_beside_is_chosen_by_the_tasks(tmp_path, protocol, tasks, sources):
+    results = write_results(tmp_path, protocol=protocol, tasks=tasks, panel=True)
+    assert [row.source for row in summary_rows(results) if row.condition == "naive" and row.source] == sources
+    assert ("another model" in " ".join(rendered(summary_table(results), 100).split())) == bool(sources)
+    figure = drift_bars(results)
+    assert figure is not None
+    assert any("(paper" in note.get_text() for axes in figure.axes for note in axes.texts) == bool(sources)
+    assert ("Table 8" in report_html(results, {})) == (set(tasks) == set(FIVE))
 
 
 def test_summary_keeps_the_paper_apart_and_marks_unfinished_seeds(tmp_path):
-    results = write_results(tmp_path, seeds=(0, 1), phases=5)
+    results = write_results(tmp_path, tasks=FIVE, seeds=(0, 1), phases=9)
     rows = summary_rows(results)
     (paper,) = (row for row in rows if row.source and row.condition == "modular")
     assert paper[1:5] == ("3", "−0.17 ± 0.17", "1.2631", "+1.99 ± 0.54")
     own = {row.condition: (row.seeds, row.drift) for row in rows if not row.source}
-    assert own["frozen"] == ("0 of 2", "2 of 3 phases")
+    assert own["frozen"] == ("0 of 2", "4 of 5 phases")
     assert own["naive"][0] == "1 of 2"
     seeds = {(row.condition, row.seed): row.drift for row in seed_rows(results)}
-    assert seeds["modular", "1"] == "0 of 3 phases"
+    assert seeds["modular", "1"] == "0 of 5 phases"
     text = rendered(summary_table(results), 100)
     assert "another model and scale" in " ".join(text.split())
     assert "+1.95%" in text
 
 
 def test_the_table_fits_a_terminal_of_80_columns(tmp_path):
-    lines = rendered(summary_table(write_results(tmp_path, seeds=(0, 1, 2))), 80).splitlines()
+    lines = rendered(summary_table(write_results(tmp_path, tasks=FIVE, seeds=(0, 1, 2)), 80), 80).splitlines()
     assert max(map(len, lines)) <= 80
     (modular,) = (line for line in lines if line.strip().startswith("MODULAR "))
     assert modular.count("±") == 3  # not wrapped
+
+
+@pytest.mark.clause("CL-7", "CL-8")
+@pytest.mark.parametrize("seeds", [(4,), (4, 5, 6)])
+def test_the_change_of_exact_match_is_shown_beside_the_papers(tmp_path, seeds):
+    results = write_results(tmp_path, INVENTED, seeds=seeds, protocol="fictional", base=True, canaries=True)
+    (row,) = (row for row in summary_rows(results) if row.condition == "modular")
+    values = [results.exact_match_transfer("modular", seed) for seed in seeds]
+    mean, *deviation = row.exact_match.split(" ± ")
+    assert number(mean) == pytest.approx(statistics.fmean(values), abs=0.0006)
+    assert len(deviation) == (len(seeds) > 1)
+    assert not deviation or number(deviation[0]) == pytest.approx(statistics.stdev(values), abs=0.0006)
+    for width in (80, 100, 130):  # as a column where there is room, else below the table
+        text = " ".join(rendered(summary_table(results, width), width).split())
+        assert row.exact_match in text
+        assert "−0.090 for NAIVE and +0.020 for MODULAR" in text
+    parsed = Page()
+    parsed.feed(report_html(results, {}))
+    assert parsed.text.count(row.exact_match) >= 2  # among the results, and beside the paper's
+    assert "−0.090" in parsed.text[parsed.text.index("paper: NAIVE (plain LoRA)") :]
+    assert "+0.020" in parsed.text[parsed.text.index("paper: MODULAR (CRMA)") :]
+    own = write_results(fresh(tmp_path), seeds=seeds, canaries=True)
+    assert "plain LoRA" not in report_html(own, {})
+    assert "section 6.2" not in " ".join(rendered(summary_table(own), 100).split())
+
+
+def test_a_wide_terminal_has_a_column_of_exact_match_if_there_are_canaries(tmp_path):
+    for canaries in (True, False):
+        folder = tmp_path / str(canaries)
+        folder.mkdir()
+        lines = rendered(summary_table(write_results(folder, base=True, canaries=canaries), 130), 130).splitlines()
+        assert any(line.endswith("exact match") for line in map(str.rstrip, lines)) == canaries
+
+
+SEVEN = (*ALL, "modular@0.01", "frozen-raised", "modular-unconstrained", "ewc")
+
+
+@pytest.mark.clause("CL-2", "CL-3", "CL-7", "CL-8")
+@pytest.mark.parametrize("canaries", [False, True])
+@pytest.mark.parametrize("conditions", [ALL, SEVEN])
+def test_every_order_of_the_tasks_fits_80_columns_and_has_their_mean(tmp_path, conditions, canaries):
+    runs = []
+    for tasks in (INVENTED, INVENTED[::-1]):
+        (tmp_path / tasks[0]).mkdir()
+        runs.append(write_results(tmp_path / tasks[0], tasks, conditions, (0, 1), canaries=canaries))
+    text = rendered(orders_table(runs, 80), 80)
+    assert max(map(cell_len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert all(readable(name) in text for name in conditions)
+    assert text.count("mean of 2 orders") == text.count("Fictional-Company,") / 2 > 0
+    assert text.count("± is") == 1
+    drifts, losses, changes = zip(*(means_of_naive(results, (0, 1)) for results in runs), strict=True)
+    lines = text[text.index("mean of 2 orders") :].removeprefix("mean of 2 orders").splitlines()
+    expected = [[100 * drift for drift in drifts], losses, *([changes] if canaries else [])]
+    for line, values in zip(lines, expected, strict=False):
+        mean, sign, deviation, *_ = line.split()
+        assert sign == "±"
+        assert number(mean) == pytest.approx(statistics.fmean(values), abs=0.006)
+        assert number(deviation) == pytest.approx(statistics.stdev(values), abs=0.006)
+    assert ("exact match" in text) == canaries
+
+
+def means_of_naive(results, seeds):
+    metrics = [results.metrics("naive", seed) for seed in seeds]
+    changes = [results.exact_match_transfer("naive", seed) or 0.0 for seed in seeds]
+    return [statistics.fmean(v) for v in ([m.drift for m in metrics], [m.final_holdout for m in metrics], changes)]
+
+
+def test_every_order_of_the_tasks_names_random_weights(tmp_path):
+    text = rendered(orders_table([write_results(tmp_path, random_weights=True)]), 80)
+    assert RANDOM_WEIGHTS in text
+    assert RANDOM_WEIGHTS.capitalize() in text
+    assert "andom weights" not in rendered(orders_table([write_results(fresh(tmp_path))]), 80)
 
 
 def test_a_single_task_has_no_drift(tmp_path):
@@ -231,6 +323,92 @@ def test_random_weights_are_named_in_table_page_and_every_picture(tmp_path):
     heights = {name: height_of(png) for name, png in draw_pictures(plain).items()}
     marked = {name: height_of(png) for name, png in draw_pictures(results).items()}
     assert marked == {name: height + 39 for name, height in heights.items()}  # a line of 0.26 inches below
+
+
+def texts_of(figure):
+    """Every text whose place is known once the figure is laid out; marks of x may lie beyond its limits."""
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *(legend for part in figure.subfigs for legend in part.legends)]
+    texts = [text for legend in legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        texts += [*axes.texts, *axes.get_yticklabels(), *(artist for artist in axes.get_children() if is_title(artist))]
+    return [text for text in texts if text.get_visible() and text.get_text()]
+
+
+@pytest.mark.parametrize("paint", [overview, drift_bars])
+@pytest.mark.parametrize("conditions", [ALL, (*ALL, "frozen-raised", "modular-unconstrained"), SEVEN])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_no_label_of_the_bars_is_cut_off_or_covers_another(tmp_path, paint, conditions, seeds):
+    results = write_results(tmp_path, tasks=FIVE, conditions=conditions, seeds=seeds)
+    with matplotlib.style.context(["default", STYLE]):
+        figure = paint(results)
+        texts = texts_of(figure)
+        boxes = [text.get_window_extent() for text in texts]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    labels = [box for text, box in zip(texts, boxes, strict=True) if isinstance(text, Annotation)]
+    assert len(labels) > 2 * len(ALL) - 2
+    assert not any(one.overlaps(other) for index, one in enumerate(labels) for other in labels[:index])
+
+
+def with_loss(results, condition, factor, earlier=1.0):
+    """Make the final losses of ``condition`` ``factor`` times FROZEN's, and earlier ones ``earlier`` times these."""
+    for seed in results.seeds:
+        frozen = results.phases_of("frozen", seed)[-1].holdout
+        phases = results.phases_of(condition, seed)
+        for index, record in enumerate(phases):
+            for task in record.holdout:
+                record.holdout[task] = frozen[task] * factor * (1 if index == len(phases) - 1 else earlier)
+
+
+def test_conditions_outside_the_budgets_frame_are_named_above_it_and_have_no_mark(tmp_path):
+    conditions = (*ALL, "modular@0.001", "modular@0.01", "modular@0.02", "modular-pinned", "full")
+    results = write_results(tmp_path, conditions=conditions, budget=0.005)
+    near = {"modular": 1.001, "modular@0.001": 1.00103, "modular@0.01": 1.00106, "modular@0.02": 1.00109}
+    for name, earlier in {"naive": 0.9, "full": 0.5, **near}.items():
+        with_loss(results, name, 0.99 + earlier / 1e4, earlier)
+    with_loss(results, "modular-pinned", 1.5)
+    with matplotlib.style.context(["default", STYLE]):
+        figure = budget_trade_off(results)
+        assert figure is not None
+        texts = texts_of(figure)
+        (axes,) = figure.axes
+        boxes = [note.get_window_extent() for note in axes.texts]
+    (title,) = (text.get_text() for text in texts if "outside" in text.get_text())
+    assert "MODULAR, pinned (drift 0 exactly, advantage −50.00)" in " ".join(title.split("\n"))
+    assert "NAIVE" in title
+    assert "Full" in title
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"FROZEN", "MODULAR"}
+    assert {note.get_text() for note in axes.texts} == {"δ 0.005", "δ 0.001", "δ 0.01", "δ 0.02"}
+    assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+    marks = [line for line in axes.lines if line.get_marker() in ("d", "D")]
+    points = [axes.transData.transform(np.asarray(line.get_xydata())[0]) for line in marks]
+    assert len(points) == 4
+    assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def is_title(artist):
+    return isinstance(artist, Text) and not isinstance(artist, Annotation) and artist.get_text() != ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0 exactly"), (-0.0031, "−0.003"), (-1e-9, "−1e−09"), (-0.166, "−0.17"), (42.96, "+42.96")],
+)
+def test_a_percentage_that_is_not_zero_is_never_shown_as_zero(value, shown):
+    assert percent(value) == shown
+
+
+def test_a_name_that_no_font_can_draw_is_numbered_and_one_of_another_font_is_drawn(tmp_path):
+    names = ["Legal", "Код", "\U0001d49c\U0001d4b7"]  # DejaVu Sans lacks the last, and matplotlib brings a font for it
+    results = write_results(tmp_path, tasks=names)
+    with matplotlib.style.context(["default", STYLE]):
+        assert task_labels(results, 20) == [*names[:2], "task 3"]
+        matplotlib.rcParams["font.family"] = families = families_for(names)
+        assert task_labels(results, 20) == names
+    assert families[0] == "DejaVu Sans"
+    assert len(families) == 2
+    assert families_for(names[:2]) == ["DejaVu Sans"]
+    assert names[2] in report_html(results, {})
 
 
 def test_every_condition_has_a_mark_and_a_name_of_its_own():
@@ -314,7 +492,8 @@ def test_the_page_shows_phases_speed_parameters_and_configuration(tmp_path):
     parsed.feed(report_html(results, {}))
     assert "7 of 9 phases" in parsed.text
     assert "2,500" in parsed.text  # 5000 tokens in 2 s
-    assert "lora 2,442,240" in parsed.text
+    assert "NAIVE · FROZEN: lora 2,442,240" in parsed.text
+    assert "MODULAR: lora 2,442,240, crma 276,480" in parsed.text
     assert json.dumps(results.run.config, indent=2) in parsed.text
     assert f"{results.phases['naive', 0, 2].holdout['Science']:.3f}" in parsed.text
     assert "Unfinished" not in report_html(write_results(fresh(tmp_path)), {})
@@ -356,7 +535,7 @@ def height_of(png):
 
 
 def number(cell):
-    return float(cell.replace("−", "-"))
+    return float(cell.replace("−", "-").removesuffix(" exactly"))
 
 
 def rendered(table, width):

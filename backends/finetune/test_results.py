@@ -82,6 +82,59 @@ def test_advantage_is_none_without_frozen(tmp_path, rng):
     assert results.advantage("naive", 0) is None
 
 
+def append_phases(file, rng, asked, phases=3):
+    """The first ``phases`` phases of modular; exact matches of the tasks ``asked``, which they return by phase."""
+    matches = []
+    for phase in range(phases):
+        matches.append({task: int(rng.integers(51)) / 50 for task in TASKS[: phase + 1] if task in asked})
+        append_record(file, phase_record(rng, phase=phase, exact_match=matches[-1]))
+    return matches
+
+
+@pytest.mark.clause("CL-7")
+def test_exact_match_transfer_is_the_mean_change_of_the_prior_tasks_and_comes_with_the_last_phase(file, rng):
+    for phases in (1, 2):
+        append_phases(file, rng, TASKS, phases)
+        assert read_results(file).exact_match_transfer("modular", 0) is None
+    first, second, last = append_phases(file, rng, TASKS)
+    results = read_results(file)
+    expected = (last["Medical"] - first["Medical"] + last["Legal"] - second["Legal"]) / 2
+    assert results.exact_match_transfer("modular", 0) == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(results.exact_match_matrix("modular", 0)[1], [*second.values(), np.nan])
+    assert results.exact_match_transfer("modular", 7) is None
+
+
+@pytest.mark.clause("CL-7")
+@pytest.mark.parametrize("asked", [["Legal"], ["Legal", "Financial"]])
+def test_exact_match_transfer_leaves_out_tasks_without_canaries(file, rng, asked):
+    _, second, last = append_phases(file, rng, asked)
+    transfer = read_results(file).exact_match_transfer("modular", 0)
+    assert transfer == pytest.approx(last["Legal"] - second["Legal"], abs=1e-12)
+
+
+@pytest.mark.parametrize("asked", [[], ["Financial"]])
+def test_without_canaries_of_prior_tasks_there_is_no_exact_match_transfer(file, rng, asked):
+    append_phases(file, rng, asked)
+    results = read_results(file)
+    assert results.exact_match_transfer("modular", 0) is None
+    assert results.has_canaries == bool(asked)
+
+
+def test_parameters_are_those_of_the_condition(file, rng):
+    append_record(file, phase_record(rng, "modular", parameters={"lora": 928, "crma": 138}))
+    append_record(file, phase_record(rng, "frozen-raised", parameters={"lora": 1392}))
+    results = read_results(file)
+    assert results.parameters("modular") == {"lora": 928, "crma": 138}
+    assert results.parameters("frozen-raised") == {"lora": 1392}
+    assert results.parameters("frozen") == {}
+
+
+def test_a_panel_whose_lists_differ_in_length_is_refused(file):
+    panel = {"kind": "panel", "condition": "modular", "seed": 0, "tasks": ["A", "A"], "with_crma": [True, True]}
+    with pytest.raises(RunFolderError, match="differ in length"):
+        append_record(file, panel | {"without_crma": [True]})
+
+
 def test_a_repeated_phase_counts_once_the_last_time(file, rng):
     for _ in range(2):
         last = phase_record(rng)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from backends.finetune.labels import RANDOM_WEIGHTS, budget_of
 from backends.finetune.pictures.answers import exact_match, panel_picture
-from backends.finetune.pictures.bars import advantage_panel, bar_handles, drift_bars, drift_panel
+from backends.finetune.pictures.bars import WITH_PAPER, advantage_panel, bar_handles, drift_bars, drift_panel
 from backends.finetune.pictures.certificates import displacement_over_steps, spectral_norm
+from backends.finetune.pictures.fonts import families_for, without_advice
 from backends.finetune.pictures.gradients import gradient_norms
 from backends.finetune.pictures.heat_map import (
     change_norm,
@@ -47,8 +48,9 @@ PAINTERS: dict[str, Callable[[RunResults], Figure | None]] = {
 def draw_pictures(results: RunResults) -> dict[str, bytes]:
     """File name -> PNG, 1500 pixels wide (the overview 1725), for every picture that ``results`` has data for."""
     drawn = {}
-    # Names come from users: no mathematics in them, and a glyph the font lacks is drawn as a box, without a warning.
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+    # Names come from users: no mathematics in them, and of a glyph that even so is missing no warning.
+    with without_advice(), matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        matplotlib.rcParams["font.family"] = families_for(results.tasks)
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for name, paint in {"overview.png": overview, **PAINTERS}.items():
             if (figure := paint(results)) is not None:
@@ -109,7 +111,7 @@ def overview(results: RunResults) -> Figure | None:
 
 def _overview_bars(part: SubFigure, results: RunResults) -> None:
     shown = [name for name in results.conditions if results.complete_seeds(name)] or list(results.conditions)
-    if len(shown) > 5:
+    if len(shown) > WITH_PAPER:
         kept = [name for name in shown if budget_of(name) is None and name not in ("modular-still", "frozen-raised")]
         shown = kept[:9]
     upper, lower = part.subplots(2, 1)
@@ -117,4 +119,5 @@ def _overview_bars(part: SubFigure, results: RunResults) -> None:
     advantage_panel(lower, results, shown, narrow=True)
     upper.set_title("Drift")
     lower.set_title("Advantage over FROZEN")
-    part.legend(handles=bar_handles(results)[-1:], loc="outside lower right", ncols=1, fontsize=7.5)
+    if handles := bar_handles(results, with_paper=len(shown) <= WITH_PAPER)[1:]:
+        part.legend(handles=handles[-1:], loc="outside lower right", ncols=1, fontsize=7.5)

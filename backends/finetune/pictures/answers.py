@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from backends.finetune.labels import label, readable
 from backends.finetune.panels import PanelRow, panel_rows
-from backends.finetune.pictures.style import INK, handle_of, mark_of
+from backends.finetune.pictures.style import INK, handle_of, mark_of, task_labels
 from backends.finetune.results import RunResults
 
 
@@ -22,6 +22,7 @@ def exact_match(results: RunResults) -> Figure | None:
     figure = Figure(figsize=(10, 1.3 + 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     shown: dict[str, None] = {}
+    titles = dict(zip(results.tasks, task_labels(results, 24), strict=True))
     for index, axes in enumerate(panels):
         if index >= len(tasks):
             axes.set_axis_off()
@@ -46,7 +47,7 @@ def exact_match(results: RunResults) -> Figure | None:
         ]
         if base:
             axes.axhline(100 * float(np.mean(base)), color=INK, linewidth=1, linestyle=":")
-        axes.set_title(label(tasks[index], 24), fontsize=9.5)
+        axes.set_title(titles[tasks[index]], fontsize=9.5)
         axes.set_ylim(0, 100)
         axes.set_xlim(0.8, len(results.tasks) + 0.2)
         axes.set_xticks(range(1, len(results.tasks) + 1))
@@ -62,15 +63,10 @@ def exact_match(results: RunResults) -> Figure | None:
 
 
 def _paths(results: RunResults, condition: str, task: str) -> np.ndarray:
-    """(seeds, phases), NaN before the task's own phase and after the last finished one."""
-    rows = []
-    for seed in results.seeds:
-        row = np.full(len(results.tasks), np.nan)
-        for record in results.phases_of(condition, seed):
-            row[record.phase] = record.exact_match.get(task, np.nan)
-        if np.isfinite(row).any():
-            rows.append(row)
-    return np.array(rows)
+    """(seeds, phases), NaN where the task was not asked for and after the last finished phase."""
+    column = results.tasks.index(task)
+    paths = [results.exact_match_matrix(condition, seed)[:, column] for seed in results.seeds]
+    return np.array([path for path in paths if np.isfinite(path).any()])
 
 
 def panel_picture(results: RunResults) -> Figure | None:

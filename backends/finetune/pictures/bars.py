@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from backends.finetune.labels import label, readable
+from backends.finetune.labels import label, percent, readable
 from backends.finetune.paper import PaperRow, paper_rows
 from backends.finetune.pictures.style import FAINT, INK, mark_of
 from backends.finetune.results import RunResults
+
+WITH_PAPER = 5  # narrow bars with the paper's means: more have no room for a second line
 
 
 def drift_bars(results: RunResults) -> Figure | None:
@@ -59,7 +61,7 @@ def advantage_panel(
 
 
 def _first_model(results: RunResults) -> list[PaperRow]:
-    rows = paper_rows(results.run.protocol)
+    rows = paper_rows(results.run)
     return [row for row in rows if row.model == rows[0].model]
 
 
@@ -80,7 +82,7 @@ def _bars(
     axes.set_yticks(range(len(shown)), [label(readable(name), 24) for name in shown], fontsize=8.5)
     if not named:
         axes.tick_params(axis="y", labelleft=False)
-    if narrow and len(shown) > 5:
+    if narrow and len(shown) > WITH_PAPER:
         paper = {}
     if not any(ours.values()):
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=FAINT)
@@ -88,32 +90,34 @@ def _bars(
         return
     for place, name in enumerate(shown):
         if values := ours.get(name, []):
-            _bar(axes, place, values, mark_of(name).colour, _paper_mean(paper.get(name)))
-    low, high = axes.get_xlim()
-    span = high - low
-    room = (1.6 if narrow else 1) * (0.4 if any(paper.get(name) for name in shown) else 0.2)
-    axes.set_xlim(low - (0.02 * span if low < 0 else 0), high + room * span)
+            _bar(axes, place, values, mark_of(name).colour)
+            # In a column beside the axes: there the layout makes room for it, whatever the bars are.
+            text = _in_words(values) + _paper_mean(paper.get(name), "\n" if narrow else "  ")
+            axes.annotate(
+                text, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
+                ha="left", va="center", fontsize=7.5 if narrow else 8, annotation_clip=False, linespacing=1.0,
+            )  # fmt: skip
+    axes.margins(x=0.04)
 
 
-def _bar(axes: Axes, place: float, values: list[float], colour: str, paper: str) -> None:
+def _bar(axes: Axes, place: float, values: list[float], colour: str) -> None:
     mean = float(np.mean(values))
     axes.barh([place], [mean], height=0.56, facecolor=colour)
     if len(values) > 1:
         axes.hlines(place, min(values), max(values), color=INK, linewidth=1.1)
         axes.plot(values, [place] * len(values), "o", color="white", markeredgecolor=INK, markersize=3.5)
-    text = "0 exactly" if not any(values) else f"{mean:+.2f}" if abs(mean) < 10 else f"{mean:+.1f}"
-    # Always to the right, where neither a bar to the left nor the names are in the way.
-    axes.annotate(
-        text.replace("-", "−") + paper, (max([mean, 0.0, *values]), place), xytext=(5, 0), textcoords="offset points",
-        ha="left", va="center", fontsize=8,
-    )  # fmt: skip
 
 
-def _paper_mean(column: tuple[float, float | None] | None) -> str:
-    return "" if column is None else f"  (paper {column[0]:+.2f})".replace("-", "−")
+def _in_words(values: list[float]) -> str:
+    mean = float(np.mean(values))
+    return f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 10 else percent(mean)
 
 
-def bar_handles(results: RunResults) -> list[Any]:
+def _paper_mean(column: tuple[float, float | None] | None, separator: str) -> str:
+    return "" if column is None else f"{separator}(paper {percent(column[0])})"
+
+
+def bar_handles(results: RunResults, with_paper: bool = True) -> list[Any]:
     """Legend of the bars."""
     handles: list[Any] = [Patch(facecolor="#777777", label="this run")]
     if len(results.seeds) > 1:
@@ -123,7 +127,7 @@ def bar_handles(results: RunResults) -> list[Any]:
                 [], [], color=INK, marker="o", markerfacecolor="white", markersize=4, linewidth=1.1, label="each seed"
             )
         )
-    if rows := _first_model(results):
+    if with_paper and (rows := _first_model(results)):
         text = f"paper: mean of {rows[0].table}, {rows[0].model}, another model and scale"
         handles.append(Line2D([], [], linewidth=0, label=text))
     return handles

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from backends.finetune.labels import label, readable
-from backends.finetune.pictures.style import INK, main_and_rest, mark_of, seeds_text
+from backends.finetune.pictures.style import INK, main_and_rest, mark_of, seeds_text, task_labels
 from backends.finetune.results import RunResults
 
 Array = NDArray[np.float64]
@@ -70,7 +70,7 @@ def more_heat_maps(results: RunResults) -> Figure | None:
             axes.set_xlabel("holdout task", fontsize=9)
     text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
     draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
-    tasks = ", ".join(f"{number} {label(task, 12)}" for number, task in enumerate(results.tasks[:8], start=1))
+    tasks = ", ".join(f"{number} {task}" for number, task in enumerate(task_labels(results, 12)[:8], start=1))
     figure.suptitle(f"Holdout loss of the other conditions, nats per token ({tasks})", x=0.01, ha="left", fontsize=10.5)
     return figure
 
@@ -113,7 +113,7 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
-    names = [label(task, 14) for task in results.tasks]
+    names = task_labels(results, 14)
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
     axes.set_title(f"{label(readable(condition), 24)}, {text}", color=mark_of(condition).colour)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backends.finetune.labels import label, readable
-from backends.finetune.pictures.style import handle_of, main_and_rest, mark_of, phase_axis
+from backends.finetune.pictures.style import handle_of, main_and_rest, mark_of, phase_axis, task_labels
 from backends.finetune.results import RunResults
 
 Array = NDArray[np.float64]
@@ -37,11 +37,11 @@ def loss_over_phases(results: RunResults) -> Figure | None:
     low, high = top.get_ylim()
     top.set_ylim(low, high + 0.12 * (high - low))
     panels: list[Axes] = []
-    for index, task in enumerate(results.tasks):
+    for index, task in enumerate(task_labels(results, 16 if columns <= 5 else 13)):
         axes = figure.add_subplot(grid[1 + index // columns, index % columns])
         for name in shown:
             _holdout_path(axes, results, name, index)
-        axes.set_title(label(task, 16 if columns <= 5 else 13), fontsize=9.5)
+        axes.set_title(task, fontsize=9.5)
         axes.set_xlim(0.7 - 0.04 * count, count + 0.3 + 0.04 * count)
         panels.append(axes)
         axes.set_xticks(range(1, count + 1) if count <= 6 else range(1, count + 1, 3))

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from backends.finetune.labels import budget_of, label, readable
+from backends.finetune.pictures.fonts import FAMILY, is_drawn
 from backends.finetune.results import RunResults
 
 PAPER_THREE = ("naive", "frozen", "modular")
@@ -47,7 +48,7 @@ _SPARE_COLOURS = ("#999933", "#AA4499", "#332288", "#661100")
 INK, FAINT = "#222222", "#8a8a8a"
 BOUND = "#b00020"
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
+    "font.family": FAMILY, "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True,
     "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
@@ -64,12 +65,18 @@ def phase_axis(axes: Axes, results: RunResults, short: bool = False) -> None:
     for boundary in range(1, count):
         axes.axvline(boundary, color="#bbbbbb", linewidth=0.8, zorder=0.5)
     width = 16 if count <= 6 else 9
-    names = [str(number + 1) for number in range(count)] if short else [label(task, width) for task in results.tasks]
+    names = [str(number + 1) for number in range(count)] if short else task_labels(results, width)
     axes.set_xticks(np.arange(count) + 0.5, names, rotation=30 if count > 8 and not short else 0)
     axes.tick_params(axis="x", length=0)
     steps = sorted({len(record.losses) for record in results.phases.values()})
     text = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     axes.set_xlabel("phase" if short else f"phase, {text} optimizer steps each")
+
+
+def task_labels(results: RunResults, width: int) -> list[str]:
+    """The tasks' names, each on one line; "task N" for one that no font at hand can draw."""
+    names = [label(task, width) for task in results.tasks]
+    return [name if is_drawn(name) else f"task {number}" for number, name in enumerate(names, start=1)]
 
 
 def mark_of(condition: str) -> Mark:
