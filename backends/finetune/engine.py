@@ -23,12 +23,14 @@ class StepReport(NamedTuple):
 
 
 class SpectralReport(NamedTuple):
-    """The worst layer of each certificate; ``displacement_max`` is None while there is no anchor."""
+    """The extreme layers of each certificate; both displacements are None while there is no anchor."""
 
     norm_max: float
+    norm_min: float
     adapter_max: float
     adapter_min: float
     displacement_max: float | None
+    displacement_min: float | None
 
 
 class RowScore(NamedTuple):

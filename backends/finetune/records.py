@@ -37,8 +37,10 @@ class RunRecord(BaseModel):
 class SpectralLog(BaseModel):
     """Certificates over the layers, one entry per logged step; ``steps`` = optimizer steps taken in this phase.
 
-    ``norm_max``: largest spectral norm of M. ``adapter_max``, ``adapter_min``: largest and smallest singular value of
-    any layer's adapter. ``displacement_max``: largest distance from the anchor; null while there is no anchor.
+    ``norm_max``, ``norm_min``: largest and smallest spectral norm of M. ``adapter_max``, ``adapter_min``: largest and
+    smallest singular value of any layer's adapter. ``displacement_max``, ``displacement_min``: largest and smallest
+    distance from the anchor; null while there is no anchor. Files of earlier versions lack norm_min and
+    displacement_min.
     """
 
     steps: list[NonNegativeInt]
@@ -46,10 +48,13 @@ class SpectralLog(BaseModel):
     adapter_max: list[FiniteFloat]
     adapter_min: list[FiniteFloat]
     displacement_max: list[FiniteFloat | None]
+    norm_min: list[FiniteFloat] = []
+    displacement_min: list[FiniteFloat | None] = []
 
     @model_validator(mode="after")
     def _one_value_per_step(self) -> SpectralLog:
-        for name in ("norm_max", "adapter_max", "adapter_min", "displacement_max"):
+        added_later = {name for name in ("norm_min", "displacement_min") if not getattr(self, name)}
+        for name in SpectralLog.model_fields.keys() - added_later:
             if len(getattr(self, name)) != len(self.steps):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.steps)} steps")
         if any(later <= earlier for earlier, later in pairwise(self.steps)):

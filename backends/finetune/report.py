@@ -38,11 +38,12 @@ _CAPTIONS = {
     "exact_match.png": "How many of a task's canaries the model completes word for word. The line starts in the task's "
     "own phase, or before it where the condition was asked earlier.",
     "panel.png": "The same adapters answer the same questions, with the shared CRMA and with it bypassed.",
-    "spectral_norm.png": "Top: the worst layer's spectral norm of the mixing matrix, minus 1; only float32 rounding "
+    "spectral_norm.png": "Top: the extreme layers' spectral norms of the mixing matrix, minus 1; only float32 rounding "
     "should be seen, below the dashed bound of 5e-7. Bottom: the whole adapter's largest singular value must not "
     "exceed 1; the smallest says how much of some direction the worst layer removes.",
-    "displacement.png": "The spectral norm of the difference between the adapter now and its anchor, in the worst "
-    "layer: no hidden vector there has changed by more than this times its length. No line: no anchor yet.",
+    "displacement.png": "The spectral norm of the difference between the adapter now and its anchor, in the layers "
+    "that moved furthest and least: no hidden vector there has changed by more than this times its length. No line: "
+    "no anchor yet. Dotted: the budgets.",
     "gradient_norms.png": "Norm of the gradient of all of LoRA's parameters in each optimizer step, before clipping. "
     "With several seeds the line is their median and the band their range.",
 }

@@ -48,7 +48,7 @@ def summary_table(results: RunResults, width: int = 100) -> Table:
         first = f"paper: {row.source}" if row.source else label(readable(row.condition), 30)
         lines.append((row, (first, *row[1 : len(COLUMNS)])))
     shown = _columns_that_fit(results, [cells for _, cells in lines], width)
-    caption = caption_of(results)
+    caption = caption_of(results, transfer=len(COLUMNS) - 2 in shown)
     if results.has_canaries and len(COLUMNS) - 1 not in shown:
         changes = [f"{cells[0]} {cells[-1]}" for row, cells in lines if not row.source]
         caption = f"Change of exact match: {', '.join(changes)}. {caption}"
@@ -157,10 +157,11 @@ def _orders_cells(runs: Sequence[RunResults], condition: str, names: Sequence[st
     return [*cells, "\n".join(lines)]
 
 
-def caption_of(results: RunResults) -> str:
-    """What the columns mean, for this run, and what is said of the paper where its figures are shown."""
+def caption_of(results: RunResults, transfer: bool = True) -> str:
+    """What the columns mean, for this run, and what is said of the paper where its figures are shown. ``transfer``:
+    whether the column of forward transfer is shown, where it was measured."""
     caption, paper = MEANINGS, [row for row in paper_rows(results.run) if row.condition in results.conditions]
-    caption += TRANSFER if results.base else ""
+    caption += TRANSFER if results.base and transfer else ""
     if results.has_canaries:
         caption += EXACT
         found = [

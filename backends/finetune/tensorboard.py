@@ -104,7 +104,7 @@ class TensorBoardLog:
         points |= {
             f"spectrum/{name}_minus_1": value - 1
             for name, value in known.items()
-            if name in ("norm_max", "adapter_max")
+            if name in ("norm_max", "norm_min", "adapter_max")
         }
         self._write(seed, condition, global_step, points)
 

@@ -23,6 +23,7 @@ from backends.finetune.figures import paired_rows, seed_rows, summary_rows
 from backends.finetune.labels import RANDOM_WEIGHTS, label, percent, readable
 from backends.finetune.pictures import PAINTERS, draw_pictures, overview
 from backends.finetune.pictures.bars import drift_bars
+from backends.finetune.pictures.certificates import displacement_over_steps
 from backends.finetune.pictures.fonts import families_for
 from backends.finetune.pictures.style import STYLE, mark_of, task_labels
 from backends.finetune.pictures.trade_off import budget_trade_off
@@ -54,6 +55,7 @@ def write_results(
     base=False,
     canaries=False,
     panel=False,
+    smallest=True,
 ):
     """Results with random losses; the first ``phases`` phases only, where that is given."""
     rng = np.random.default_rng()
@@ -74,8 +76,18 @@ def write_results(
             seen.update({task: loss * rng.uniform(0.97, 1.1) for task, loss in seen.items()})
         seen[tasks[phase]] = rng.uniform(1, 3)
         steps = [0, 5, 10]
-        spectral = {"steps": steps, "norm_max": [1 + 1e-7] * 3, "adapter_max": [1.0] * 3, "adapter_min": [0.9] * 3}
+        spectral: dict[str, Any] = {
+            "steps": steps,
+            "norm_max": [1 + 1e-7] * 3,
+            "adapter_max": [1.0] * 3,
+            "adapter_min": [0.9] * 3,
+        }
         spectral["displacement_max"] = [0.01 * phase + 0.001 * s if phase else None for s in steps]
+        if condition == "modular-still":
+            spectral["displacement_max"] = [1e-17 * s if phase else None for s in steps]
+        if smallest:  # an earlier version logged the largest alone
+            least = [value and value / 3 for value in spectral["displacement_max"]]
+            spectral |= {"norm_min": [1 - 1e-8] * 3, "displacement_min": least}
         record = {"kind": "phase", "condition": condition, "seed": seed, "phase": phase, "task": tasks[phase]}
         record |= {"losses": rng.uniform(1, 4, 10), "holdout": seen, "seconds": 2.0, "tokens": 5000}
         record |= {"parameters": {"lora": 2442240} | ({"crma": 276480} if "modular" in condition else {})}
@@ -95,6 +107,7 @@ CASES: dict[str, dict[str, Any]] = {
     "only naive": {"conditions": ("naive",)},
     "a condition of the future": {"conditions": (*ALL, "<b>ewc</b>")},
     "five conditions": {"conditions": (*ALL, "modular@0.01", "ewc"), "seeds": (0, 1), "budget": 0.05},
+    "of an earlier version": {"smallest": False, "budget": 0.05},
     "interrupted": {"phases": 7},
     "interrupted in the second seed": {"seeds": (0, 1, 2), "phases": 13},
     "not one phase": {"phases": 0},
@@ -124,6 +137,19 @@ def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(tm
     spectra = {"spectral_norm.png", "displacement.png"}
     assert names == {"overview.png", "holdout.png", "loss.png", "drift.png", "gradient_norms.png"} | spectra
     assert set(draw_pictures(write_results(tmp_path / "naive", conditions=("naive", "frozen")))) == names - spectra
+
+
+def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(tmp_path):
+    conditions = ("modular", "modular-still", "modular@0.001")
+    figure = displacement_over_steps(write_results(tmp_path, conditions=conditions, budget=0.05))
+    assert figure is not None
+    (axes,) = figure.axes
+    curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if len(line.get_xdata()) == 9]
+    assert len(curves) == 2 * 2
+    for largest, least in (curves[:2], curves[2:]):
+        np.testing.assert_allclose(least[3:], largest[3:] / 3)
+    assert min(axes.get_ylim()) > 1e-4
+    assert readable("modular-still") in figure.get_suptitle()
 
 
 def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as_it_was(tmp_path):

@@ -74,7 +74,9 @@ def test_the_shared_crma_stays_within_its_budget_of_the_first_task(finished):
     logged = [line["spectral"] for line in measured(finished) if line["condition"] == "modular"]
     assert logged[0]["displacement_max"][-1] is None
     assert abs(logged[2]["displacement_max"][-1] - float(moved[1].max())) < 1e-9
+    assert abs(logged[2]["displacement_min"][-1] - float(moved[1].min())) < 1e-9
     assert max(max(log["norm_max"]) for log in logged) <= 1 + 5e-7
+    assert min(min(log["norm_min"]) for log in logged) >= 1 - 5e-7
     assert max(max(log["adapter_max"]) for log in logged) <= 1 + 5e-7
 
 

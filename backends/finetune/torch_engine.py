@@ -215,14 +215,16 @@ class TorchEngine:
                 bounds, moved = certificate_of_unconstrained(self.backbone), None
             else:
                 bounds = self.backbone.certificate()
-                moved = None if self.anchor is None else float(self.backbone.displacement(self.anchor).max())
+                moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
         except NonFiniteError as error:
             raise diverged(error, self.phase) from error
         return SpectralReport(
             norm_max=float(bounds.mixing_norm.max()),
+            norm_min=float(bounds.mixing_norm.min()),
             adapter_max=float(bounds.largest.max()),
             adapter_min=float(bounds.smallest.min()),
-            displacement_max=moved,
+            displacement_max=None if moved is None else float(moved.max()),
+            displacement_min=None if moved is None else float(moved.min()),
         )
 
     # Answers --------------------------------------------------------------------------------------------------------
