@@ -144,7 +144,7 @@ def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(tmp_pa
     figure = displacement_over_steps(write_results(tmp_path, conditions=conditions, budget=0.05))
     assert figure is not None
     (axes,) = figure.axes
-    curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if len(line.get_xdata()) == 9]
+    curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if np.size(line.get_xdata()) == 9]
     assert len(curves) == 2 * 2
     for largest, least in (curves[:2], curves[2:]):
         np.testing.assert_allclose(least[3:], largest[3:] / 3)
