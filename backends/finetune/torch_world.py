@@ -27,13 +27,22 @@ class TorchWorld:
     """The processes of a torchrun. Raises: BackendError if they cannot find each other."""
 
     def __init__(self, device: str) -> None:
+        # Looked at first: an attempt of torch's that fails half-way leaves its count of groups wrong for good.
+        needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *(("LOCAL_RANK",) if device == "cuda" else ()))
+        if missing := [name for name in needed if name not in os.environ]:
+            raise BackendError(
+                "torchrun",
+                got=f"an environment without {', '.join(missing)}",
+                allowed=f"all of {', '.join(needed)}, as torchrun sets them",
+                remedy="start it with torchrun, or unset WORLD_SIZE for a single process",
+            )
         try:
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             raise BackendError(
                 "torchrun",
                 got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
