@@ -86,17 +86,35 @@ def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return options
 
 
-@pytest.fixture
-def finetune_command(tiny_model: Path, tiny_tasks: list[str], tmp_path: Path) -> Callable[..., list[str]]:
-    """Arguments of ``crma`` for a tiny run into ``out``; further arguments are appended."""
+Arguments = Callable[..., list[str]]
 
-    def arguments(out: Path | str, *more: str, budget: float = 0.05, tasks: list[str] | None = None) -> list[str]:
-        protocol = tmp_path / f"tiny-{budget}.toml"
-        protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=budget), encoding="utf-8")
-        of_tasks = [part for task in (tiny_tasks if tasks is None else tasks) for part in ("--task", task)]
+
+def tiny_protocol(folder: Path, model: Path, budget: float = 0.05) -> Path:
+    """TINY_PROTOCOL as a file."""
+    path = folder / f"tiny-{budget}.toml"
+    path.write_text(TINY_PROTOCOL.format(model=model, budget=budget), encoding="utf-8")
+    return path
+
+
+def _arguments(folder: Path, model: Path, tasks: list[str]) -> Arguments:
+    def arguments(out: Path | str, *more: str, budget: float = 0.05, tasks: list[str] = tasks) -> list[str]:
+        of_tasks = [part for task in tasks for part in ("--task", task)]
+        protocol = tiny_protocol(folder, model, budget)
         return ["finetune", str(protocol), "--threads", "1", "--out", str(out), *of_tasks, *more]
 
     return arguments
+
+
+@pytest.fixture
+def finetune_command(tiny_model: Path, tiny_tasks: list[str], tmp_path: Path) -> Arguments:
+    """Arguments of ``crma`` for a tiny run into ``out``; further arguments are appended."""
+    return _arguments(tmp_path, tiny_model, tiny_tasks)
+
+
+@pytest.fixture(scope="session")
+def tiny_command(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tasks: list[str]) -> Arguments:
+    """The same, for fixtures that run once for several tests."""
+    return _arguments(tmp_path_factory.mktemp("protocol"), tiny_model, tiny_tasks)
 
 
 @pytest.fixture

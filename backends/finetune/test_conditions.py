@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backends.finetune.conditions import KNOWN, parse_condition
-from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured
+from backends.finetune.conftest import Arguments, adapters, measured
 from backends.finetune.results import read_results
 from backends.finetune.run_folder import RunFolder
 
@@ -26,22 +26,12 @@ SETTINGS = ("--set", "transfer=true", "--set", "accumulation=2")
 
 
 @pytest.fixture(scope="module")
-def arguments(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tasks: list[str]
-) -> Callable[..., list[str]]:
-    protocol = tmp_path_factory.mktemp("protocol") / "tiny.toml"
-    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05), encoding="utf-8")
-    tasks = [part for task in tiny_tasks for part in ("--task", task)]
-
-    def of_run(out: Path, *conditions: str) -> list[str]:
-        options = ["--threads", "1", "--out", str(out), *tasks, "--conditions", *conditions]
-        return ["finetune", str(protocol), *options, *SETTINGS]
-
-    return of_run
+def arguments(tiny_command: Arguments) -> Arguments:
+    return lambda out, *conditions: tiny_command(out, *SETTINGS, "--conditions", *conditions)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, arguments: Callable[..., list[str]]) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, arguments: Arguments) -> Path:
     from backends.finetune.cli import main
 
     folder = tmp_path_factory.mktemp("conditions") / "run"

@@ -31,11 +31,9 @@ LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
 @pytest.fixture
 def engines(tiny_model: Path, tmp_path: Path) -> Callable[[str], list[Any]]:
     """A function that makes a pair of engines, of PyTorch and of JAX, for one condition."""
-    from backends.finetune.conftest import TINY_PROTOCOL
+    from backends.finetune.conftest import tiny_protocol
 
-    path = tmp_path / "tiny.toml"
-    path.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05), encoding="utf-8")
-    protocol = load_protocol(str(path))
+    protocol = load_protocol(str(tiny_protocol(tmp_path, tiny_model)))
     factories = [engine_factory(name)[0] for name in ("torch-cpu", "jax-cpu")]
     return lambda condition: [make(tiny_model, protocol, parse_condition(condition), 3) for make in factories]
 

@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 pytest.importorskip("optax")
 
-from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured, run_with_kills
+from backends.finetune.conftest import adapters, measured, run_with_kills
 from backends.finetune.results import read_results
 from backends.jax.certificates import displacement
 from backends.jax.state import load_state
@@ -33,16 +33,13 @@ def compiled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_model, tiny_tasks, compiled):
+def finished(tmp_path_factory, tiny_command, compiled):
     """One whole run, which the tests compare others with."""
     from backends.finetune.cli import main
 
-    folder = tmp_path_factory.mktemp("finished")
-    protocol = folder / "tiny-0.05.toml"
-    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05))
-    tasks = [part for task in tiny_tasks for part in ("--task", task)]
-    assert main(["finetune", str(protocol), "--threads", "1", "--out", str(folder / "run"), *JAX, *tasks]) == 0
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(tiny_command(folder, *JAX)) == 0
+    return folder
 
 
 @pytest.mark.clause("CL-5")
@@ -99,18 +96,14 @@ CONTROLS = ("modular@0.02", "modular-pinned", "modular-still", "frozen-raised")
 
 
 @pytest.fixture(scope="module")
-def controls(tmp_path_factory, tiny_model, tiny_tasks, compiled):
+def controls(tmp_path_factory, tiny_command, compiled):
     """A run of the controls, with a panel, and each task measured before it is trained on."""
     from backends.finetune.cli import main
 
-    folder = tmp_path_factory.mktemp("controls")
-    protocol = folder / "tiny-0.05.toml"
-    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05))
-    tasks = [part for task in tiny_tasks for part in ("--task", task)]
+    folder = tmp_path_factory.mktemp("controls") / "run"
     settings = ("--set", "transfer=true", "--set", "panel=1", "--conditions", *CONTROLS)
-    out = ("--out", str(folder / "run"))
-    assert main(["finetune", str(protocol), "--threads", "1", *out, *JAX, *tasks, *settings]) == 0
-    return folder / "run"
+    assert main(tiny_command(folder, *JAX, *settings)) == 0
+    return folder
 
 
 def states(run, condition):

@@ -22,17 +22,13 @@ from backends.torch.certificates import displacement
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_model, tiny_tasks):
+def finished(tmp_path_factory, tiny_command):
     """One whole run, which the tests compare others with."""
     from backends.finetune.cli import main
-    from backends.finetune.conftest import TINY_PROTOCOL
 
-    folder = tmp_path_factory.mktemp("finished")
-    protocol = folder / "tiny-0.05.toml"
-    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05))
-    tasks = [part for task in tiny_tasks for part in ("--task", task)]
-    assert main(["finetune", str(protocol), "--threads", "1", "--out", str(folder / "run"), *tasks]) == 0
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(tiny_command(folder)) == 0
+    return folder
 
 
 @pytest.mark.clause("CL-5")

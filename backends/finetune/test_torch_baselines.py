@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from backends.finetune.baselines.elastic_weight_consolidation import diagonal_fisher
 from backends.finetune.conditions import parse_condition
-from backends.finetune.conftest import TINY_PROTOCOL
+from backends.finetune.conftest import tiny_protocol
 from backends.finetune.encoded_tasks import EncodedTasks
 from backends.finetune.encoding import IGNORED, Batch
 from backends.finetune.protocol import load_protocol
@@ -35,11 +35,9 @@ class Trained:
     """An engine with its tasks, and the phases that it has been through."""
 
     def __init__(self, folder: Path, model: Path, options: list[str], condition: str, *settings: str) -> None:
-        path = folder / "tiny.toml"
-        path.write_text(TINY_PROTOCOL.format(model=model, budget=0.05), encoding="utf-8")
         tasks = [parse_task_option(option) for option in options]
         self.model, self.run, self.condition = model, RunFolder(folder / "run"), condition
-        self.protocol = load_protocol(str(path), settings, tasks=[task.name for task in tasks])
+        self.protocol = load_protocol(str(tiny_protocol(folder, model)), settings, tasks=[task.name for task in tasks])
         kind = parse_condition(condition)
         self.engine = TorchEngine(model, self.protocol, kind, 0, "cpu")
         self.data = EncodedTasks(self.protocol, tasks, self.engine, kind, 0)

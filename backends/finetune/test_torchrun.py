@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 
 from backends.finetune import torch_engine
 from backends.finetune.conditions import parse_condition
-from backends.finetune.conftest import TINY_PROTOCOL, adapters, measured
+from backends.finetune.conftest import Arguments, adapters, measured
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.torch_world import TorchWorld
 from backends.finetune.world import SINGLE, SingleProcess
@@ -94,23 +94,17 @@ def in_one_process(arguments: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def arguments(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tasks: list[str]
-) -> Callable[..., list[str]]:
+def arguments(tiny_command: Arguments) -> Arguments:
     """Arguments of a tiny run into ``out``."""
-    protocol = tmp_path_factory.mktemp("protocol") / "tiny.toml"
-    protocol.write_text(TINY_PROTOCOL.format(model=tiny_model, budget=0.05), encoding="utf-8")
-    tasks = [part for task in tiny_tasks for part in ("--task", task)]
 
     def of_run(out: Path, *more: str, conditions: tuple[str, ...] = CONDITIONS) -> list[str]:
-        options = ["--threads", "1", "--out", str(out), *tasks, "--conditions", *conditions]
-        return ["finetune", str(protocol), *options, *SETTINGS, *more]
+        return tiny_command(out, *SETTINGS, *more, "--conditions", *conditions)
 
     return of_run
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, arguments: Callable[..., list[str]]) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, arguments: Arguments) -> Path:
     """The run in one process that the others are compared with."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     in_one_process(arguments(folder))
@@ -118,7 +112,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, arguments: Callable[..., lis
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, arguments: Callable[..., list[str]]) -> tuple[Path, Ended]:
+def together(tmp_path_factory: pytest.TempPathFactory, arguments: Arguments) -> tuple[Path, Ended]:
     """The same run in two processes."""
     folder = tmp_path_factory.mktemp("together") / "run"
     return folder, torchrun(arguments(folder))
