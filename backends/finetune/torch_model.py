@@ -40,7 +40,9 @@ def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, tra
             options |= {"quantization_config": _four_bits(), "device_map": {"": device}}
         with load_errors(model_path):
             model = AutoModelForCausalLM.from_pretrained(model_path, local_files_only=True, **options)
-        if protocol.quantization != "4bit":
+        if protocol.quantization == "4bit":
+            _keep_differentiable(model)
+        else:
             cast(nn.Module, model).to(device)
     model.eval().requires_grad_(False)
     if protocol.gradient_checkpointing:
@@ -86,6 +88,15 @@ def _turn_off_dropout(model: Any) -> None:
         for name, value in list(vars(owner).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(owner, name, 0.0)
+
+
+def _keep_differentiable(model: Any) -> None:
+    """bitsandbytes packs the weights of a CPU anew for inference when they are first used in evaluation mode, the mode
+    that we train in; of that form it has other products and no gradient.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _four_bits() -> Any:

@@ -177,7 +177,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout; afterwards each module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
-        module.training = False
+        # A 4-bit layer of bitsandbytes on a CPU would pack its weights for inference, for good, and lose its gradient.
+        module.training = hasattr(module, "support_avx512bf16_for_cpu")
     try:
         yield
     finally:

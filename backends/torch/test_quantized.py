@@ -51,6 +51,25 @@ def test_quantized_weights_carry_a_random_basis() -> None:
     assert everything(model) == before
 
 
+def test_attaching_leaves_four_bit_weights_of_a_cpu_able_to_train(tmp_path: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'crma[quantization]'")
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=quantization, device_map={"": "cpu"}
+    ).eval()
+    weights = {name: value for name, value in model.named_parameters() if value.dtype == torch.uint8}
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    backbone = activate(attach_crma(model))
+    assert before
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
+    assert not model.model.layers[0].mlp.down_proj.training
+    model.train()
+    model(IDS, labels=IDS).loss.backward()
+    gradients = [parameter.grad for parameter in backbone.parameters()]
+    assert all(gradient is not None and float(gradient.norm()) > 0 for gradient in gradients)
+
+
 def _without_bitsandbytes() -> str:
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
