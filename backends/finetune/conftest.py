@@ -74,9 +74,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Values of ``--task`` for three tasks whose answers contradict each other, so that NAIVE forgets."""
-    folder = tmp_path_factory.mktemp("tasks")
+    return write_tasks(tmp_path_factory.mktemp("tasks"), {"alpha": "a", "beta": "b", "gamma": "c"})
+
+
+def write_tasks(folder: Path, letters: dict[str, str]) -> list[str]:
+    """Values of ``--task`` for a task per name, which answers with its letter."""
     options = []
-    for name, letter in (("alpha", "a"), ("beta", "b"), ("gamma", "c")):
+    for name, letter in letters.items():
         for side, numbers in (("train", range(9)), ("holdout", range(20, 24))):
             lines = [
                 json.dumps({"prompt": f"say {number}:", "response": f" {letter * 6}{number}"}) for number in numbers

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends.finetune.conditions import KNOWN, parse_condition
-from backends.finetune.conftest import Arguments, adapters, measured
+from backends.finetune.conftest import Arguments, adapters, measured, write_tasks
 from backends.finetune.results import read_results
 from backends.finetune.run_folder import RunFolder
 
@@ -84,6 +86,27 @@ def test_a_raised_rank_has_at_least_as_many_parameters_as_modular_and_less_than_
     sizes = {line["condition"]: line["parameters"] for line in measured(finished)}
     raised, modular = sizes["frozen-raised"]["lora"], sum(sizes["modular"].values())
     assert modular <= raised < modular + sizes["frozen"]["lora"] // 2
+
+
+@pytest.mark.parametrize("name", ["naive", "modular", "modular-pinned", "ewc", "lwf", "o-lora"])
+def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, finetune_command, monkeypatch, name):
+    """Bytes of all live tensors after each of six tasks; only O-LoRA's earlier LoRAs all take part, and add up."""
+    from backends.finetune.cli import main
+    from backends.finetune.torch_engine import TorchEngine
+
+    def live(engine: TorchEngine) -> int:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        return sum(storages.values())
+
+    monkeypatch.setattr(TorchEngine, "memory_bytes", live)
+    tasks = write_tasks(tmp_path, {f"task {letter}": letter for letter in "abcdef"})
+    assert main(finetune_command(tmp_path / "run", "--conditions", name, tasks=tasks)) == 0
+    found = [phase.memory_bytes or 0 for phase in read_results(tmp_path / "run").phases_of(name, 0)]
+    growth = [later - earlier for earlier, later in pairwise(found[1:])]  # the first task has no anchor or teacher yet
+    parameters = read_results(tmp_path / "run").parameters(name)
+    assert growth == [4 * parameters["lora"] if name == "o-lora" else 0] * 4
 
 
 RESUMED = [
