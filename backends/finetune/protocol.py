@@ -70,14 +70,14 @@ class CrmaSection(_Section):
 class ReplaySection(_Section):
     """Experience replay: examples of each finished task that are kept, and how many of all join each batch."""
 
-    memory_per_task: Count = 8
+    memory_per_task: Count = 32
     batch_size: Count = 4
 
 
 class EwcSection(_Section):
     """EWC: the penalty's strength lambda, and the training examples of a task from which its Fisher is estimated."""
 
-    strength: Factor = 1000.0
+    strength: Factor = 1.0
     examples: Count = 32
 
 
