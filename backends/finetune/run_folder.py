@@ -117,9 +117,10 @@ class RunFolder:
         """
         file = self.path / name
         wanted = json.loads(json.dumps(identity))
-        if not self._holds_work():
+        holds_work = self._holds_work()
+        if not holds_work:
             self.results.unlink(missing_ok=True)  # an attempt that ended before its first checkpoint binds nobody
-        if not self._holds_work() or not file.exists():
+        if not holds_work or not file.exists():
             # In place of the old one: without run.json, for however short a time, the folder would be a stranger's.
             atomic_write(file, json.dumps(wanted, indent=2).encode())
             return

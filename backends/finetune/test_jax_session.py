@@ -204,6 +204,15 @@ def test_what_jax_cannot_do_is_refused_before_anything_starts(tmp_path, crma, fi
     assert not (tmp_path / "run").exists()
 
 
+def assert_same_but_for_rounding(run, finished, of_the_mesh):
+    """MODULAR on a mesh and on one device; the phase ``of_the_mesh`` adds up otherwise, or it did not run there."""
+    found, whole = ([line for line in measured(each) if line["condition"] == "modular"] for each in (run, finished))
+    for mine, theirs in zip(found, whole, strict=True):
+        np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
+        assert mine["holdout"] == pytest.approx(theirs["holdout"], rel=1e-4)
+    assert found[of_the_mesh]["losses"] != whole[of_the_mesh]["losses"]
+
+
 @pytest.mark.slow
 def test_rows_dealt_to_two_devices_train_the_same(finished, tmp_path, crma_process, finetune_command, monkeypatch):
     """Batches of 3 rows, which do not divide by 2."""
@@ -211,11 +220,7 @@ def test_rows_dealt_to_two_devices_train_the_same(finished, tmp_path, crma_proce
     process = crma_process(finetune_command(tmp_path / "run", *JAX, "--conditions", "modular", "--mesh", "2x1"))
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    whole = [line for line in measured(finished) if line["condition"] == "modular"]
-    for mine, theirs in zip(measured(tmp_path / "run"), whole, strict=True):
-        np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
-        assert mine["holdout"] == pytest.approx(theirs["holdout"], rel=1e-4)
-    assert measured(tmp_path / "run")[0]["losses"] != whole[0]["losses"]  # other sums
+    assert_same_but_for_rounding(tmp_path / "run", finished, of_the_mesh=0)
 
 
 def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
@@ -241,11 +246,7 @@ def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
     process = crma_process(finetune_command(tmp_path / "run", *modular, "--mesh", "2x2"))
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    whole = [line for line in measured(finished) if line["condition"] == "modular"]
-    for mine, theirs in zip(measured(tmp_path / "run"), whole, strict=True):
-        np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
-        assert mine["holdout"] == pytest.approx(theirs["holdout"], rel=1e-4)
-    assert measured(tmp_path / "run")[2]["losses"] != whole[2]["losses"]  # it did run on the mesh: other sums
+    assert_same_but_for_rounding(tmp_path / "run", finished, of_the_mesh=2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_folder(
