@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from reference.errors import DiskSpaceError
 
+# Windows has neither O_NOFOLLOW nor O_CLOEXEC; O_EXCL alone refuses a link there.
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``path``, fsync it, and rename it into place.
 
+    The temporary file has a name that cannot be foretold and is made anew, so that a link which lies in the folder is
+    never written through; a link at ``path`` itself is replaced, and what it points to is left alone.
+
     Raises: DiskSpaceError if there is no room; the old file stays as it was and the temporary one is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     with disk_space_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, _NEW_FILE, 0o666)
         try:
-            with temporary.open("wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,0 +1,122 @@
+"""Read a file that somebody else may have written, damaged, or replaced by something that is no file. Source: ours.
+
+Every reader of the project that is given a path by a user, or by a folder from elsewhere, opens it here: a FIFO, a
+device or a folder is refused at once rather than waited for, and a size beyond reason before anything is allocated.
+The errors are OSError and ValueError, which each reader turns into the error of its own kind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+#: No JSON or TOML file that belongs to a model or a run is nearly as large.
+TEXT_LIMIT = 256 * 2**20
+_CHUNK = 2**20
+# O_NONBLOCK: opening a named pipe does not wait for a writer. Windows knows O_BINARY alone.
+_READING = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
+
+
+@contextmanager
+def opened(path: Path | str, *, follow_links: bool = True) -> Iterator[BinaryIO]:
+    """``path`` opened for reading, if it is a regular file.
+
+    Args:
+        follow_links: False refuses a symbolic link as the last part of the path.
+
+    Raises: OSError, with a ``strerror`` that says what is there instead; also for a path with a NUL in it.
+    """
+    try:
+        descriptor = os.open(path, _READING if follow_links else _READING | getattr(os, "O_NOFOLLOW", 0))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"a path that no file can have ({error})", str(path)) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a symbolic link, where a file belongs", str(path)) from error
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"{_kind(mode)}, where a file belongs", str(path))
+        yield file
+
+
+def read_bytes(path: Path | str, *, limit: int | None = None, follow_links: bool = True) -> bytes:
+    """The content of a regular file, in memory: what happens to the file later does not reach it.
+
+    Raises: OSError; also where the file has more than ``limit`` bytes.
+    """
+    with opened(path, follow_links=follow_links) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"a file of {size:,} bytes, where at most {limit:,} make sense", str(path))
+        return file.read()
+
+
+def sha256_of(path: Path | str, *, follow_links: bool = True) -> str:
+    """SHA-256 of a regular file in hex, read piece by piece. Raises: OSError."""
+    digest = hashlib.sha256()
+    with opened(path, follow_links=follow_links) as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8, with or without a byte order mark.
+
+    Raises: ValueError where two readers could disagree or none is served: a key that stands twice in one object, NaN
+    or an infinity, nesting too deep for Python, an integer with thousands of digits.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path | str, *, follow_links: bool = True) -> Any:
+    """The value of a JSON file, as :func:`parse_json` reads it. Raises: OSError, ValueError."""
+    return parse_json(read_bytes(path, limit=TEXT_LIMIT, follow_links=follow_links))
+
+
+def printable(text: object) -> str:
+    """``text`` for a terminal or a page: characters that steer either (control codes, directions of writing, lone
+    surrogates) become escapes such as ``\\x1b``.
+
+    Names of tasks, files and models come from data; raw, they could move the cursor or hide a part of a line.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(text)
+    )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "something special")

@@ -1,0 +1,64 @@
+"""Files that are none, or that would be read in two ways."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from backends.files import opened, parse_json, printable, read_bytes, read_json, sha256_of
+
+
+def test_reads_a_file_and_its_digest(tmp_path: Path) -> None:
+    data = os.urandom(3 * 2**20 + 17)
+    (tmp_path / "a").write_bytes(data)
+    assert read_bytes(tmp_path / "a") == data
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    for name in ("fifo", "socket", "/dev/zero", ".", "missing", "a\0b"):
+        with pytest.raises(OSError) as refused:
+            read_bytes(tmp_path / name)
+        assert refused.value.strerror
+
+
+def test_a_link_is_followed_only_where_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bytes(tmp_path / "link") == b"content"
+    with pytest.raises(OSError, match="symbolic link"), opened(tmp_path / "link", follow_links=False):
+        pass
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="where at most 100"):
+        read_bytes(tmp_path / "sparse", limit=100)
+    with pytest.raises(OSError, match="make sense"):
+        read_json(tmp_path / "sparse")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', "NaN", '{"a": -Infinity}', "[" * 10**6, "1" * 5000, "", b"\xff"],
+)
+def test_json_that_can_be_read_in_two_ways_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+def test_a_byte_order_mark_is_no_content() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
+
+
+def test_what_steers_a_terminal_is_escaped() -> None:
+    assert printable("Médical 数 ok") == "Médical 数 ok"
+    assert printable("a\x1b[2J\x07\u202e\n\u200b\ud800") == r"a\x1b[2J\x07\u202e\n\u200b\ud800"
