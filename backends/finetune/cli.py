@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from backends.finetune.inference.generate_command import add_parser as add_gener
 from backends.finetune.inference.route_command import add_parser as add_route
 from backends.finetune.plan.plan_command import SETTINGS
 from backends.finetune.plan.plan_command import add_parser as add_plan
+from reference import SPEC_VERSION
 from reference.errors import CRMAError, MissingPackageError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="crma", description="CRMA: continual fine-tuning on a shared, bounded backbone."
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     finetune = commands.add_parser("finetune", help="fine-tune a model through a sequence of tasks")
@@ -101,6 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     for add_parser in (add_plan, add_certify, add_route, add_generate):
         add_parser(commands)
     return parser
+
+
+def _versions() -> str:
+    """This package's, the specification's, and those of the libraries that compute, where they are installed."""
+    found = []
+    for package in ("crma", "torch", "jax", "transformers", "peft", "safetensors", "numpy"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    own, *libraries = found
+    return f"{own} (specification {SPEC_VERSION}; Python {platform.python_version()}; {', '.join(libraries)})"
 
 
 def _finetune(options: argparse.Namespace) -> None:

