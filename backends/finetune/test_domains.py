@@ -239,3 +239,25 @@ def test_passages_are_whole_sentences_within_bounds():
     assert list(passages(text, 10, 200)) == [f"{first} {second}", "The end is near."]
     assert list(passages(text, 10, 60)) == [first, "The end is near."]  # the second leans on the first
     assert list(passages(text, 30, 60, "first")) == []
+
+
+def test_the_papers_rows_do_not_depend_on_which_domains_there_are(monkeypatch):
+    """A report of a run of the paper's tasks keeps the paper's rows when a domain is added to the registry."""
+    from backends.finetune import paper
+    from backends.finetune.fictional import FICTIONAL
+    from backends.finetune.records import RunRecord
+
+    assert set(DOMAINS) >= paper.FIVE_DOMAINS
+    assert set(FICTIONAL) >= paper.FICTIONAL_DOMAINS
+    monkeypatch.setattr("backends.finetune.domains.DOMAINS", (*DOMAINS, "Another"))
+    monkeypatch.setattr("backends.finetune.fictional.FICTIONAL", (*FICTIONAL, "Another"))
+    about = {"protocol": "p", "model": "m", "backend": "b", "conditions": [], "seeds": []}
+
+    def run(tasks):
+        return RunRecord(tasks=sorted(tasks), **about)
+
+    assert paper.paper_rows(run(paper.FIVE_DOMAINS)) == paper.TABLE_7
+    assert paper.paper_rows(run(paper.FOUR_DOMAINS)) == paper.TABLE_6
+    assert paper.paper_panels(run(paper.FIVE_DOMAINS)) == paper.TABLE_8
+    assert paper.paper_fictional(run(paper.FICTIONAL_DOMAINS)) == paper.FICTIONAL
+    assert paper.paper_rows(run({*paper.FIVE_DOMAINS, "Another"})) == []
