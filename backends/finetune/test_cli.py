@@ -270,3 +270,17 @@ def test_ctrl_c_in_a_process(crma_process, finetune_command, tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert "same --out" in one_message(error)
+
+
+def test_the_version_names_what_computes(capsys):
+    from importlib.metadata import version
+
+    from backends.finetune.cli import main
+    from reference import SPEC_VERSION
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    words = capsys.readouterr().out.split()
+    assert ended.value.code == 0
+    assert words[:4] == ["crma", version("crma"), "(specification", f"{SPEC_VERSION};"]
+    assert words[words.index("numpy") + 1] == f"{version('numpy')})"
