@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from reference.dtypes import as_float64
 from reference.errors import ConfigError, NonFiniteError, ShapeError
 from reference.residual_mixing import (
     residual_mixing,
@@ -73,11 +74,12 @@ def adapter_forward(x: ArrayLike, parameters: AdapterParameters, iterations: int
         y, shape (..., d), float64, with ``||y|| <= ||x||`` for every x and every parameter value.
 
     Raises:
+        DtypeError: an array is not of floats of 16 bits or more.
         ShapeError: shapes do not fit each other.
         NonFiniteError: a parameter is NaN or infinite. (A non-finite x passes through to y.)
         DegenerateBasisError: A is zero.
 
-    Source: residual adapter and its goal, paper section 3.1 eq. 2; the construction, ours. Clauses: MIX-1..MIX-9.
+    Source: residual adapter and its goal, paper section 3.1 eq. 2; the construction, ours. Clauses: MIX-1..MIX-10.
     """
     tokens, checked = _checked(x, parameters)
     mixing = sinkhorn_projection(checked.mix_logits, iterations)
@@ -104,7 +106,7 @@ def adapter_vjp(
     Source: ours. Clauses: GRAD-1..GRAD-7. Raises: as :func:`adapter_forward`, and ShapeError for ``cotangent``.
     """
     tokens, checked = _checked(x, parameters)
-    upstream = np.asarray(cotangent, dtype=np.float64)
+    upstream = as_float64("cotangent", cotangent)
     if upstream.shape != tokens.shape:
         raise ShapeError(
             "cotangent", got=upstream.shape, allowed=f"the shape of x, {tokens.shape}", remedy="pass dL/dy"
@@ -137,7 +139,7 @@ def sigmoid(value: float) -> float:
 
 
 def _checked(x: ArrayLike, parameters: AdapterParameters) -> tuple[Array, AdapterParameters]:
-    tokens, checked = np.asarray(x, dtype=np.float64), checked_parameters(parameters)
+    tokens, checked = as_float64("x", x), checked_parameters(parameters)
     d = checked.basis.shape[2]
     if tokens.ndim < 1 or tokens.shape[-1] != d:
         raise ShapeError(
@@ -150,9 +152,8 @@ def _checked(x: ArrayLike, parameters: AdapterParameters) -> tuple[Array, Adapte
 
 
 def checked_parameters(parameters: AdapterParameters) -> AdapterParameters:
-    """In float64, gamma of shape (). Raises: ShapeError, NonFiniteError. Clauses: MIX-1, MIX-4, MIX-11."""
-    checked = AdapterParameters(*(np.asarray(value, dtype=np.float64) for value in parameters))
-    logits, gate, basis = checked
+    """In float64, gamma of shape (). Raises: DtypeError, ShapeError, NonFiniteError. Clauses: MIX-1, MIX-4, MIX-11."""
+    logits, gate, basis = map(as_float64, AdapterParameters._fields, parameters)
     if basis.ndim != 3 or basis.size == 0:
         raise ShapeError("basis", got=basis.shape, allowed="(n, r, d), no axis empty", remedy="pass one layer's basis")
     n = len(basis)

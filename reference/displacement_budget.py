@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from reference.adapter import AdapterParameters
 from reference.certificates import displacement
+from reference.dtypes import as_float64
 from reference.errors import ConfigError, DegenerateBasisError, NonFiniteError, ShapeError
 
 Array = NDArray[np.float64]
@@ -75,7 +76,7 @@ def _interpolate(start: AdapterParameters, end: AdapterParameters, fraction: flo
 
 
 def _checked(anchor: AdapterParameters, parameters: AdapterParameters) -> tuple[AdapterParameters, AdapterParameters]:
-    start, end = (AdapterParameters(*(np.asarray(v, dtype=np.float64) for v in p)) for p in (anchor, parameters))
+    start, end = (AdapterParameters(*map(as_float64, AdapterParameters._fields, p)) for p in (anchor, parameters))
     sizes = {"mix_logits": (start.basis.shape[:1] * 2,), "gate_logit": ((), (1,)), "basis": (start.basis.shape,)}
     for field, a, b in zip(AdapterParameters._fields, start, end, strict=True):
         if a.shape != b.shape or a.shape not in sizes[field] or start.basis.ndim != 3:

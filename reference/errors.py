@@ -29,6 +29,10 @@ class ShapeError(CRMAError, ValueError):
     """An array has the wrong number of axes, or axes that do not fit another array's."""
 
 
+class DtypeError(CRMAError, TypeError):
+    """An array is of a dtype that the function does not compute with, such as integers or floats of 8 bits."""
+
+
 class ConfigError(CRMAError, ValueError):
     """A setting lies outside its allowed range, or settings contradict each other."""
 

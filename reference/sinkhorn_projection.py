@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from reference.dtypes import as_float64
 from reference.errors import ConfigError, NonFiniteError, ShapeError
 
 Array = NDArray[np.float64]
@@ -67,7 +68,7 @@ def sinkhorn_projection_vjp(mix_logits: ArrayLike, cotangent: ArrayLike, iterati
     Source: ours. Clauses: GRAD-1..GRAD-3.
     """
     logits = _checked_logits(mix_logits)
-    upstream = np.asarray(cotangent, dtype=np.float64)
+    upstream = as_float64("cotangent", cotangent)
     if upstream.shape != logits.shape:
         raise ShapeError(
             "cotangent",
@@ -134,7 +135,7 @@ def checked_iterations(iterations: int) -> int:
 
 
 def _checked_logits(mix_logits: ArrayLike) -> Array:
-    logits = np.asarray(mix_logits, dtype=np.float64)
+    logits = as_float64("mix_logits", mix_logits)
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2] or logits.shape[-1] == 0:
         raise ShapeError(
             "mix_logits",

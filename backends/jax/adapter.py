@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from backends.jax.dtypes import floats
 from backends.jax.kernels import Kernels
 from backends.jax.residual_mixing import residual_mixing
 from backends.jax.sinkhorn_projection import sinkhorn_projection
 from backends.jax.strength import adapter_strength
 from reference.adapter import AdapterConfig, AdapterParameters
+from reference.dtypes import refused_dtype
 from reference.errors import ShapeError
 from reference.initialization import GATE_LOGIT, init_parameters
 
@@ -26,13 +28,14 @@ def adapter_forward(
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)`` with ``||y|| <= ||x||``.
 
     Args:
-        x: (..., d), any floating dtype. mix_logits: S (n, n). gate_logit: gamma, one value. basis: A (n, r, d).
+        x: (..., d), floats of 16 bits or more. mix_logits: S (n, n). gate_logit: gamma, one value. basis: A (n, r, d).
         iterations: K. kernels: as in :func:`backends.jax.sinkhorn_projection`.
 
     Returns:
         y, shape and dtype of x. Parameters that are not finite, and A = 0, give NaN.
 
-    Raises: ShapeError, ConfigError, DeviceUnavailableError. Clauses: MIX-1..MIX-11, GRAD-4..GRAD-8. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError, DeviceUnavailableError. Clauses: MIX-1..MIX-11, GRAD-4..GRAD-8.
+    Source: ours.
     """
     mixing = sinkhorn_projection(mix_logits, iterations, kernels)
     return residual_mixing(x, mixing, adapter_strength(gate_logit, basis), basis, kernels)
@@ -111,8 +114,9 @@ class CRMAAdapter:
 
     @classmethod
     def from_parameters(cls, parameters: AdapterParameters, iterations: int = 20) -> CRMAAdapter:
-        """From arrays of any kind, such as those of :func:`reference.init_parameters`."""
-        mix_logits, gate_logit, basis = (jnp.array(value, jnp.float32) for value in parameters)
+        """From arrays of any kind, such as those of :func:`reference.init_parameters`. Raises: DtypeError."""
+        named = floats(**dict(zip(AdapterParameters._fields, parameters, strict=True)))
+        mix_logits, gate_logit, basis = (jnp.array(value, jnp.float32) for value in named)
         return cls(mix_logits, gate_logit, basis, iterations)
 
     def prepared(self) -> PreparedAdapter:
@@ -121,7 +125,11 @@ class CRMAAdapter:
         return PreparedAdapter(mixing, adapter_strength(self.gate_logit, self.basis), self.basis, self.kernels)
 
     def __call__(self, x: Array) -> Array:
-        """(..., d) -> (..., d), for one layer. Raises: ShapeError, for a stack too."""
+        """(..., d) -> (..., d), for one layer. Raises: DtypeError; ShapeError, for a stack too."""
+        if isinstance(x, CRMAAdapter):  # optax calls a tree of labels, or of masks, that can be called
+            raise refused_dtype(
+                "x", "CRMAAdapter", remedy="hand a tree of labels or masks to optax as a function: lambda _: labels"
+            )
         if jnp.ndim(self.basis) != 3:
             raise ShapeError(
                 "basis",

@@ -1,12 +1,16 @@
-"""The forward formulas in plain JAX operations, without a custom rule: forward mode and second derivatives.
+"""The forward formulas in plain JAX operations, without a custom rule: every derivative, in every mode.
 
-JAX refuses ``jax.jvp``, ``jax.jacfwd``, ``jax.linearize`` and ``jax.hessian`` of a function with a custom VJP, which
-:func:`backends.jax.sinkhorn_projection` and :func:`backends.jax.residual_mixing.residual_mixing` are. These twins
-compute the same values and define every derivative. They are slower, keep all iterates for the backward pass, miss
-the last digits of SINK-5 at n > 8, and give finite values for logits of -inf. They check the closed forms (BACK-6).
+The functions of this backend have a custom VJP: of them, JAX takes gradients, and every derivative of a gradient, which
+comes from these twins; it refuses forward mode (``jax.jvp``, ``jax.jacfwd``, ``jax.linearize``) of the functions
+themselves. The twins compute the same values and have that too. They are slower, keep all iterates for the backward
+pass, and miss the last digits of SINK-5 at n > 8. They check the closed forms (BACK-6).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +19,31 @@ from jax import Array, lax
 ROW, COLUMN = -1, -2
 
 
+def with_derivatives_of(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` for the values and ``plain``, the same map in operations that JAX differentiates, for the rest."""
+    rule = jax.custom_jvp(function)
+
+    @rule.defjvp
+    def differentiate(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+        return rule(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    return rule
+
+
+def plain_projection_vjp(mix_logits: Array, cotangent: Array, iterations: int = 20) -> Array:
+    """The VJP that JAX derives from :func:`plain_projection`."""
+    gradient: Array = jax.vjp(partial(plain_projection, iterations=iterations), mix_logits)[1](cotangent)[0]
+    return gradient
+
+
 def plain_projection(mix_logits: Array, iterations: int = 20) -> Array:
     """M of :func:`reference.sinkhorn_projection`, (..., n, n). Clauses: SINK-3, SINK-4, BACK-6. Source: ours."""
 
     def step(log_matrix: Array, _: None) -> tuple[Array, None]:
         return jax.nn.log_softmax(jax.nn.log_softmax(log_matrix, ROW), COLUMN), None
 
-    log_matrix = mix_logits - mix_logits.max((ROW, COLUMN), keepdims=True)
+    poison = (mix_logits * 0).sum((ROW, COLUMN), keepdims=True)  # NaN where a logit is not finite (SINK-9)
+    log_matrix = mix_logits - mix_logits.max((ROW, COLUMN), keepdims=True) + poison
     log_matrix, _ = lax.scan(step, log_matrix, None, length=iterations - 1)
     plain = jax.nn.softmax(jax.nn.log_softmax(log_matrix, ROW), COLUMN)
     row_sums = plain.sum(ROW, keepdims=True)

@@ -45,7 +45,7 @@ def birkhoff_correction_vjp(plain: Array, grad_mixing: Array) -> Array:
     row_grad = sum_over(grad_mixing, SECOND)
     per_row = sum_over(grad_mixing * plain, SECOND) - row_sums * row_grad / n
     grad_largest = -sum_over(per_row, FIRST) / largest**2
-    return (grad_mixing - row_grad / n) / largest + is_first_argmax * grad_largest
+    return (grad_mixing - row_grad / n) / largest + is_first_argmax.astype(grad_largest.dtype) * grad_largest
 
 
 def _compensated_sum(values: Array, axis: int) -> tuple[Array, Array]:

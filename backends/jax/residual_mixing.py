@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from backends.jax.dtypes import floats, widened
 from backends.jax.kernels import Kernels, wants_pallas
 from reference.errors import ShapeError
 
@@ -17,7 +18,7 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array, kern
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
 
     Args:
-        x: residual stream, shape (..., d), any floating dtype.
+        x: residual stream, shape (..., d), floats of 16 bits or more.
         mixing: M, shape (n, n). strength: alpha, one value. basis: A, shape (n, r, d). All float32 (or float64).
         kernels: "auto", "jax", or "pallas" for n r <= 512, as in :func:`backends.jax.sinkhorn_projection`.
 
@@ -25,12 +26,13 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array, kern
         y, shape and dtype of x. The arithmetic is float32, or float64 if x or a parameter is; full float32 on
         accelerators too.
 
-    The gradient is a custom VJP, so JAX refuses forward mode (``jax.jvp``); see :mod:`backends.jax.autodiff`.
+    The gradient is a custom VJP, which JAX differentiates further, while it refuses forward mode of the function itself
+    (``jax.jvp``); see :mod:`backends.jax.autodiff`.
 
-    Raises: ShapeError if the sizes do not fit, or there is more than one strength; ConfigError and
+    Raises: DtypeError; ShapeError if the sizes do not fit, or there is more than one strength; ConfigError and
     DeviceUnavailableError by the kernels. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
     """
-    x, mixing, strength, basis = map(jnp.asarray, (x, mixing, strength, basis))
+    x, mixing, strength, basis = floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.size != 1:
         raise ShapeError(
             "strength",
@@ -54,18 +56,13 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array, kern
     return mixed
 
 
-@jax.custom_vjp
-def _mix_rule(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
+def mixed_tokens(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
     tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
     write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
     return (tokens + _write(_read(tokens, directions), write_out)).astype(x.dtype)
 
 
-def _keep_inputs(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _mix_rule(*inputs), inputs
-
-
-def _gradient(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
+def mixed_tokens_vjp(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
     x, mixing, strength, basis = inputs
     tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
     upstream, difference = cotangent.astype(tokens.dtype), difference_of(wide_mixing)
@@ -78,7 +75,8 @@ def _gradient(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
     return tuple(gradient.astype(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
 
 
-_mix_rule.defvjp(_keep_inputs, _gradient)
+_mix_rule = jax.custom_vjp(mixed_tokens)
+_mix_rule.defvjp(lambda *inputs: (mixed_tokens(*inputs), inputs), mixed_tokens_vjp)
 _mix = jax.jit(_mix_rule)
 
 
@@ -89,11 +87,6 @@ def parameter_gradients(
     correlation = jnp.einsum("ird,jrd->ij", directions, written, precision=_PRECISION)
     grad_basis = alpha * (over_streams(difference, written) + over_streams(difference.T, read))
     return alpha * correlation, (difference * correlation).sum(), grad_basis
-
-
-def widened(*inputs: Array) -> tuple[Array, ...]:
-    dtype = jnp.result_type(jnp.float32, *(value.dtype for value in inputs))
-    return tuple(value.astype(dtype) for value in inputs)
 
 
 def difference_of(mixing: Array) -> Array:

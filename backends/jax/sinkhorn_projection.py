@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from backends.jax.autodiff import plain_projection, plain_projection_vjp, with_derivatives_of
 from backends.jax.birkhoff import birkhoff_correction, birkhoff_correction_vjp, column_softmax, column_softmax_vjp
+from backends.jax.dtypes import floats, widened
 from backends.jax.iteration import (
     logarithmic_weights,
     logarithmic_weights_vjp,
@@ -28,17 +30,19 @@ def sinkhorn_projection(mix_logits: Array, iterations: int = 20, kernels: Kernel
 
     The formula and the guarantees are those of :func:`reference.sinkhorn_projection`. Logits that are not finite give
     NaN in every entry of their matrix. The gradient is the exact derivative of the K unrolled steps; the backward
-    pass runs them again, so that only the logits are kept. Forward-mode derivatives (``jax.jvp``, ``jax.jacfwd``,
-    ``jax.hessian``) are refused by JAX, as by every function with a custom VJP: differentiate
-    :func:`backends.jax.autodiff.plain_projection` for those.
+    pass runs them again, so that only the logits are kept. Derivatives of the gradient (``jax.hessian``,
+    ``jax.grad`` of ``jax.grad``) are those of :func:`backends.jax.autodiff.plain_projection`. Forward mode of the
+    function itself (``jax.jvp``, ``jax.jacfwd``) is refused by JAX, as of every function with a custom VJP:
+    differentiate :func:`backends.jax.autodiff.plain_projection` for that.
 
     ``kernels``: "jax" is plain JAX; "pallas" the Pallas kernels for a GPU, n <= 64, which are used only where they are
     asked for since no GPU has measured them yet (on a CPU an error, or their interpreter, for tests, where
     CRMA_PALLAS_INTERPRET=1 is set); "auto" is "jax".
 
-    Raises: ShapeError, ConfigError, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
+    Source: ours.
     """
-    mix_logits = jnp.asarray(mix_logits)
+    (mix_logits,) = floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
         raise ShapeError(
             "mix_logits",
@@ -46,7 +50,7 @@ def sinkhorn_projection(mix_logits: Array, iterations: int = 20, kernels: Kernel
             allowed="(..., n, n) with n >= 1",
             remedy="pass one square matrix of logits per layer",
         )
-    logits = mix_logits.astype(jnp.promote_types(mix_logits.dtype, jnp.float32))
+    (logits,) = widened(mix_logits)
     if wants_pallas(kernels):
         from backends.jax.kernels.sinkhorn_projection import sinkhorn_projection as by_pallas
 
@@ -60,7 +64,7 @@ def _projection_rule(logits: Array, iterations: int) -> Array:
 
 
 def _keep_logits(logits: Array, iterations: int) -> tuple[Array, Array]:
-    return _projection_rule(logits, iterations), logits
+    return _forward(iterations)(logits), logits  # not the rule itself, which has no forward mode
 
 
 def _gradient(iterations: int, logits: Array, grad_mixing: Array) -> tuple[Array]:
@@ -79,7 +83,7 @@ def _forward(iterations: int) -> Callable[[Array], Array]:
         weights = _cond(matrices, scaled, logarithmic)
         return _batch_first(birkhoff_correction(column_softmax(weights)), logits.shape)
 
-    return one_more_leading_axis(forward)
+    return with_derivatives_of(partial(plain_projection, iterations=iterations), one_more_leading_axis(forward))
 
 
 @cache
@@ -97,7 +101,7 @@ def _backward(iterations: int) -> Callable[[Array, Array], Array]:
         )
         return _batch_first(_cond(matrices, scaled, logarithmic), logits.shape)
 
-    return one_more_leading_axis(backward)
+    return with_derivatives_of(partial(plain_projection_vjp, iterations=iterations), one_more_leading_axis(backward))
 
 
 def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callable[[Array], Array]) -> Array:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from backends.jax.dtypes import floats, widened
 
-@jax.jit
+
 def adapter_strength(gate_logit: Array, basis: Array) -> Array:
     """``alpha = sigmoid(gamma) / kappa``, ``kappa = (trace (A A^T)^8)^(1/8)``, batched over leading axes.
 
@@ -20,10 +21,22 @@ def adapter_strength(gate_logit: Array, basis: Array) -> Array:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
     """
-    gate_logit, basis = (value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in (gate_logit, basis))
-    return sigmoid(gate_logit) / squared_norm_bound(basis)
+    gate_logit, basis = widened(*floats(gate_logit=gate_logit, basis=basis))
+    strength: Array = _strength(gate_logit, basis)
+    return strength
+
+
+@jax.jit
+def _strength(gate_logit: Array, basis: Array) -> Array:
+    # In units of a power of two near to the largest entry, which no rounding sees and no derivative either, since
+    # alpha A^T A stays the same: 1 / kappa^2, a factor of the gradient, would overflow for a small basis.
+    largest = jnp.abs(lax.stop_gradient(basis)).max((-3, -2, -1), keepdims=True)
+    unit = lax.reduce_precision(largest, jnp.finfo(basis.dtype).nexp, 0)
+    unit = jnp.where((unit > 0) & (unit < jnp.inf), unit, 1)
+    scale = unit[..., 0, 0, 0]
+    return sigmoid(gate_logit) / squared_norm_bound(basis / unit) / scale / scale
 
 
 @jax.custom_jvp

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backends.torch.dtypes import require_floats
 from backends.torch.functions import Kernels, checked_kernels, functions
 from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
@@ -43,10 +44,10 @@ class CRMAAdapter(nn.Module):
     Parameters (float32, and kept so by ``.to(torch.bfloat16)`` and ``.half()``):
         mix_logits (n, n); gate_logit (1,), since FSDP2 refuses parameters without axes; basis (n, r, d).
 
-    x has shape (..., d) and any floating dtype; y has x's shape and dtype. For the backward pass y is kept where it is
-    float32 (what follows keeps it anyway), so there it must not be changed in place.
+    x has shape (..., d) and any floating dtype of 16 bits or more; y has x's shape and dtype. For the backward pass y
+    is kept where it is float32 (what follows keeps it anyway), so there it must not be changed in place.
 
-    Raises: ConfigError, ShapeError, MissingPackageError. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
+    Raises: ConfigError, DtypeError, ShapeError, MissingPackageError. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
     Source: ours; paper sections 3.1-3.4.
     """
 
@@ -89,6 +90,7 @@ class CRMAAdapter(nn.Module):
         """(..., d) -> (..., d)."""
         if not self.enabled:
             return x
+        require_floats(x=x)
         if x.shape[-1:] != (self.config.hidden_size,):
             raise ShapeError(
                 "x",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from backends.torch.dtypes import require_floats
 from reference.errors import ShapeError
 
 
@@ -26,8 +27,10 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Returns:
         y, shape and dtype of x. What is added to x is computed in the parameters' dtype.
 
-    Raises: ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    Raises: DtypeError; ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
+    Source: ours.
     """
+    require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.numel() != 1:
         raise ShapeError(
             "strength",
@@ -153,8 +156,9 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
     """
+    require_floats(gate_logit=gate_logit, basis=basis)
     gate: Tensor = _Sigmoid.apply(gate_logit)
     return gate / squared_norm_bound(basis)
 

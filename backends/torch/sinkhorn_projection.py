@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from backends.torch.dtypes import require_floats
 from reference.errors import NonFiniteError, ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
@@ -20,8 +21,9 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
     The formula and the guarantees are those of :func:`reference.sinkhorn_projection`. Logits that are not finite give
     NaN in every entry of their matrix, so that no device synchronisation is needed to refuse them.
 
-    Raises: ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
     """
+    require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
         raise ShapeError(
             "mix_logits",

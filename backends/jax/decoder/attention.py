@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from backends.jax.dtypes import wide_dtype
+
 Array = jax.Array
 
 
@@ -51,7 +53,7 @@ def attention(query: Array, key: Array, value: Array, seen: Array, scale: float,
     batch, queries, heads, head_dim = query.shape
     groups = key.shape[2]
     grouped = query.reshape(batch, queries, groups, heads // groups, head_dim)
-    wide = jnp.promote_types(value.dtype, jnp.float32)
+    wide = wide_dtype(value)
     exact = precision(value.dtype)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, precision=exact, preferred_element_type=wide)
     scores = soft_cap(scores * scale, cap)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from backends.jax.decoder.attention import Array, attendable, attention, precision
 from backends.jax.decoder.config import Activation, DecoderConfig
 from backends.jax.decoder.rope import rotate
+from backends.jax.dtypes import promoted, wide_dtype
 
 LayerWeights = dict[str, Array]  # tensor names of Hugging Face within a layer -> weights
 LayerLora = dict[str, tuple[Array, Array, Array]]  # path of a projection -> A (r, inputs), B (outputs, r), scale ()
@@ -35,18 +36,24 @@ def rms_norm(x: Array, weight: Array, config: DecoderConfig) -> Array:
 
     Like transformers, Gemma multiplies by 1 + w before the result is rounded, the others by w afterwards.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wide_dtype(x))
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
     if config.norm_offset:
         return (normed * (1 + weight.astype(wide.dtype))).astype(x.dtype)
-    return normed.astype(x.dtype) * weight
+    return jnp.multiply(*promoted(normed.astype(x.dtype), weight))
 
 
 def linear(x: Array, weight: Array, dtype: Any = None) -> Array:
     """``x W^T``: (..., inputs), (outputs, inputs) -> (..., outputs); both rounded to ``dtype`` first, where given."""
     if dtype is not None:
         x, weight = x.astype(dtype), weight.astype(dtype)
-    return jnp.einsum("...i,oi->...o", x, weight, precision=precision(jnp.result_type(x, weight)))
+    x, weight = promoted(x, weight)
+    return jnp.einsum("...i,oi->...o", x, weight, precision=precision(x.dtype))
+
+
+def _sum(left: Array, right: Array) -> Array:
+    left, right = promoted(left, right)
+    return left + right
 
 
 def project(x: Array, path: str, weights: LayerWeights, lora: LayerLora, dtype: Any) -> Array:
@@ -58,12 +65,13 @@ def project(x: Array, path: str, weights: LayerWeights, lora: LayerLora, dtype: 
         return y
     down, up, scale = lora[path]
     low = linear(x.astype(down.dtype), down, dtype)
-    return (y + linear(low, up, dtype) * scale.astype(low.dtype)).astype(y.dtype)
+    change = linear(low, up, dtype)
+    return _sum(y, change * scale.astype(change.dtype)).astype(y.dtype)
 
 
 def activate(gate: Array, name: Activation) -> Array:
     """SiLU, GELU, or GELU in its approximation by tanh, in float32 or wider, returned in the dtype of the argument."""
-    wide = gate.astype(jnp.promote_types(gate.dtype, jnp.float32))
+    wide = gate.astype(wide_dtype(gate))
     result = jax.nn.silu(wide) if name == "silu" else jax.nn.gelu(wide, approximate=name == "gelu_tanh")
     return result.astype(gate.dtype)
 
@@ -93,11 +101,11 @@ def block(
     mixed = attention(query, keys, values, seen, config.attention_scale, config.attention_soft_cap)
     update = project(mixed, "self_attn.o_proj", weights, lora, dtype)
     if config.sandwich_norms:
-        x = x + normed(update, "post_attention_layernorm")
+        x = _sum(x, normed(update, "post_attention_layernorm"))
         update = _mlp(config, normed(x, "pre_feedforward_layernorm"), weights, lora, dtype)
-        return x + normed(update, "post_feedforward_layernorm")
-    x = x + update
-    return x + _mlp(config, normed(x, "post_attention_layernorm"), weights, lora, dtype)
+        return _sum(x, normed(update, "post_feedforward_layernorm"))
+    x = _sum(x, update)
+    return _sum(x, _mlp(config, normed(x, "post_attention_layernorm"), weights, lora, dtype))
 
 
 def _query_key_value(

@@ -17,6 +17,7 @@ from backends.jax.decoder.block import Context, linear, rms_norm
 from backends.jax.decoder.config import DecoderConfig
 from backends.jax.decoder.rope import cosine_and_sine
 from backends.jax.decoder.stack import AdapterFunction, Cache, FineTuning, Lora, run_layers
+from backends.jax.dtypes import wide_dtype
 from reference.errors import ConfigError, ShapeError
 
 #: "embedding" (vocab, d), "layers" {name within a layer: (layers, ...)}, "norm" (d,), and "head" (vocab, d) if untied.
@@ -89,7 +90,7 @@ def token_losses(scores: Array, labels: Any) -> tuple[Array, Array]:
         raise ShapeError("labels", got=got, allowed=allowed, remedy="one label per token, -100 where none is counted")
     targets = jnp.asarray(labels, jnp.int32)[:, 1:]
     counted = targets != IGNORED
-    wide = scores[:, :-1].astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = scores[:, :-1].astype(wide_dtype(scores))
     picked = jnp.take_along_axis(wide, jnp.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
     return jnp.where(counted, jax.nn.logsumexp(wide, axis=-1) - picked, 0), counted
 

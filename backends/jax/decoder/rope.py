@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.jax.decoder.config import RopeConfig
+from backends.jax.dtypes import wide_dtype
 
 
 def inverse_frequencies(rope: RopeConfig, long: bool = False) -> NDArray[np.float32]:
@@ -66,8 +67,8 @@ def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     x: (batch, tokens, heads, head_dim), any dtype; computed in float32 or wider, returned in the dtype of x.
     """
     half = cosine.shape[-1]
-    cosine, sine = cosine[:, :, None, :], sine[:, :, None, :]
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wide_dtype(x))
+    cosine, sine = (turn[:, :, None, :].astype(wide.dtype) for turn in (cosine, sine))
     first, second = wide[..., :half], wide[..., half : 2 * half]
     turned = [first * cosine - second * sine, second * cosine + first * sine, wide[..., 2 * half :]]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -7,15 +7,24 @@ of the parameters' size is plain JAX (:mod:`backends.jax.residual_mixing`).
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
 from jax import Array
 
+from backends.jax.autodiff import with_derivatives_of
+from backends.jax.dtypes import widened
 from backends.jax.kernels.launch import interpreted
 from backends.jax.kernels.token_launch import gradients, write_back
-from backends.jax.residual_mixing import difference_of, over_streams, parameter_gradients, widened
+from backends.jax.residual_mixing import (
+    difference_of,
+    mixed_tokens,
+    mixed_tokens_vjp,
+    over_streams,
+    parameter_gradients,
+)
 from reference.errors import ConfigError
 
 MOST_STREAMS, MOST_WIDTH = 64, 512
@@ -43,22 +52,40 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> A
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _mix_rule(x: Array, mixing: Array, strength: Array, basis: Array, interpret: bool) -> Array:
-    _, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
-    write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
-    return write_back(x, directions, write_out, interpret)
+    return _forward(interpret)(x, mixing, strength, basis)
 
 
 def _keep_inputs(*arguments: Any) -> tuple[Array, tuple[Array, ...]]:
-    return _mix_rule(*arguments), arguments[:4]
+    *inputs, interpret = arguments
+    return _forward(interpret)(*inputs), tuple(inputs)
 
 
 def _gradient(interpret: bool, inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    _, wide_mixing, alpha, directions = widened(*inputs)
-    difference = difference_of(wide_mixing)
-    mixed = alpha * over_streams(difference, directions)
-    grad_x, written, read = gradients(inputs[0], cotangent, directions, mixed, interpret)
-    by_parameter = parameter_gradients(difference, alpha, directions, written, read)
-    return grad_x, *(value.astype(own.dtype) for value, own in zip(by_parameter, inputs[1:], strict=True))
+    gradient: tuple[Array, ...] = _backward(interpret)(inputs, cotangent)
+    return gradient
+
+
+@cache
+def _forward(interpret: bool) -> Callable[..., Array]:
+    def forward(*inputs: Array) -> Array:
+        _, wide_mixing, alpha, directions = widened(*inputs)
+        write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
+        return write_back(inputs[0], directions, write_out, interpret)
+
+    return with_derivatives_of(mixed_tokens, forward)
+
+
+@cache
+def _backward(interpret: bool) -> Callable[..., tuple[Array, ...]]:
+    def backward(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
+        _, wide_mixing, alpha, directions = widened(*inputs)
+        difference = difference_of(wide_mixing)
+        mixed = alpha * over_streams(difference, directions)
+        grad_x, written, read = gradients(inputs[0], cotangent, directions, mixed, interpret)
+        by_parameter = parameter_gradients(difference, alpha, directions, written, read)
+        return grad_x, *(value.astype(own.dtype) for value, own in zip(by_parameter, inputs[1:], strict=True))
+
+    return with_derivatives_of(mixed_tokens_vjp, backward)
 
 
 _mix_rule.defvjp(_keep_inputs, _gradient)

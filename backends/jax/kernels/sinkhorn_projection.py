@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import jax
 from jax import Array
 
+from backends.jax.autodiff import plain_projection, plain_projection_vjp, with_derivatives_of
 from backends.jax.kernels.launch import call, interpreted, pl, power_of_two
 from backends.jax.kernels.projection_kernels import Task, backward_kernel, forward_kernel
 from backends.jax.sinkhorn_projection import one_more_leading_axis
@@ -44,7 +45,7 @@ def _projection_rule(logits: Array, iterations: int, interpret: bool) -> Array:
 
 
 def _keep_logits(logits: Array, iterations: int, interpret: bool) -> tuple[Array, Array]:
-    return _projection_rule(logits, iterations, interpret), logits
+    return _forward(iterations, interpret)(logits), logits
 
 
 def _gradient(iterations: int, interpret: bool, logits: Array, grad_mixing: Array) -> tuple[Array]:
@@ -61,7 +62,7 @@ def _forward(iterations: int, interpret: bool) -> Callable[[Array], Array]:
         blocks = _Blocks.of(logits, interpret)
         return blocks.run(forward_kernel, iterations, logits)
 
-    return one_more_leading_axis(forward)
+    return with_derivatives_of(partial(plain_projection, iterations=iterations), one_more_leading_axis(forward))
 
 
 @cache
@@ -71,7 +72,7 @@ def _backward(iterations: int, interpret: bool) -> Callable[[Array, Array], Arra
         scratch = (max(1, 2 * iterations - 2), blocks.block, blocks.side, blocks.side)
         return blocks.run(backward_kernel, iterations, logits, grad_mixing, scratch=scratch)
 
-    return one_more_leading_axis(backward)
+    return with_derivatives_of(partial(plain_projection_vjp, iterations=iterations), one_more_leading_axis(backward))
 
 
 class _Blocks(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.dtypes import require_floats
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
 from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
@@ -37,8 +38,9 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
         y, shape and dtype of x. What is added to x is computed in the basis' dtype.
 
     Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Differentiable once.
-    Raises: ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
     """
+    require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.numel() != 1:
         raise ShapeError(
             "strength",

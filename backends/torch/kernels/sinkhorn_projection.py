@@ -9,6 +9,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.dtypes import require_floats
 from backends.torch.kernels.launch import INTERPRETED, device_of, power_of_two
 from backends.torch.kernels.projection_kernels import backward_kernel, forward_kernel
 from reference.errors import ConfigError, ShapeError
@@ -25,8 +26,9 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
     NaN in every entry of their matrix, in the gradient too. The backward pass recomputes the iteration; meanwhile it
     takes up to ``2K - 2`` times the memory of the logits, padded, and afterwards none.
 
-    Raises: ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
     """
+    require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
         raise ShapeError(
             "mix_logits",
