@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ from backends.finetune.tasks import Example
 STEPS = 20
 #: relative; seen were up to 3.4e-6 and 3.4e-5, and Adam, which divides by the gradient's own size, lets rounding grow
 LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion() -> Iterator[None]:
+    """Training mixes no dtypes by itself, nor do optax and what is compiled for it."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture

@@ -126,10 +126,8 @@ class CRMAAdapter:
 
     def __call__(self, x: Array) -> Array:
         """(..., d) -> (..., d), for one layer. Raises: DtypeError; ShapeError, for a stack too."""
-        if isinstance(x, CRMAAdapter):  # optax calls a tree of labels, or of masks, that can be called
-            raise refused_dtype(
-                "x", "CRMAAdapter", remedy="hand a tree of labels or masks to optax as a function: lambda _: labels"
-            )
+        if isinstance(x, CRMAAdapter):  # optax calls a tree of labels that can be called
+            raise refused_dtype("x", "CRMAAdapter", remedy="give optax a function of labels: lambda _: labels")
         if jnp.ndim(self.basis) != 3:
             raise ShapeError(
                 "basis",

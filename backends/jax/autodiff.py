@@ -8,26 +8,13 @@ pass, and miss the last digits of SINK-5 at n > 8. They check the closed forms (
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 ROW, COLUMN = -1, -2
-
-
-def with_derivatives_of(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` for the values and ``plain``, the same map in operations that JAX differentiates, for the rest."""
-    rule = jax.custom_jvp(function)
-
-    @rule.defjvp
-    def differentiate(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-        return rule(*primals), jax.jvp(plain, primals, tangents)[1]
-
-    return rule
 
 
 def plain_projection_vjp(mix_logits: Array, cotangent: Array, iterations: int = 20) -> Array:

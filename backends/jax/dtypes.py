@@ -25,7 +25,7 @@ def floats(**arguments: Any) -> tuple[Array, ...]:
 def _floats(field: str, value: Any) -> Array:
     try:
         array = jnp.asarray(value)
-    except TypeError as error:  # a tree or a text
+    except (TypeError, ValueError) as error:  # a tree, a text, None, or rows of different length
         raise refused_dtype(field, type(value).__name__) from error
     if not hasattr(value, "dtype") and jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(float)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
 
-from backends.jax.autodiff import plain_projection, plain_projection_vjp, with_derivatives_of
+from backends.jax.autodiff import plain_projection, plain_projection_vjp
 from backends.jax.birkhoff import birkhoff_correction, birkhoff_correction_vjp, column_softmax, column_softmax_vjp
 from backends.jax.dtypes import floats, widened
 from backends.jax.iteration import (
@@ -21,6 +19,7 @@ from backends.jax.iteration import (
     scaled_weights_vjp,
 )
 from backends.jax.kernels import Kernels, wants_pallas
+from backends.jax.opaque import opaque
 from reference.errors import ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
@@ -83,7 +82,7 @@ def _forward(iterations: int) -> Callable[[Array], Array]:
         weights = _cond(matrices, scaled, logarithmic)
         return _batch_first(birkhoff_correction(column_softmax(weights)), logits.shape)
 
-    return with_derivatives_of(partial(plain_projection, iterations=iterations), one_more_leading_axis(forward))
+    return opaque_projection(forward, partial(plain_projection, iterations=iterations))
 
 
 @cache
@@ -101,7 +100,7 @@ def _backward(iterations: int) -> Callable[[Array, Array], Array]:
         )
         return _batch_first(_cond(matrices, scaled, logarithmic), logits.shape)
 
-    return with_derivatives_of(partial(plain_projection_vjp, iterations=iterations), one_more_leading_axis(backward))
+    return opaque_projection(backward, partial(plain_projection_vjp, iterations=iterations))
 
 
 def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callable[[Array], Array]) -> Array:
@@ -115,19 +114,10 @@ def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callab
     return result
 
 
-def one_more_leading_axis(function: Callable[..., Array]) -> Callable[..., Array]:
-    """vmap is the batch. Without this rule a mapped ``cond`` would become a ``select`` and run both branches."""
-    mapped = custom_vmap(function)
-
-    @mapped.def_vmap
-    def rule(axis_size: int, batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
-        whole = (
-            value if is_batched else jnp.broadcast_to(value, (axis_size, *value.shape))
-            for value, is_batched in zip(arguments, batched, strict=True)
-        )
-        return mapped(*whole), True
-
-    return mapped
+def opaque_projection(function: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
+    """vmap is the batch: a ``cond`` that JAX mapped itself would become a ``select`` and run both branches."""
+    whole = opaque(lambda *arrays: (function(*arrays),), lambda *arrays: (plain(*arrays),), 1, takes_batches=True)
+    return lambda *arrays: whole(*arrays)[0]
 
 
 def _batch_last(matrices: Array) -> Array:

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from backends.jax.autodiff import with_derivatives_of
 from backends.jax.dtypes import widened
 from backends.jax.kernels.launch import interpreted
 from backends.jax.kernels.token_launch import gradients, write_back
+from backends.jax.opaque import opaque
 from backends.jax.residual_mixing import (
     difference_of,
     mixed_tokens,
@@ -52,32 +52,32 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> A
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _mix_rule(x: Array, mixing: Array, strength: Array, basis: Array, interpret: bool) -> Array:
-    return _forward(interpret)(x, mixing, strength, basis)
+    return _forward(interpret)(x, mixing, strength, basis)[0]
 
 
 def _keep_inputs(*arguments: Any) -> tuple[Array, tuple[Array, ...]]:
     *inputs, interpret = arguments
-    return _forward(interpret)(*inputs), tuple(inputs)
+    return _forward(interpret)(*inputs)[0], tuple(inputs)
 
 
 def _gradient(interpret: bool, inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    gradient: tuple[Array, ...] = _backward(interpret)(inputs, cotangent)
-    return gradient
+    return _backward(interpret)(*inputs, cotangent)
 
 
 @cache
-def _forward(interpret: bool) -> Callable[..., Array]:
-    def forward(*inputs: Array) -> Array:
+def _forward(interpret: bool) -> Callable[..., tuple[Array, ...]]:
+    def forward(*inputs: Array) -> tuple[Array, ...]:
         _, wide_mixing, alpha, directions = widened(*inputs)
         write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
-        return write_back(inputs[0], directions, write_out, interpret)
+        return (write_back(inputs[0], directions, write_out, interpret),)
 
-    return with_derivatives_of(mixed_tokens, forward)
+    return opaque(forward, lambda *inputs: (mixed_tokens(*inputs),), outputs=1)
 
 
 @cache
 def _backward(interpret: bool) -> Callable[..., tuple[Array, ...]]:
-    def backward(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
+    def backward(*arguments: Array) -> tuple[Array, ...]:
+        *inputs, cotangent = arguments
         _, wide_mixing, alpha, directions = widened(*inputs)
         difference = difference_of(wide_mixing)
         mixed = alpha * over_streams(difference, directions)
@@ -85,7 +85,7 @@ def _backward(interpret: bool) -> Callable[..., tuple[Array, ...]]:
         by_parameter = parameter_gradients(difference, alpha, directions, written, read)
         return grad_x, *(value.astype(own.dtype) for value, own in zip(by_parameter, inputs[1:], strict=True))
 
-    return with_derivatives_of(mixed_tokens_vjp, backward)
+    return opaque(backward, lambda *arguments: mixed_tokens_vjp(arguments[:-1], arguments[-1]), outputs=4)
 
 
 _mix_rule.defvjp(_keep_inputs, _gradient)

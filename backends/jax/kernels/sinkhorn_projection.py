@@ -9,10 +9,10 @@ from typing import NamedTuple, cast
 import jax
 from jax import Array
 
-from backends.jax.autodiff import plain_projection, plain_projection_vjp, with_derivatives_of
+from backends.jax.autodiff import plain_projection, plain_projection_vjp
 from backends.jax.kernels.launch import call, interpreted, pl, power_of_two
 from backends.jax.kernels.projection_kernels import Task, backward_kernel, forward_kernel
-from backends.jax.sinkhorn_projection import one_more_leading_axis
+from backends.jax.sinkhorn_projection import opaque_projection
 from reference.errors import ConfigError
 
 MOST_STREAMS = 64
@@ -62,7 +62,7 @@ def _forward(iterations: int, interpret: bool) -> Callable[[Array], Array]:
         blocks = _Blocks.of(logits, interpret)
         return blocks.run(forward_kernel, iterations, logits)
 
-    return with_derivatives_of(partial(plain_projection, iterations=iterations), one_more_leading_axis(forward))
+    return opaque_projection(forward, partial(plain_projection, iterations=iterations))
 
 
 @cache
@@ -72,7 +72,7 @@ def _backward(iterations: int, interpret: bool) -> Callable[[Array, Array], Arra
         scratch = (max(1, 2 * iterations - 2), blocks.block, blocks.side, blocks.side)
         return blocks.run(backward_kernel, iterations, logits, grad_mixing, scratch=scratch)
 
-    return with_derivatives_of(partial(plain_projection_vjp, iterations=iterations), one_more_leading_axis(backward))
+    return opaque_projection(backward, partial(plain_projection_vjp, iterations=iterations))
 
 
 class _Blocks(NamedTuple):
