@@ -89,7 +89,8 @@ def train_step(
     loss, gradients = jax.value_and_grad(mean_loss)(trainables)
     gradients = whole(gradients)
     norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
-    updates, state = compute.optimizer.update(gradients, state)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its integer count of steps
+        updates, state = compute.optimizer.update(gradients, state)
     scaled = {name: jax.tree.map(lambda u, rate=rates[name]: -rate * u, update) for name, update in updates.items()}
     return Step(whole(optax.apply_updates(trainables, scaled)), whole(state), loss, norms)
 

@@ -30,7 +30,7 @@ LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
 
 @pytest.fixture(autouse=True)
 def _strict_promotion() -> Iterator[None]:
-    """Training mixes no dtypes by itself, nor do optax and what is compiled for it."""
+    """Training works in a program that forbids JAX to promote dtypes by itself."""
     with jax.numpy_dtype_promotion("strict"):
         yield
 

@@ -42,6 +42,13 @@ def main() -> None:
     inside = jax.shard_map(summed, mesh=mesh, in_specs=(whole, split, split), out_specs=whole)
     assert_same(jax.jit(inside)(adapter, x, cotangent), expected_gradients[0])
 
+    def product(apply: Callable[[CRMAAdapter, jax.Array], jax.Array]) -> Any:
+        """Of the Hessian and a direction, backwards over backwards."""
+        slope = lambda a, v: jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, gradient_of(apply)(a, v)))  # noqa: E731
+        return jax.jit(jax.grad(slope, argnums=(0, 1)))(adapter, x)
+
+    assert_same(product(by_device), product(lambda a, v: a(v)), atol=2e-5)
+
     spread = jax.device_put(x, NamedSharding(mesh, split))
     assert_same(gradient_of(lambda a, v: a(v))(adapter, spread), expected_gradients)
 
