@@ -20,7 +20,13 @@ def cast(values: Any, dtype: str) -> np.ndarray:
 
 
 def call(**changes: Any) -> np.ndarray:
-    inputs = {"x": X, "mix_logits": LOGITS, "gate_logit": GATE, "basis": BASIS, "cotangent": X} | changes
+    inputs: dict[str, Any] = {
+        "x": X,
+        "mix_logits": LOGITS,
+        "gate_logit": GATE,
+        "basis": BASIS,
+        "cotangent": X,
+    } | changes
     parameters = reference.AdapterParameters(inputs["mix_logits"], inputs["gate_logit"], inputs["basis"])
     reference.adapter_vjp(inputs["x"], parameters, inputs["cotangent"], 3)
     return reference.adapter_forward(inputs["x"], parameters, 3)

@@ -37,7 +37,7 @@ REFUSED = (
 TAKEN = ("float32", "bfloat16", "float16", "float64")
 
 
-def drawn(seed: int = 0) -> tuple[np.ndarray, ...]:
+def drawn(seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     return tuple(rng.standard_normal(shape).astype(np.float32) for shape in ((4, 9), (3, 3), (), (3, 2, 9)))
 
@@ -45,7 +45,7 @@ def drawn(seed: int = 0) -> tuple[np.ndarray, ...]:
 def in_each_place(dtype: str, kernels: Any) -> dict[str, Callable[[], Any]]:
     """Every function of the package with an array of ``dtype`` in every place, by the name of the argument."""
     x, logits, gate, basis = drawn()
-    adapter = CRMAAdapter(*map(jnp.asarray, (logits, gate, basis)), kernels=kernels)
+    adapter = CRMAAdapter(jnp.asarray(logits), jnp.asarray(gate), jnp.asarray(basis), kernels=kernels)
     arguments = {"x": x, "mix_logits": logits, "gate_logit": gate, "basis": basis}
     mixing = {"x": x, "mixing": np.eye(3, dtype=np.float32), "strength": np.float32(0.1), "basis": basis}
     bad = {name: jnp.asarray(value).astype(dtype) for name, value in {**arguments, **mixing}.items()}
@@ -110,15 +110,19 @@ def test_strict_promotion_changes_no_bit(dtype: str, kernels: Any) -> None:
 
 @pytest.mark.clause("MIX-10")
 def test_numbers_lists_and_numpy_arrays_are_what_jax_makes_of_them() -> None:
-    logits, basis = [[0, 1], [2, 4]], [[[1.0, 0.0, 0.0]], [[0, 2, 0]]]
+    x: Any = [1, 2, 3]
+    logits: Any = [[0, 1], [2, 4]]
+    gate: Any = 0
+    basis: Any = [[[1.0, 0.0, 0.0]], [[0, 2, 0]]]
     expected = sinkhorn_projection(jnp.asarray(logits, jnp.float32))
     np.testing.assert_array_equal(sinkhorn_projection(logits), expected)
-    np.testing.assert_array_equal(sinkhorn_projection(np.asarray(logits, np.float32)), expected)
-    y = adapter_forward([1, 2, 3], logits, 0, basis)
-    by_reference = reference.adapter_forward([1, 2, 3], reference.AdapterParameters(logits, 0, basis))
+    by_numpy: Any = np.asarray(logits, np.float32)
+    np.testing.assert_array_equal(sinkhorn_projection(by_numpy), expected)
+    y = adapter_forward(x, logits, gate, basis)
+    by_reference = reference.adapter_forward(x, reference.AdapterParameters(logits, gate, basis))
     assert (y.dtype, by_reference.dtype) == (jnp.float32, np.float64)
     np.testing.assert_allclose(y, by_reference, atol=1e-6)
-    np.testing.assert_array_equal(adapter_strength(0, basis), adapter_strength(jnp.zeros(()), jnp.asarray(basis)))
+    np.testing.assert_array_equal(adapter_strength(gate, basis), adapter_strength(jnp.zeros(()), jnp.asarray(basis)))
 
 
 @pytest.mark.clause("MIX-10", "ERR-2")
@@ -127,7 +131,7 @@ def test_what_is_no_real_number_is_refused(bad: Any) -> None:
     with pytest.raises(DtypeError, match="mix_logits: got dtype"):
         sinkhorn_projection(bad)
     with pytest.raises(DtypeError, match="x: got dtype"):
-        adapter_forward(bad, *map(jnp.asarray, drawn()[1:]))
+        adapter_forward(bad, *drawn()[1:])
 
 
 def test_an_adapter_of_labels_is_no_function_of_parameters() -> None:

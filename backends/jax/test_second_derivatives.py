@@ -203,11 +203,11 @@ def test_through_a_scan_over_layers(differentiate: Any, remat: bool) -> None:
 
     def by_scan(layer_of: Callable[..., Any], x: Any, *leaves: Any) -> Any:
         step = lambda x, layer: (layer_of(x, layer), None)  # noqa: E731
-        stack = CRMAAdapter(*leaves, iterations=2)
+        stack = CRMAAdapter(leaves[0], leaves[1], leaves[2], iterations=2)
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, stack)[0]
 
     def plain(x: Any, layer: CRMAAdapter) -> Any:
-        return plain_adapter(x, *jax.tree.leaves(layer), iterations=2)
+        return plain_adapter(x, layer.mix_logits, layer.gate_logit, layer.basis, iterations=2)
 
     assert_same_tree(
         *(

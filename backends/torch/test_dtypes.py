@@ -63,8 +63,8 @@ def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off
                 adapter(tensor(dtype, 4, 9))
         with pytest.raises(DtypeError, match="x: got dtype ndarray"):
             adapter(np.zeros((4, 9)))
-        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-            assert adapter(torch.ones(4, 9, dtype=dtype)).dtype == dtype
+        for taken in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            assert adapter(torch.ones(4, 9, dtype=taken)).dtype == taken
         adapter.enabled = False
         for dtype in REFUSED:
             x = tensor(dtype, 4, 9)
