@@ -28,7 +28,7 @@ from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
 from backends.finetune.summary import orders_table
 from backends.finetune.supported import check_supported
-from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
+from backends.finetune.tasks import Task, check_task_names, check_tasks, fingerprint, parse_task_options
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.threads import set_up_framework
 from backends.finetune.world import World
@@ -42,7 +42,7 @@ PACKAGES = {
 
 def finetune(options: argparse.Namespace) -> None:
     """Run a protocol into a run folder, and report. Raises: the errors of everything it calls."""
-    own_tasks = [parse_task_option(option) for option in options.task or []]
+    own_tasks = parse_task_options(options.task or [])
     protocol = load_protocol(
         options.protocol,
         options.settings,
@@ -87,6 +87,8 @@ def _in_every_order(
         _check(options, protocol, random_size(model_path))
     names = [] if own_tasks else protocol.tasks
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
+    for of_seed in tasks.values():
+        check_tasks(of_seed)
     run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)
     out = options.out or Path("runs") / protocol.name
     if protocol.orderings == "given":

@@ -63,7 +63,7 @@ def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int
     return work
 
 
-def most_work(protocol: Protocol) -> list[PhaseWork]:
+def most_work(protocol: Protocol, own_tasks: Sequence[Task] = ()) -> list[PhaseWork]:
     """Every example as long as may be, and all of it counted."""
 
     def shapes(examples: int) -> tuple[Shape, ...]:
@@ -71,8 +71,9 @@ def most_work(protocol: Protocol) -> list[PhaseWork]:
         sizes = [protocol.batch_size] * full + [rest] * (rest > 0)
         return tuple((rows, protocol.max_tokens, rows * (protocol.max_tokens - 1)) for rows in sizes)
 
-    batches, holdout = shapes(protocol.train), shapes(protocol.holdout)
-    return [PhaseWork(task, batches, holdout, protocol.train * protocol.max_tokens) for task in protocol.tasks]
+    sizes = [(task.name, len(task.train), len(task.holdout)) for task in own_tasks]
+    sizes = sizes or [(name, protocol.train or 0, protocol.holdout or 0) for name in protocol.tasks]
+    return [PhaseWork(name, shapes(train), shapes(held), train * protocol.max_tokens) for name, train, held in sizes]
 
 
 def largest(work: Sequence[PhaseWork]) -> Shape:
