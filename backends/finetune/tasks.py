@@ -130,24 +130,23 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     Clauses: ERR-1, ERR-2. Source: ours.
     """
     check_task_names(task.name for task in tasks)
-    trained: dict[str, tuple[Task, str]] = {}
+    trained: dict[str, dict[str, str]] = {}
     for task in tasks:
         for place, example in _placed(task, "train"):
-            trained.setdefault(_normal(example), (task, place))
+            trained.setdefault(_normal(example), {}).setdefault(task.name, place)
     for task in tasks:
         held_out: dict[str, str] = {}
         for place, example in _placed(task, "holdout"):
             text = _normal(example)
-            if text in trained:
-                raise _repeated(place, f"the text of {trained[text][1]}, which is trained on")
+            for where in trained.get(text, {}).values():
+                raise _repeated(place, f"the text of {where}, which is trained on")
             if text in held_out:
                 raise _repeated(place, f"the text of {held_out[text]}, which is held out already")
             held_out[text] = place
-    for task in tasks:
         for place, example in _placed(task, "canaries"):
-            for other in tasks:
-                if other is not task and _normal(example) in {_normal(text) for text in other.train}:
-                    raise _repeated(place, f"a text that {other.name} trains on")
+            for name, where in trained.get(_normal(example), {}).items():
+                if name != task.name:
+                    raise _repeated(place, f"the text of {where}, which another task trains on")
 
 
 def _placed(task: Task, side: str) -> Iterator[tuple[str, Example]]:
@@ -215,8 +214,8 @@ def _example(line: str, where: str) -> Example:
     if set(record) not in ({"prompt", "response"}, {"text"}):
         fields = ", ".join(repr(field) for field in sorted(record)) or "none"
         raise TaskDataError(where, got=f"the fields {fields}", allowed=FIELDS, remedy="rename, add or remove fields")
-    for field, value in record.items():
-        _check_text(value, f"{where}, field '{field}'", may_be_empty=field == "prompt")
+    for name, value in record.items():
+        _check_text(value, f"{where}, field '{name}'", may_be_empty=name == "prompt")
     return Example(record.get("prompt", ""), record["text"] if "text" in record else record["response"], where)
 
 

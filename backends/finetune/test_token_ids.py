@@ -22,8 +22,8 @@ CORPUS = [
     "say 3: aaa bbb\n\n### Response:\nthe quick brown fox, 12 345 dogs (all lazy)  and\ttabs",
 ]
 PIECES = [
-    "", " ", "  ", "\n", "\n\n", "Question", "Answer:", " yes", "yes", " no.", "3", "12", ": ", ",", "é", "日本", "ﬁ", "\t",
-    "e\u0301", "fox", " brown fox", "the ", "🙂",
+    "", " ", "  ", "\n", "\n\n", "Question", "Answer:", " yes", "yes", " no.", "3", "12", ": ", ",", "é", "日本", "ﬁ",
+    "\t", "e\u0301", "fox", " brown fox", "the ", "🙂",
 ]  # fmt: skip
 
 

@@ -164,6 +164,8 @@ def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[st
     from backends.finetune.base_model import load_tokenizer
     from backends.finetune.named_tasks import named_task
     from backends.finetune.plan.work import most_work, work_of
+    from backends.finetune.tasks import check_tasks
+    from backends.finetune.texts import said_of
     from reference.errors import CRMAError
 
     seed = protocol.seeds[0]
@@ -176,7 +178,11 @@ def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[st
         notes.append(f"every text is taken to be max_tokens long, the most it can be, since {error}")
         return most_work(protocol, own_tasks)
     notes.append(f"steps and tokens: counted in the texts of seed {seed}, first epoch")
-    return work_of(protocol, tasks, load_tokenizer(folder), seed)
+    check_tasks(tasks)
+    work = work_of(protocol, tasks, load_tokenizer(folder), seed)
+    if said := said_of({phase.task: phase.texts for phase in work}):
+        notes.append(said)
+    return work
 
 
 def _measure(
