@@ -41,15 +41,17 @@ def _trained(model: Any, trainer: Any, **parts: Any) -> Any:
 
 
 def _bpe(*, begins: bool = True, ends: bool = False, trainer: dict[str, Any] | None = None, **parts: Any) -> Any:
-    settings = {"vocab_size": 420, "special_tokens": [UNKNOWN, BEGIN, END], "show_progress": False} | (trainer or {})
-    model = models.BPE(unk_token=UNKNOWN, byte_fallback="normalizer" in parts or "▁" in str(parts))
+    settings: dict[str, Any] = {"vocab_size": 420, "special_tokens": [UNKNOWN, BEGIN, END], "show_progress": False} | (
+        trainer or {}
+    )
+    model = models.BPE(unk_token=UNKNOWN, byte_fallback=trainer is SENTENCEPIECE)
     tokenizer = _trained(model, trainers.BpeTrainer(**settings), **parts)
     tokenizer.post_processor = _template(begins, ends)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN)
 
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-SENTENCEPIECE = {"vocab_size": 700, "special_tokens": [UNKNOWN, BEGIN, END, *BYTES]}
+SENTENCEPIECE: dict[str, Any] = {"vocab_size": 700, "special_tokens": [UNKNOWN, BEGIN, END, *BYTES]}
 
 
 def llama_2(**flags: bool) -> Any:
@@ -118,7 +120,7 @@ class Slow(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return dict(self._vocabulary)
 
-    def tokenize(self, text: str, **_: Any) -> list[str]:
+    def tokenize(self, text: str, *_: Any, **__: Any) -> list[str]:
         words: list[str] = []
         for number, part in enumerate(text.split(END)):
             words += [END] * (number > 0)

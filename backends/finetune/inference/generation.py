@@ -68,7 +68,7 @@ def generate(
         pad_token_id=pad,
     )
     device = next(model.parameters()).device
-    texts = []
+    texts: list[str] = []
     with _own_settings(model), _own_generator(device), torch.inference_mode():
         if temperature > 0:
             torch.manual_seed(seed)
