@@ -88,6 +88,7 @@ class Branch:
         self.engine.save_phase(phase, self._files(phase))
         self._evaluate(phase, record)
         record["memory_bytes"] = self.engine.memory_bytes()
+        record["texts"] = {side: counts.model_dump() for side, counts in self.data.texts[phase].items()}
         self._append(record)
         self.log.holdout(self.seed, self.condition.name, phase, record["holdout"])
         if self.engine.world.rank == 0:
@@ -135,20 +136,23 @@ class Branch:
         questions = draw_panel(self.tasks, self.protocol.panel, seed=self.seed)
         with_crma: list[bool] = []
         without_crma: list[bool] = []
+        cut = 0
         for index, task in enumerate(self.tasks):
             self.engine.answer_with(index, self._files(index))
             for question in (question for question in questions if question.task == task.name):
                 self.progress.describe(f"panel, question {len(with_crma) + 1}/{len(questions)}")
-                with_crma.append(self._is_right(question))
+                options = self.engine.encode(question.examples, f"{question.task}, panel")
+                cut += sum(option.cut > 0 for option in options)
+                batch = self.engine.batch([[option] for option in options])
+                with_crma.append(self._is_right(question, batch))
                 with self.engine.without_crma():
-                    without_crma.append(self._is_right(question))
+                    without_crma.append(self._is_right(question, batch))
         asked = [question.task for task in self.tasks for question in questions if question.task == task.name]
-        panel = {"tasks": asked, "with_crma": with_crma, "without_crma": without_crma}
+        panel = {"tasks": asked, "with_crma": with_crma, "without_crma": without_crma, "cut": cut}
         self._append({"kind": "panel", "condition": self.condition.name, "seed": self.seed, **panel})
 
-    def _is_right(self, question: Question) -> bool:
-        encoded = self.engine.encode(question.examples, f"{question.task}, panel")
-        scores = self.engine.scores([self.engine.batch([[example] for example in encoded])])
+    def _is_right(self, question: Question, options: Batch) -> bool:
+        scores = self.engine.scores([options])
         return grade([score.loss / score.tokens for score in scores]) == question.answer
 
     def _new_record(self, phase: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 
 from backends import load_backend
-from backends.finetune.base_model import model_fingerprint, resolve_model
+from backends.finetune.base_model import load_tokenizer, model_fingerprint, resolve_model
 from backends.finetune.conditions import parse_condition
+from backends.finetune.encoding import EncodedExample, encode
 from backends.finetune.engine import EngineFactory
 from backends.finetune.engines import engine_factory
 from backends.finetune.models import is_random, random_model_folder, random_size
@@ -28,8 +29,9 @@ from backends.finetune.run_folder import RunFolder
 from backends.finetune.session import run_session
 from backends.finetune.summary import orders_table
 from backends.finetune.supported import check_supported
-from backends.finetune.tasks import Task, check_task_names, fingerprint, parse_task_option
+from backends.finetune.tasks import Example, Task, check_task_names, check_tasks, fingerprint, parse_task_options
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
+from backends.finetune.texts import count_texts, encode_tasks, said_of
 from backends.finetune.threads import set_up_framework
 from backends.finetune.world import World
 from reference.errors import ProtocolError
@@ -42,7 +44,7 @@ PACKAGES = {
 
 def finetune(options: argparse.Namespace) -> None:
     """Run a protocol into a run folder, and report. Raises: the errors of everything it calls."""
-    own_tasks = [parse_task_option(option) for option in options.task or []]
+    own_tasks = parse_task_options(options.task or [])
     protocol = load_protocol(
         options.protocol,
         options.settings,
@@ -87,6 +89,10 @@ def _in_every_order(
         _check(options, protocol, random_size(model_path))
     names = [] if own_tasks else protocol.tasks
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
+    console = Console(quiet=world.rank > 0)
+    _check_texts(
+        protocol, {"": own_tasks} if own_tasks else {f"seed {s}: ": of for s, of in tasks.items()}, model_path, console
+    )
     run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)
     out = options.out or Path("runs") / protocol.name
     if protocol.orderings == "given":
@@ -96,8 +102,21 @@ def _in_every_order(
     for order in permutations(range(len(protocol.tasks))):
         folders.append(out / ("order-" + "-".join(str(index + 1) for index in order)))
         run.into(folders[-1], {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()})
-    console = Console(quiet=world.rank > 0)
     console.print(orders_table([read_results(folder) for folder in folders], console.width))
+
+
+def _check_texts(protocol: Protocol, tasks: Mapping[str, Sequence[Task]], model_path: Path, console: Console) -> None:
+    """Look at every text before anything is trained, and say what max_tokens cuts. Raises: TaskDataError."""
+    tokenizer = load_tokenizer(model_path)
+
+    def encoded(examples: Sequence[Example], task: str) -> list[EncodedExample]:
+        return encode(examples, tokenizer, protocol.max_tokens, task=task)
+
+    for prefix, of_seed in tasks.items():
+        check_tasks(of_seed)
+        counts = zip(of_seed, map(count_texts, encode_tasks(of_seed, encoded)), strict=True)
+        if said := said_of({task.name: count for task, count in counts}):
+            console.print(prefix + said, soft_wrap=True, markup=False, highlight=False)
 
 
 class _Run:

@@ -12,6 +12,7 @@ from backends.finetune.engine import Engine
 from backends.finetune.packing import pack
 from backends.finetune.protocol import Protocol
 from backends.finetune.tasks import Task
+from backends.finetune.texts import count_texts, encode_tasks
 
 Row = list[EncodedExample]
 
@@ -23,10 +24,12 @@ class EncodedTasks:
         self, protocol: Protocol, tasks: Sequence[Task], engine: Engine, condition: Condition, seed: int
     ) -> None:
         self.protocol, self.tasks, self.engine, self.condition, self.seed = protocol, tasks, engine, condition, seed
-        self.train = [engine.encode(task.train, f"{task.name}, train") for task in tasks]
+        encoded = encode_tasks(tasks, engine.encode)
+        self.texts = [count_texts(sides) for sides in encoded]
+        self.train = [sides["train"] for sides in encoded]
         self.rows: list[list[Row]] = [self._rows(examples) for examples in self.train]
-        self.holdout = [self._evaluation(engine.encode(task.holdout, f"{task.name}, holdout")) for task in tasks]
-        self._canaries = [engine.encode(task.canaries, f"{task.name}, canaries") for task in tasks]
+        self.holdout = [self._evaluation(sides["holdout"]) for sides in encoded]
+        self._canaries = [sides["canaries"] for sides in encoded]
 
     def _rows(self, examples: Sequence[EncodedExample]) -> list[Row]:
         if not self.protocol.packing:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.finetune.tasks import Example
+from backends.finetune.tasks import Example, listed
+from backends.finetune.token_ids import TokenIds, UnusableText
 from reference.errors import TaskDataError
 
 IGNORED = -100  # the label that no loss counts
@@ -17,39 +18,54 @@ WINDOW = 8  # batches
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned."""
+    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned. ``cut``: tokens that
+    ``max_tokens`` left out. ``split``: see :class:`backends.finetune.token_ids.Ids`."""
 
     ids: tuple[int, ...]
     answer_start: int
+    cut: int = 0
+    split: bool = False
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str) -> list[EncodedExample]:
-    """Tokenize prompt + response + end-of-text, cut at ``max_tokens``.
+    """Tokenize prompt + response + end-of-text as :class:`backends.finetune.token_ids.TokenIds` does, and cut at
+    ``max_tokens``. What is cut loses its end-of-text token with the rest: it does not end there.
 
-    A tokenizer that puts a beginning-of-text token before every text (Llama, Mistral, Gemma) puts it here too; plain
-    text gets one in any case, so that its first token is predicted from something.
-
-    Raises: TaskDataError if the prompt leaves no room for an answer.
+    Raises: TaskDataError that lists every example whose prompt leaves no room for an answer, or that has none.
     """
-    encoded = []
-    beginning = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    begins_every_text = tokenizer("a")["input_ids"][:1] == beginning
+    token_ids, encoded, unusable = TokenIds(tokenizer), [], []
     for index, example in enumerate(examples):
-        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
-        if begins_every_text or not prompt:
-            prompt = [*beginning, *prompt]
-        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-        ids = [*prompt, *response, *end][:max_tokens]
-        if len(ids) <= max(len(prompt), 1):
-            raise TaskDataError(
-                f"task {task}, example {index + 1}",
-                got=f"a prompt of {len(prompt)} tokens and a response of {len(response)}",
-                allowed=f"prompt and response within max_tokens = {max_tokens}, the response not empty",
-                remedy="shorten the prompt, or raise max_tokens in the protocol",
-            )
-        encoded.append(EncodedExample(tuple(ids), max(len(prompt), 1)))
+        number = f"example {index + 1}"
+        try:
+            prompt, answer, split = token_ids.example(example.prompt, example.response)
+        except UnusableText as error:
+            unusable.append((str(error), str(error), number, example.place))
+            continue
+        ids, start = [*prompt, *answer], max(len(prompt), 1)
+        if min(len(ids), max_tokens) <= start:
+            got = f"a prompt of {len(prompt)} tokens and a response of {len(answer)}, its end included"
+            unusable.append((got, f"a prompt that leaves no room within {max_tokens} tokens", number, example.place))
+            continue
+        encoded.append(EncodedExample(tuple(ids[:max_tokens]), start, max(0, len(ids) - max_tokens), split))
+    if unusable:
+        raise _unusable(unusable, len(examples), max_tokens, task)
     return encoded
+
+
+def _unusable(texts: Sequence[tuple[str, str, str, str]], of: int, max_tokens: int, task: str) -> TaskDataError:
+    """``texts``: per text what is wrong with it, the same without figures, its number, and its file and line."""
+    got, _, place, line = texts[0]
+    place += f" ({line})" if line else ""
+    if len(texts) > 1:
+        kinds = dict.fromkeys(kind for _, kind, _, _ in texts)
+        got = "; ".join(f"{kind}: {listed([t[3] or t[2] for t in texts if t[1] == kind])}" for kind in kinds)
+        place = f"{len(texts)} of {of} texts"
+    return TaskDataError(
+        f"task {task}, {place}",
+        got=got,
+        allowed=f"prompt and at least a token of the response within max_tokens = {max_tokens}",
+        remedy="shorten the prompt, take the text out, or raise max_tokens in the protocol",
+    )
 
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]

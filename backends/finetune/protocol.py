@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,7 +104,8 @@ class FullSection(_Section):
 
 
 class Protocol(_Section):
-    """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples.
+    """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples. ``train`` and
+    ``holdout`` are None where the tasks come from files, of which every line is used.
 
     ``precision`` is the base model's: "mixed" keeps weights and residual stream in float32 and multiplies matrices in
     bfloat16. CRMA and the parameters of LoRA are float32 in each. ``quantization`` "4bit" stores the base model's
@@ -124,8 +125,8 @@ class Protocol(_Section):
     quantization: Literal["none", "4bit"] = "none"
     tasks: Annotated[list[str], Field(min_length=1)]
     orderings: Literal["given", "all"] = "given"
-    train: Count
-    holdout: Count
+    train: Count | None
+    holdout: Count | None
     canaries: Annotated[int, Field(ge=0)] = 0
     panel: Annotated[int, Field(ge=0)] = 0
     transfer: bool = False
@@ -155,10 +156,16 @@ def protocols_folder() -> Path:
 
 def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: Any) -> Protocol:
     """Read a protocol by name, or from a path that ends in ``.toml``; ``settings``, each FIELD=VALUE as in TOML, such
-    as ``lora.rank=4``, and then ``overrides`` replace what the file has; an override that is None is left out.
+    as ``lora.rank=4``, and ``overrides`` replace what the file has; an override that is None is left out. ``tasks``
+    among them are tasks from files, of which every line is used: ``train`` and ``holdout`` are None then.
 
-    Raises: ProtocolError, naming the file, the field, what it got and what is allowed.
+    Raises: ProtocolError, naming the file, the field, what it got and what is allowed; also for a field that is set
+    twice, since one of its values would be ignored.
     """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if "tasks" in given:
+        given |= {"train": None, "holdout": None}
+    _check_settings(settings, given)
     known = {path.stem: path for path in sorted(protocols_folder().glob("*.toml"))}
     path = Path(name_or_path) if name_or_path.endswith(".toml") else known.get(name_or_path)
     if path is None or not path.is_file():
@@ -176,8 +183,25 @@ def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: 
         ) from error
     for setting in settings:
         _set(content, setting)
-    content |= {key: value for key, value in overrides.items() if value is not None}
+    content |= given
     return _validated(content, path.name)
+
+
+def _check_settings(settings: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raise ProtocolError where a setting names a field that another option, or another setting, has set."""
+    seen: set[str] = set()
+    for setting in settings:
+        field = setting.partition("=")[0].strip()
+        if field in given or field in seen:
+            option = "--task" if field in ("tasks", "train", "holdout") else f"--{field}"
+            twice = "another --set" if field in seen else f"{option}, which sets this field"
+            raise ProtocolError(
+                f"--set {field}",
+                got=f"{setting!r} beside {twice}",
+                allowed="each field once; of tasks from files every line is used",
+                remedy="leave one of the two out",
+            )
+        seen.add(field)
 
 
 def _set(content: dict[str, Any], setting: str) -> None:

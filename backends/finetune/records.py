@@ -62,12 +62,26 @@ class SpectralLog(BaseModel):
         return self
 
 
+class TextRecord(BaseModel):
+    """The texts of one side of a task. ``cut``: how many max_tokens cut, by ``cut_tokens`` in all; each lost its end.
+    ``split``: how many have a prompt that ends within a token (:mod:`backends.finetune.token_ids`)."""
+
+    texts: NonNegativeInt
+    cut: NonNegativeInt
+    cut_tokens: NonNegativeInt
+    split: NonNegativeInt = 0
+
+    def __add__(self, other: TextRecord) -> TextRecord:
+        return TextRecord(**{name: getattr(self, name) + getattr(other, name) for name in TextRecord.model_fields})
+
+
 class PhaseRecord(BaseModel):
     """One finished phase. ``losses``: training loss per optimizer step, and ``holdout``: mean loss of every task seen
     so far, both in nats per answer token; ``tokens``: trained on, in ``seconds`` of wall clock; ``parameters``: counts
     of trainable values. ``before``: mean loss of the phase's own task just before it was trained on. ``exact_match``:
     per task seen, the fraction of its canaries that greedy decoding recalls. ``memory_bytes``: peak on a GPU, resident
-    on a CPU."""
+    on a CPU. ``texts``: of the phase's own task, by side ("train", "holdout", "canaries"); files of earlier versions
+    lack it."""
 
     condition: str
     seed: int
@@ -83,6 +97,7 @@ class PhaseRecord(BaseModel):
     before: FiniteFloat | None = None
     exact_match: dict[str, FiniteFloat] = {}
     memory_bytes: int | None = None
+    texts: dict[str, TextRecord] = {}
 
     @model_validator(mode="after")
     def _steps_lie_in_this_phase(self) -> PhaseRecord:
@@ -102,13 +117,15 @@ class BaseRecord(BaseModel):
 
 
 class PanelRecord(BaseModel):
-    """The inference toggle after the last phase: per question its task, and whether it was answered rightly."""
+    """The inference toggle after the last phase: per question its task, and whether it was answered rightly.
+    ``cut``: how many options max_tokens cut, and so were judged by their beginning."""
 
     condition: str
     seed: int
     tasks: list[str] = Field(min_length=1)
     with_crma: list[bool]
     without_crma: list[bool]
+    cut: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_answer_per_question(self) -> PanelRecord:

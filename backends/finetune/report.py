@@ -107,8 +107,10 @@ def report_html(results: RunResults, pictures: dict[str, bytes]) -> str:
         transfer=_exact_match_transfer(results),
         fictional=paper_fictional(results.run),
         panels=_panel_table(results),
+        cut_options=sum(panel.cut for panel in results.panels.values()),
         figures=figures,
         phases=_phase_rows(results),
+        texts=_text_rows(results),
         config=json.dumps(results.run.config, indent=2, ensure_ascii=False),
     )
 
@@ -218,6 +220,16 @@ def _phase_rows(results: RunResults) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def _text_rows(results: RunResults) -> list[dict[str, Any]]:
+    """Per seed, task and side: the texts, and what max_tokens left out of them."""
+    return [
+        {"seed": seed, "task": task, "side": side, **record.model_dump()}
+        for seed in results.seeds
+        for task, sides in results.texts([seed]).items()
+        for side, record in sides.items()
+    ]
 
 
 def _write(path: Path, content: bytes) -> None:

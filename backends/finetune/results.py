@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 import reference
 from backends.atomic import disk_space_errors
 from backends.finetune.conditions import in_order
-from backends.finetune.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
+from backends.finetune.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
 
 RESULTS_NAME = "results.jsonl"
@@ -62,6 +62,16 @@ class RunResults:
                 break
             finished.append(record)
         return finished
+
+    def texts(self, seeds: Sequence[int] | None = None) -> dict[str, dict[str, TextRecord]]:
+        """What was cut of each task's texts, by side, summed over ``seeds`` (by default all): each draws its own."""
+        found: dict[str, dict[str, TextRecord]] = {task: {} for task in self.tasks}
+        for seed in self.seeds if seeds is None else seeds:
+            for phase, task in enumerate(self.tasks):
+                records = (self.phases.get((condition, seed, phase)) for condition in self.conditions)
+                for side, texts in next((record.texts for record in records if record and record.texts), {}).items():
+                    found[task][side] = found[task][side] + texts if side in found[task] else texts
+        return found
 
     def complete_seeds(self, condition: str) -> list[int]:
         """The seeds for which ``condition`` has finished every phase."""

@@ -16,6 +16,7 @@ from backends.finetune.figures import FORMS, signed, spread, summary_rows, value
 from backends.finetune.labels import RANDOM_WEIGHTS, label, readable
 from backends.finetune.paper import paper_fictional, paper_rows
 from backends.finetune.results import RunResults
+from backends.finetune.texts import said_of
 
 GAP = 3  # between two columns of a table
 NARROWEST = 16  # of the column that names a condition
@@ -169,4 +170,5 @@ def caption_of(results: RunResults, transfer: bool = True) -> str:
         ]
         caption += f" The paper's section 6.2 has {' and '.join(found)}, of another model and scale." if found else ""
     caption += BESIDE if paper else ""
+    caption += f" {said}" if (said := said_of(results.texts())) else ""
     return caption + (NOT_ZERO if any(row.condition == "frozen" and row.drift for row in paper) else "")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from backends.files import parse_json
+from backends.finetune.text_file import read_text
 from reference.errors import TaskDataError
 
 FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the one text "text"'
@@ -15,10 +20,14 @@ FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the 
 
 @dataclass(frozen=True)
 class Example:
-    """One text; the loss counts ``response`` only. ``prompt`` may be empty: then all of it is plain text."""
+    """One text; the loss counts ``response`` only. ``prompt`` may be empty: then all of it is plain text.
+
+    ``place``: where it was read, as "FILE, line 3"; no part of what it is.
+    """
 
     prompt: str
     response: str
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,40 +64,110 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
 
     Clauses: ERR-1, ERR-2. Source: ours.
     """
-    return tuple(example for _, example in _numbered_examples(Path(path)))
+    lines = read_text(path, TaskDataError).rstrip().split("\n")
+    if lines == [""]:
+        raise TaskDataError(
+            str(path), got="an empty file", allowed=f"one example a line, each {FIELDS}", remedy="check the path"
+        )
+    return tuple(_example(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
 
 
-def parse_task_option(option: str) -> Task:
-    """Build a task from ``name=train.jsonl:holdout.jsonl``. Only the last colon separates the two paths.
+def parse_task_options(options: Sequence[str]) -> list[Task]:
+    """The tasks of one sequence, each from ``name=train.jsonl:holdout.jsonl``. Only the last colon separates two paths.
 
     Raises:
-        TaskDataError: another form, a wrong line in a file, or an example that is in both files.
+        TaskDataError: another form, a wrong line in a file, a file that is named twice, or what :func:`check_tasks`
+        refuses.
 
     Clauses: ERR-1, ERR-2. Source: ours.
     """
+    parts = [_parts(option) for option in options]
+    tasks = [Task(name, read_examples(train), read_examples(holdout)) for name, train, holdout in parts]
+    used: dict[str, str] = {}
+    for name, *paths in parts:
+        for side, path in zip(("training", "holdout"), paths, strict=True):
+            use, file = f"the {side} file of {name}", os.path.realpath(path)
+            if file in used:
+                raise TaskDataError(
+                    use,
+                    got=f"{path}, which is {used[file]}",
+                    allowed="a file of its own for each side of each task",
+                    remedy="name another file",
+                )
+            used[file] = use
+    check_tasks(tasks)
+    return tasks
+
+
+def parse_task_option(option: str) -> Task:
+    """One task, as :func:`parse_task_options` reads it."""
+    return parse_task_options([option])[0]
+
+
+def _parts(option: str) -> tuple[str, str, str]:
     name, equals, paths = option.partition("=")
     train_path, colon, holdout_path = paths.rpartition(":")
-    if not (equals and colon and name.strip() and train_path.strip() and holdout_path.strip()):
+    parts = name.strip(), train_path.strip(), holdout_path.strip()
+    if not (equals and colon and all(parts)):
         raise TaskDataError(
             "task",
             got=repr(option),
             allowed="NAME=TRAIN.jsonl:HOLDOUT.jsonl, none of the three empty",
             remedy="for example --task law=law/train.jsonl:law/holdout.jsonl",
         )
-    files = Path(train_path.strip()), Path(holdout_path.strip())
-    train, holdout = (_numbered_examples(file) for file in files)
-    lines: dict[str, int] = {}
-    for line, example in train:
-        lines.setdefault(_whole_text(example), line)
-    for line, example in holdout:
-        if _whole_text(example) in lines:
-            raise TaskDataError(
-                f"{files[1]}, line {line}",
-                got=f"the text of {files[0]}, line {lines[_whole_text(example)]}, which is trained on",
-                allowed="a holdout text that is in no training line",
-                remedy="remove one of the two lines: a text seen in training cannot measure what is kept",
-            )
-    return Task(name.strip(), tuple(example for _, example in train), tuple(example for _, example in holdout))
+    return parts
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """See that the tasks of one sequence measure what they say: on texts that none of them trains on, each once.
+
+    Texts are compared without regard to case, white space and forms of the same character. Two tasks may hold out the
+    same text, and a task may train on a text twice; a canary is trained on by its own task, and by no other.
+
+    Raises: TaskDataError, naming both places: two tasks of one name, a text that one task trains on and any holds
+    out, a text that is held out twice in one task, a canary of one task that another trains on.
+
+    Clauses: ERR-1, ERR-2. Source: ours.
+    """
+    check_task_names(task.name for task in tasks)
+    trained: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        for place, example in _placed(task, "train"):
+            trained.setdefault(_normal(example), {}).setdefault(task.name, place)
+    for task in tasks:
+        held_out: dict[str, str] = {}
+        for place, example in _placed(task, "holdout"):
+            text = _normal(example)
+            for where in trained.get(text, {}).values():
+                raise _repeated(place, f"the text of {where}, which is trained on")
+            if text in held_out:
+                raise _repeated(place, f"the text of {held_out[text]}, which is held out already")
+            held_out[text] = place
+        for place, example in _placed(task, "canaries"):
+            for name, where in trained.get(_normal(example), {}).items():
+                if name != task.name:
+                    raise _repeated(place, f"the text of {where}, which another task trains on")
+
+
+def _placed(task: Task, side: str) -> Iterator[tuple[str, Example]]:
+    for number, example in enumerate(getattr(task, side), start=1):
+        yield example.place or f"task {task.name}, {side}, example {number}", example
+
+
+def _normal(example: Example) -> str:
+    """The text without case, white space, invisible marks and forms of the same character."""
+    text = unicodedata.normalize("NFKC", example.prompt + example.response).casefold()
+    return re.sub(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+", "", text)
+
+
+def _repeated(place: str, got: str) -> TaskDataError:
+    return TaskDataError(
+        place,
+        got=got,
+        allowed="a text that is in no training line of any task, and is held out once",
+        remedy="remove one of the two: a text seen in training cannot measure what is kept, and one that is held out "
+        "twice counts twice",
+    )
 
 
 def check_task_names(names: Iterable[str]) -> None:
@@ -105,56 +184,45 @@ def check_task_names(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _whole_text(example: Example) -> str:
-    return " ".join(f"{example.prompt} {example.response}".split())
-
-
-def _numbered_examples(path: Path) -> list[tuple[int, Example]]:
-    lines = _read_text(path).rstrip().split("\n")
-    if lines == [""]:
-        raise TaskDataError(
-            str(path), got="an empty file", allowed=f"one example a line, each {FIELDS}", remedy="check the path"
-        )
-    return [(number, _example(line, f"{path}, line {number}")) for number, line in enumerate(lines, start=1)]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise TaskDataError(
-            str(path),
-            got=error.strerror or type(error).__name__,
-            allowed="a JSON Lines file that can be read",
-            remedy="check the spelling; a relative path starts at the folder that the command runs in",
-        ) from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TaskDataError(
-            f"{path}, line {line}",
-            got=f"byte 0x{error.object[error.start]:02x}, which is not UTF-8",
-            allowed="text in UTF-8",
-            remedy="save the file as UTF-8",
-        ) from error
+def listed(places: Sequence[str], most: int = 20) -> str:
+    """Places such as "a.jsonl, line 3" and "a.jsonl, line 7", as "a.jsonl, lines 3, 7"; ``most`` of each file."""
+    files: dict[str, list[str]] = {}
+    for place in places:
+        file, _, line = place.rpartition(" ")
+        files.setdefault(file, []).append(line)
+    return "; ".join(
+        f"{file}{'s' if len(lines) > 1 else ''} {', '.join(lines[:most])}"
+        + (f" and {len(lines) - most} more" if len(lines) > most else "")
+        for file, lines in files.items()
+    )
 
 
 def _example(line: str, where: str) -> Example:
     if not line.strip():
         raise TaskDataError(where, got="a blank line", allowed=FIELDS, remedy="remove the line")
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         raise TaskDataError(
-            where, got=f"no JSON ({error})", allowed=FIELDS, remedy="check quotes and braces; one object a line"
+            where,
+            got=_control_character(line) or f"no JSON ({error})",
+            allowed=FIELDS,
+            remedy="check quotes and braces; one object a line",
         ) from error
     if not isinstance(record, dict):
         raise TaskDataError(where, got=f"a JSON {_kind(record)}", allowed=FIELDS, remedy="write an object in braces")
     if set(record) not in ({"prompt", "response"}, {"text"}):
         fields = ", ".join(repr(field) for field in sorted(record)) or "none"
         raise TaskDataError(where, got=f"the fields {fields}", allowed=FIELDS, remedy="rename, add or remove fields")
-    for field, value in record.items():
-        _check_text(value, f"{where}, field '{field}'", may_be_empty=field == "prompt")
-    return Example(record.get("prompt", ""), record["text"] if "text" in record else record["response"])
+    for name, value in record.items():
+        _check_text(value, f"{where}, field '{name}'", may_be_empty=name == "prompt")
+    return Example(record.get("prompt", ""), record["text"] if "text" in record else record["response"], where)
+
+
+def _control_character(line: str) -> str | None:
+    """The first character of a line that no JSON text may hold as itself, as an error says it."""
+    found = next((character for character in line if character < " " and character not in "\t\r"), None)
+    return found and f"the control character 0x{ord(found):02x}, which JSON writes as \\u{ord(found):04x}"
 
 
 def _check_text(value: object, where: str, *, may_be_empty: bool) -> None:
@@ -164,6 +232,8 @@ def _check_text(value: object, where: str, *, may_be_empty: bool) -> None:
         raise TaskDataError(
             where, got=repr(value), allowed="a text that is not blank", remedy="remove the line: nothing to learn in it"
         )
+    if "\0" in value:
+        raise TaskDataError(where, got="a NUL character", allowed="text", remedy="remove it; it is no part of a text")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise TaskDataError(
             where, got="half of a surrogate pair", allowed="Unicode text", remedy="write the character itself"

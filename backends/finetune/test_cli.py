@@ -1,5 +1,6 @@
 """What a user's mistake looks like: one message that says what to do, a non-zero exit code, nothing lost."""
 
+import json
 import subprocess
 import sys
 import time
@@ -72,7 +73,65 @@ def test_a_prompt_without_room_for_an_answer_is_named(crma, finetune_command, tm
     assert code == 2
     message = one_message(error)
     assert "x, train, example 1" in message
+    assert f"{tmp_path}/train, line 1" in message
+    assert f"{tmp_path}/holdout, line 1" in message  # both at once
     assert "max_tokens = 48" in message
+
+
+def test_what_is_cut_is_said_recorded_and_shown(crma, finetune_command, tmp_path):
+    for side, numbers in (("train", range(4)), ("holdout", range(4, 6))):
+        lines = [json.dumps({"prompt": f"say {n}:", "response": "x" * (30 + 6 * n)}) for n in numbers]
+        (tmp_path / side).write_text("\n".join(lines), encoding="utf-8")
+    task = f"x={tmp_path}/train:{tmp_path}/holdout"
+    code, out, error = crma(finetune_command(tmp_path / "run", "--conditions", "frozen", tasks=[task]))
+    assert code == 0, error
+    said = "Cut at max_tokens, and so without their end: x 2 of 4 train, 2 of 2 holdout."
+    assert out.startswith(said)  # before anything is trained
+    assert said in " ".join(out[len(said) :].split())  # and below the table
+    from backends.finetune.results import read_results
+
+    results = read_results(tmp_path / "run")
+    (record,) = results.phases.values()
+    # "say n:" has 6 tokens, an answer 30 + 6n and its end; of 48
+    assert record.texts["train"].model_dump() == {"texts": 4, "cut": 2, "cut_tokens": 1 + 7, "split": 0}
+    assert record.texts["holdout"].model_dump() == {"texts": 2, "cut": 2, "cut_tokens": 13 + 19, "split": 0}
+    assert results.run.config["train"] is None  # every line of the files was used, whatever the protocol says
+    assert results.run.config["holdout"] is None
+    assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    code, out, error = crma(["plan", finetune_command("x")[1], "--task", task, "--conditions", "frozen"])
+    assert code == 0, error
+    assert said in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (["train=4"], "train"),
+        (["holdout=1"], "holdout"),
+        (['tasks=["Code"]'], "tasks"),
+        (["lora.rank=4", "lora.rank=8"], "lora.rank"),
+        (["seeds=[3]"], "seeds"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(crma, finetune_command, tmp_path, settings, field):
+    given = [part for setting in settings for part in ("--set", setting)]
+    code, _, error = crma(finetune_command(tmp_path / "run", "--seeds", "0", *given))
+    assert code == 2
+    assert f"--set {field}: got" in one_message(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_holdout_text_of_one_task_in_the_training_of_another_is_refused(crma, finetune_command, tiny_tasks, tmp_path):
+    holdout = Path(tiny_tasks[0].rpartition(":")[2])
+    leaking = tmp_path / "leaking.jsonl"
+    leaking.write_text('{"text": "else"}\n' + holdout.read_text(encoding="utf-8").upper().replace("PROMPT", "prompt")
+                       .replace("RESPONSE", "response"), encoding="utf-8")  # fmt: skip
+    (tmp_path / "h").write_text('{"text": "other"}')
+    tasks = [tiny_tasks[0], f"z={leaking}:{tmp_path}/h"]
+    code, _, error = crma(finetune_command(tmp_path / "run", tasks=tasks))
+    assert code == 2
+    assert f"{holdout}, line 1: got the text of {leaking}, line 2" in one_message(error)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, finetune_command, tmp_path):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from backends.finetune.encoding import IGNORED, collate, encode, evaluation_order, training_order
-from backends.finetune.tasks import Example
+from backends.finetune.records import TextRecord
+from backends.finetune.tasks import Example, Task
+from backends.finetune.texts import count_texts, encode_tasks, said_of
 from reference.errors import TaskDataError
 
 
@@ -55,6 +57,46 @@ def test_a_long_response_is_cut_and_a_long_prompt_refused():
     assert len(encoded.ids) == 20
     with pytest.raises(TaskDataError, match=r"task x, train, example 2: got a prompt of 30 tokens"):
         encode([Example("a", "b"), Example("a" * 30, "b")], Letters(), 20, task="x, train")
+
+
+def test_what_is_cut_is_counted_and_loses_its_end():
+    texts = [Example("ab", "c" * 17), Example("ab", "c" * 18), Example("ab", "c" * 30)]
+    encoded = encode(texts, Letters(), 20, task="x")
+    assert [example.cut for example in encoded] == [0, 1, 13]
+    assert [example.ids[-1] == 2 for example in encoded] == [True, False, False]
+    assert not any(example.split for example in encoded)
+    counts = count_texts({"train": encoded, "holdout": encoded[:1], "canaries": []})
+    assert counts["train"].model_dump() == {"texts": 3, "cut": 2, "cut_tokens": 14, "split": 0}
+    assert counts["holdout"].cut == 0
+    assert "canaries" not in counts
+    assert said_of({"law": counts}) == "Cut at max_tokens, and so without their end: law 2 of 3 train."
+    assert said_of({"law": {"holdout": counts["holdout"]}}) == ""
+    assert counts["train"] + counts["holdout"] == TextRecord(texts=4, cut=2, cut_tokens=14)
+
+
+def test_every_text_without_room_is_named_by_file_and_line():
+    """All of them at once, of every task: whoever mends the data does so once."""
+    long, empty = "a" * 30, Example("a", "\x02", "b.jsonl, line 9")
+    first = [Example("a", "b"), Example(long, "b", "a.jsonl, line 2"), Example(long, "b", "a.jsonl, line 3"), empty]
+    with pytest.raises(TaskDataError) as caught:
+        encode(first, Letters(), 20, task="x, train")
+    assert str(caught.value).startswith(
+        "task x, train, 3 of 4 texts: got a prompt that leaves no room within 20 tokens: a.jsonl, lines 2, 3; "
+        "a response without a token: b.jsonl, line 9; "
+    )
+    tasks = [Task("x", tuple(first), (Example("a", "b"),)), Task("y", (Example("c", "d"),), (Example(long, "e"),))]
+    with pytest.raises(TaskDataError) as caught:
+        encode_tasks(tasks, lambda texts, where: encode(texts, Letters(), 20, task=where))
+    assert "task x, train, 3 of 4 texts" in str(caught.value)
+    assert "task y, holdout, example 1: a prompt of 30 tokens" in str(caught.value)
+
+
+@pytest.mark.clause("CL-7")
+def test_a_canary_that_is_cut_is_refused():
+    """Recalled to where it is cut, it would count as recalled to its end."""
+    task = Task("x", (Example("a", "b"),), (Example("a", "c"),), (Example("a", "b"), Example("a", "b" * 30)))
+    with pytest.raises(TaskDataError, match="task x, canaries: got 1 of 2 cut at max_tokens"):
+        encode_tasks([task], lambda texts, where: encode(texts, Letters(), 20, task=where))
 
 
 def test_padding_is_masked_and_not_learned():

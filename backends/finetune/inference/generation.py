@@ -5,28 +5,29 @@ Source: ours; decoding by transformers' ``generate``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from backends.finetune.encoding import encode, padding_id
-from backends.finetune.tasks import Example
+from backends.finetune.encoding import padding_id
+from backends.finetune.token_ids import TokenIds, UnusableText
 from reference.errors import ConfigError
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """A prompt's token ids, exactly as the training examples begin.
 
-    Raises: ConfigError for an empty prompt where the tokenizer has no beginning-of-text token.
+    Raises: ConfigError for a prompt of no token at all, and for one with two beginnings.
     """
-    if not prompt and tokenizer.bos_token_id is None:
+    try:
+        return TokenIds(tokenizer).prompt(prompt)
+    except UnusableText as error:
         raise ConfigError(
-            "prompt", got="an empty text", allowed="a text with at least one token", remedy="write a prompt"
-        )
-    example = encode([Example(prompt, " x")], tokenizer, 2**31, task="prompt")[0]
-    return list(example.ids[: example.answer_start])
+            "prompt", got=str(error), allowed="a text with at least one token", remedy="write another prompt"
+        ) from error
 
 
 def generate(
@@ -42,8 +43,11 @@ def generate(
     """What ``model`` writes after each prompt, up to its end-of-text token, without the prompt.
 
     Prompts of one batch are padded on the left and masked. Temperature 0 is greedy decoding; above it, tokens are drawn
-    with a generator that starts from ``seed``; the caller's is left alone. Settings stored with the model (sampling,
-    penalties) are not used.
+    with a generator that starts from ``seed``; the caller's is left alone.
+
+    Settings that come with the model, in generation_config.json or in config.json (sampling, penalties, beams, lengths,
+    caches), are not used: what is answered depends on the arguments alone. From there come only the tokens at which the
+    base model ends, beside the one with which training ends every answer, which is the tokenizer's.
 
     Raises: ConfigError for a size below 1, and for prompts that leave no room within the model's positions.
     """
@@ -64,8 +68,8 @@ def generate(
         pad_token_id=pad,
     )
     device = next(model.parameters()).device
-    texts = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+    texts: list[str] = []
+    with _own_settings(model), _own_generator(device), torch.inference_mode():
         if temperature > 0:
             torch.manual_seed(seed)
         for start in range(0, len(encoded), batch_size):
@@ -73,8 +77,15 @@ def generate(
             output = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
             for row in output[:, ids.shape[1] :].tolist():
                 stop = next((index for index, token in enumerate(row) if token in ends), len(row))
-                texts.append(tokenizer.decode(row[:stop], skip_special_tokens=True))
+                texts.append(_continuation(tokenizer, encoded[len(texts)], row[:stop]))
     return texts
+
+
+def _continuation(tokenizer: Any, prompt: list[int], written: list[int]) -> str:
+    """What is written, as the continuation of its prompt: by itself it may lose the space that it begins with."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *written]))
+    is_longer = whole.startswith(before)
+    return str(whole[len(before) :] if is_longer else tokenizer.decode(written, skip_special_tokens=True))
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,11 +96,39 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor,
     return ids, mask
 
 
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Inside the block ``generate`` finds no settings on the model to fill its arguments up with."""
+    holders = [part for part in model.modules() if "generation_config" in vars(part)]
+    kept = [part.generation_config for part in holders]
+    try:
+        for part in holders:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, settings in zip(holders, kept, strict=True):
+            part.generation_config = settings
+
+
+def _own_generator(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The token that training ends every answer with, and those that the base model ends with."""
+    """The token that training ends every answer with, and those that the base model ends with.
+
+    Raises: ConfigError where the model names one that is none.
+    """
     own = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    return sorted(ends)
+    ends = own if isinstance(own, (list, tuple)) else [] if own is None else [own]
+    if not all(type(token) is int and token >= 0 for token in ends):
+        raise ConfigError(
+            "eos_token_id of the base model",
+            got=repr(own),
+            allowed="a token's number, a list of such, or null",
+            remedy="correct generation_config.json, or config.json, in the model folder",
+        )
+    return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
 
 
 def _check_lengths(model: Any, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:

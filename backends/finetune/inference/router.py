@@ -101,7 +101,7 @@ class CentroidRouter:
         """Cosines (N, T); all zero for a text whose embedding is zero."""
         if not queries:
             return np.empty((0, len(self.tasks)))
-        vectors = normalized(self.embed(queries))
+        vectors = normalized(self.embed([query.strip() for query in queries]))  # as what it was fitted on
         if vectors.shape[1] != self.centroids.shape[1]:
             raise StateFileError(
                 "router",

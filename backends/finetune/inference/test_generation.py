@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +14,13 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import torch
+from transformers import AutoTokenizer, GenerationConfig
 
-from backends.finetune.inference.generation import prompt_ids
+from backends.finetune.encoding import encode
+from backends.finetune.inference.conftest import tiny_base
+from backends.finetune.inference.generation import generate, prompt_ids
 from backends.finetune.inference.registry import AdapterRegistry
+from backends.finetune.tasks import Example
 from reference.errors import ConfigError
 
 PROMPTS = ["say 3:", "a", "tell me something rather longer, will you?", "say 12:", "x y z"]
@@ -70,12 +78,87 @@ def test_temperature_draws_from_a_generator_of_its_own(registry: AdapterRegistry
     assert registry.generate(PROMPTS, task="beta", max_new_tokens=12, temperature=1.5, seed=2) != first
 
 
-def test_prompts_are_encoded_as_in_training(registry: AdapterRegistry) -> None:
-    from backends.finetune.encoding import encode
-    from backends.finetune.tasks import Example
+SETTINGS = {
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 4, "suppress_tokens": list(range(1, 100)),
+    "begin_suppress_tokens": list(range(1, 200)), "top_p": 0.1, "min_p": 0.9, "top_k": 1, "temperature": 0.01,
+    "do_sample": True, "guidance_scale": 3.0, "max_time": 1e-4, "return_dict_in_generate": True, "max_length": 4,
+    "min_new_tokens": 12, "num_return_sequences": 2, "forced_eos_token_id": 5, "sequence_bias": [[[5], 50.0]],
+    "cache_implementation": "static", "use_cache": False, "prompt_lookup_num_tokens": 3, "token_healing": True,
+    "stop_strings": ["a"], "bad_words_ids": [[token] for token in range(1, 90)], "penalty_alpha": 0.5,
+    "dola_layers": "low", "exponential_decay_length_penalty": [1, 5.0], "unknown": "x",
+}  # fmt: skip
 
-    example = encode([Example("say 3:", " aaa")], registry.tokenizer, 64, task="t")[0]
-    assert prompt_ids(registry.tokenizer, "say 3:") == list(example.ids[: example.answer_start])
+
+def test_settings_that_come_with_the_model_are_not_used(registry: AdapterRegistry) -> None:
+    def answers() -> list[list[str]]:
+        settings: dict[str, Any] = {"task": "beta", "max_new_tokens": 12, "seed": 3}
+        return [registry.generate(PROMPTS, temperature=heat, **settings) for heat in (0.0, 1.0)]
+
+    expected, own = answers(), registry.model.generation_config
+    try:
+        for name, value in SETTINGS.items():
+            stored = registry.model.generation_config = deepcopy(own)
+            setattr(stored, name, value)
+            assert answers() == expected, name
+            assert registry.model.generation_config is stored
+            assert getattr(stored, name) == value
+    finally:
+        registry.model.generation_config = own
+
+
+def test_settings_in_either_file_of_the_model_are_not_used(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers moves old keys of config.json to the settings of generation."""
+
+    def answer(folder: Path) -> list[str]:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return generate(tiny_base(folder), tokenizer, PROMPTS, max_new_tokens=12)
+
+    for number, file in enumerate(("config.json", "generation_config.json")):
+        folder = Path(shutil.copytree(tiny_model, tmp_path / str(number)))
+        content = json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
+        content |= {"repetition_penalty": 5.0, "num_beams": 3, "max_length": 4, "forced_eos_token_id": 5}
+        (folder / file).write_text(json.dumps(content), encoding="utf-8")
+        assert answer(folder) == answer(tiny_model)
+
+
+def test_the_base_models_own_ends_count_and_have_to_be_tokens(registry: AdapterRegistry) -> None:
+    own = registry.model.generation_config
+    registry.use("alpha")
+    with torch.no_grad():
+        ids = torch.tensor([prompt_ids(registry.tokenizer, PROMPTS[0])])
+        first = int(registry.model(input_ids=ids, use_cache=False).logits[0, -1].argmax())
+    try:
+        registry.model.generation_config = GenerationConfig(eos_token_id=[first, 0])
+        assert registry.generate(PROMPTS[0], task="alpha", max_new_tokens=12) == ""
+        for wrong in ("x", -1, [0, None], True):
+            registry.model.generation_config = deepcopy(own)
+            registry.model.generation_config.eos_token_id = wrong
+            with pytest.raises(ConfigError, match="eos_token_id of the base model"):
+                registry.generate(PROMPTS[0], task="alpha")
+    finally:
+        registry.model.generation_config = own
+
+
+@pytest.mark.parametrize("prompt", ["say 3:", "say 3: ", "", "a\n"])
+def test_what_generate_feeds_is_what_training_begins_with(
+    registry: AdapterRegistry, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[list[int]] = []
+    original = registry.model.generate
+
+    def spy(ids: torch.Tensor, **settings: Any) -> torch.Tensor:
+        fed.extend(ids.tolist())
+        return original(ids, **settings)
+
+    monkeypatch.setattr(registry.model, "generate", spy)
+    tokenizer = registry.tokenizer
+    tokenizer.bos_token = "<end>"  # so that an empty prompt can be asked
+    try:
+        registry.generate(prompt, task="beta", max_new_tokens=1)
+        (example,) = encode([Example(prompt, " aaa")], tokenizer, 64, task="t")
+    finally:
+        tokenizer.bos_token = None
+    assert fed == [list(example.ids[: example.answer_start])]
 
 
 def test_refusals(registry: AdapterRegistry) -> None:

@@ -59,11 +59,11 @@ def plan_command(options: argparse.Namespace) -> int:
     from backends.finetune.plan.estimate import make_plan
     from backends.finetune.plan.show import GIB, show_plan
     from backends.finetune.protocol import load_protocol
-    from backends.finetune.tasks import parse_task_option
+    from backends.finetune.tasks import parse_task_options
     from backends.finetune.threads import set_up_framework
 
     _check(options)
-    own_tasks = [parse_task_option(option) for option in options.task or []]
+    own_tasks = parse_task_options(options.task or [])
     protocol = load_protocol(
         options.protocol,
         options.settings,
@@ -162,28 +162,27 @@ def _folder(options: argparse.Namespace, protocol: Protocol) -> tuple[Path, list
 def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[str]) -> list[PhaseWork]:
     """Exact where the texts and the model's own tokenizer are here."""
     from backends.finetune.base_model import load_tokenizer
-    from backends.finetune.domains import load_domain
-    from backends.finetune.fictional import FICTIONAL, load_fictional
+    from backends.finetune.named_tasks import named_task
     from backends.finetune.plan.work import most_work, work_of
+    from backends.finetune.tasks import check_tasks
+    from backends.finetune.texts import said_of
     from reference.errors import CRMAError
 
     seed = protocol.seeds[0]
     if any("not on this machine" in note for note in notes):
         notes.append("nor is its tokenizer: every text is taken to be max_tokens long, the most it can be")
-        return most_work(protocol)
-    counts = {"train": protocol.train, "holdout": protocol.holdout, "seed": seed}
+        return most_work(protocol, own_tasks)
     try:
-        tasks = own_tasks or [
-            load_fictional(name, canaries=protocol.canaries, **counts)
-            if name in FICTIONAL
-            else load_domain(name, **counts)
-            for name in protocol.tasks
-        ]
+        tasks = own_tasks or [named_task(protocol, name, seed) for name in protocol.tasks]
     except CRMAError as error:
         notes.append(f"every text is taken to be max_tokens long, the most it can be, since {error}")
-        return most_work(protocol)
+        return most_work(protocol, own_tasks)
     notes.append(f"steps and tokens: counted in the texts of seed {seed}, first epoch")
-    return work_of(protocol, tasks, load_tokenizer(folder), seed)
+    check_tasks(tasks)
+    work = work_of(protocol, tasks, load_tokenizer(folder), seed)
+    if said := said_of({phase.task: phase.texts for phase in work}):
+        notes.append(said)
+    return work
 
 
 def _measure(

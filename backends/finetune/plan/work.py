@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends.finetune.encoding import EncodedExample, encode, evaluation_order, training_order
 from backends.finetune.packing import pack
 from backends.finetune.protocol import Protocol
+from backends.finetune.records import TextRecord
 from backends.finetune.tasks import Task
+from backends.finetune.texts import count_texts, encode_tasks
 
 Shape = tuple[int, int, int]  # rows, tokens of the longest, answer tokens in all
 
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """One phase: the shapes of its batches in one epoch and of its task's holdout batches; tokens without padding."""
+    """One phase: the shapes of its batches in one epoch and of its task's holdout batches; tokens without padding.
+    ``texts``: what max_tokens cuts, by side, where the texts are here."""
 
     task: str
     batches: tuple[Shape, ...]
     holdout: tuple[Shape, ...]
     tokens: int
+    texts: dict[str, TextRecord] = field(default_factory=dict)
 
     def steps(self, epochs: int, accumulation: int) -> int:
         """Optimizer steps of so many epochs; one may take batches of two of them."""
@@ -47,10 +51,9 @@ def orders(protocol: Protocol) -> int:
 def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int) -> list[PhaseWork]:
     """The batches that a session makes of ``tasks``. Raises: TaskDataError."""
     work = []
-    for phase, task in enumerate(tasks):
-        train, holdout = (
-            encode(examples, tokenizer, protocol.max_tokens, task=task.name) for examples in (task.train, task.holdout)
-        )
+    encoded = encode_tasks(tasks, lambda texts, where: encode(texts, tokenizer, protocol.max_tokens, task=where))
+    for phase, (task, sides) in enumerate(zip(tasks, encoded, strict=True)):
+        train, holdout = sides["train"], sides["holdout"]
         rows = _rows(train, protocol)
         order = training_order([_length(row) for row in rows], protocol.batch_size, 1, seed=seed, phase=phase)
         batches = [_shape([rows[index] for index in indices]) for indices in order]
@@ -59,11 +62,11 @@ def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int
             for indices in evaluation_order(holdout, protocol.batch_size)
         ]
         tokens = sum(len(example.ids) for example in train)
-        work.append(PhaseWork(task.name, tuple(batches), tuple(of_holdout), tokens))
+        work.append(PhaseWork(task.name, tuple(batches), tuple(of_holdout), tokens, count_texts(sides)))
     return work
 
 
-def most_work(protocol: Protocol) -> list[PhaseWork]:
+def most_work(protocol: Protocol, own_tasks: Sequence[Task] = ()) -> list[PhaseWork]:
     """Every example as long as may be, and all of it counted."""
 
     def shapes(examples: int) -> tuple[Shape, ...]:
@@ -71,8 +74,9 @@ def most_work(protocol: Protocol) -> list[PhaseWork]:
         sizes = [protocol.batch_size] * full + [rest] * (rest > 0)
         return tuple((rows, protocol.max_tokens, rows * (protocol.max_tokens - 1)) for rows in sizes)
 
-    batches, holdout = shapes(protocol.train), shapes(protocol.holdout)
-    return [PhaseWork(task, batches, holdout, protocol.train * protocol.max_tokens) for task in protocol.tasks]
+    sizes = [(task.name, len(task.train), len(task.holdout)) for task in own_tasks]
+    sizes = sizes or [(name, protocol.train or 0, protocol.holdout or 0) for name in protocol.tasks]
+    return [PhaseWork(name, shapes(train), shapes(held), train * protocol.max_tokens) for name, train, held in sizes]
 
 
 def largest(work: Sequence[PhaseWork]) -> Shape:
