@@ -170,7 +170,7 @@ class CRMAAdapter(nn.Module):
         """Raises: ModelError for a parameter that a cast of ``.data`` rounded, or that is another tensor's function
         (torch.nn.utils.parametrize, prune), or of another shape.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_replica(self):
             return
         for name, shape in self._shapes.items():
             parameter = self._parameters.get(name)
@@ -212,6 +212,11 @@ class CRMAAdapter(nn.Module):
     def extra_repr(self) -> str:
         c = self.config
         return f"hidden_size={c.hidden_size}, streams={c.streams}, rank={c.rank}, iterations={c.iterations}"
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether nn.DataParallel made it for one forward pass: what it holds are then copies, and no parameters."""
+    return "_is_replica" in vars(module)
 
 
 def assign(parameter: Any, value: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.architecture import architecture_digest, describe
-from backends.torch.adapter import PARAMETERS, CRMAAdapter
+from backends.torch.adapter import PARAMETERS, CRMAAdapter, is_replica
 from backends.torch.backbone import CRMABackbone, prepare_adapters, refuse_other_adapters
 from backends.torch.decoder import Decoder, base_model, find_decoder, refusal, text_config
 from backends.torch.functions import Kernels
@@ -191,16 +191,19 @@ def _behind(blocks: Any) -> list[Any]:
 def _prepare(
     attribute: str, adapters: Sequence[CRMAAdapter], names: Sequence[str], container: nn.Module, args: tuple[Any, ...]
 ) -> None:
-    # A deep copy of the model copies this hook too, which then has the copied adapters, and prepares those.
-    refuse_other_adapters(_behind(getattr(container, attribute)), adapters, names)
-    prepare_adapters(adapters)
+    # A deep copy of the model copies this hook too, with the copied adapters; a replica of DataParallel shares it.
+    found = _behind(getattr(container, attribute))
+    if not is_replica(container):
+        refuse_other_adapters(found, adapters, names)
+    prepare_adapters(found)
 
 
 def _refuse_replaced_container(
     adapters: Sequence[CRMAAdapter], names: Sequence[str], base: nn.Module, args: tuple[Any, ...]
 ) -> None:
     # A copy of the container alone is a whole that _prepare finds nothing wrong with.
-    refuse_other_adapters(_computing(base, names), adapters, names)
+    if not is_replica(base):
+        refuse_other_adapters(_computing(base, names), adapters, names)
 
 
 def _release(attribute: str, container: nn.Module, args: tuple[Any, ...], output: Any) -> None:

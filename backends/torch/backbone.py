@@ -135,7 +135,7 @@ class CRMABackbone(nn.Module):
     def finite_state(self) -> AdapterState:
         """:meth:`state`. Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
         state = self.state()
-        _require_finite(state)
+        require_finite_state(state)
         return state
 
     def load_state(self, state: AdapterState) -> None:
@@ -152,7 +152,7 @@ class CRMABackbone(nn.Module):
                     allowed=f"{tuple(old.shape)}, as this model has it",
                     remedy="load the state onto the model it was trained on, with the same streams and rank",
                 )
-        _require_finite(state)
+        require_finite_state(state)
         with torch.no_grad():
             for index, adapter in enumerate(self._layers()):
                 assign(adapter.mix_logits, state.mix_logits[index])
@@ -228,7 +228,7 @@ class CRMABackbone(nn.Module):
         managed = [adapter for adapter in self._layers() if adapter._is_fsdp_managed_module]
         if managed and self._reshard is not None:
             self._reshard()
-        if not all(_is_sharded(adapter.basis) for adapter in managed):
+        if not all(is_sharded(adapter.basis) for adapter in managed):
             raise BackendError(
                 "parameters of the adapters",
                 got="copies that FSDP gathered for a forward pass",
@@ -291,15 +291,17 @@ def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:
     )
 
 
-def _is_sharded(parameter: Any) -> bool:
+def is_sharded(parameter: Any) -> bool:
+    """Whether FSDP2 has spread the parameter over processes, so that reading it whole takes all of them."""
     return hasattr(parameter, "full_tensor")
 
 
 def _whole(parameter: Any) -> Tensor:
-    whole: Tensor = parameter.full_tensor() if _is_sharded(parameter) else parameter
+    whole: Tensor = parameter.full_tensor() if is_sharded(parameter) else parameter
     return whole
 
 
-def _require_finite(state: AdapterState) -> None:
+def require_finite_state(state: AdapterState) -> None:
+    """Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
     for field, tensor in zip(AdapterState._fields, state, strict=True):
         require_finite(field, tensor)
