@@ -76,7 +76,7 @@ class CRMACallback(TrainerCallback, ExportableState):
         refuse_untrained(self.backbone, self.trained, optimizer)
         stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step:
-            self._resume(args, state, stored["attributes"]["sha256"])
+            self._resume(args, state, _digest(stored))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._saw_gradients or self.backbone is None:
@@ -110,11 +110,10 @@ class CRMACallback(TrainerCallback, ExportableState):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             folder = Path(state.best_model_checkpoint)
             try:
-                best = TrainerState.load_from_json(str(folder / "trainer_state.json")).stateful_callbacks
-                digest = best[type(self).__name__]["attributes"]["sha256"]  # type: ignore[call-overload,index]
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                best: Any = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            except (OSError, ValueError, TypeError) as error:
                 raise _refused(folder / "trainer_state.json", f"{type(error).__name__}: {error}") from error
-            self._load(folder / STATE_FILE, digest)
+            self._load(folder / STATE_FILE, _digest(best.stateful_callbacks.get(type(self).__name__)))
 
     def _refuse_another_model(self, model: Any) -> None:
         found = attached_backbone(model)
@@ -188,6 +187,13 @@ def _refused(file: Path, got: str) -> StateFileError:
         remedy="give CRMACallback(backbone, resume_from=...) the folder that train(resume_from_checkpoint=...) is "
         "given, or take an earlier checkpoint",
     )
+
+
+def _digest(stored: Any) -> str | None:
+    """The checksum in what trainer_state.json says of the callback; None where it says none."""
+    attributes = stored.get("attributes") if isinstance(stored, dict) else None
+    digest = attributes.get("sha256") if isinstance(attributes, dict) else None
+    return digest if isinstance(digest, str) else None
 
 
 def _checksum(data: bytes) -> str:
