@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import islice
 from numbers import Integral
 from types import MethodType
 from typing import Any, Literal
@@ -173,17 +174,17 @@ def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str])
     )
 
 
-def _computing(base: nn.Module, names: Sequence[str]) -> list[Any]:
-    """What stands behind each block of ``base`` now, found by name: through wrappers, into copies."""
+def _computing(base: nn.Module, names: Sequence[str], count: int | None = None) -> list[Any]:
+    """What stands behind the (first ``count``) blocks of ``base`` now, found by name: through wrappers, into copies."""
     blocks: Any = base
     for part in names[0].split(".")[:-1]:
         blocks = getattr(blocks, part, None)
-    return _behind(blocks)
+    return _behind(blocks, count)
 
 
-def _behind(blocks: Any) -> list[Any]:
-    try:
-        return [getattr(block, "crma", None) for block in blocks]
+def _behind(blocks: Any, count: int | None = None) -> list[Any]:
+    try:  # getattr goes through wrappers, and is slow
+        return [block._modules.get("crma") or getattr(block, "crma", None) for block in islice(blocks, count)]
     except TypeError:  # a wrapper that is no list
         return []
 
@@ -203,7 +204,7 @@ def _refuse_replaced_container(
 ) -> None:
     # A copy of the container alone is a whole that _prepare finds nothing wrong with.
     if not is_replica(base):
-        refuse_other_adapters(_computing(base, names), adapters, names)
+        refuse_other_adapters(_computing(base, names, 1), adapters[:1], names)
 
 
 def _release(attribute: str, container: nn.Module, args: tuple[Any, ...], output: Any) -> None:
