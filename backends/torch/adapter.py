@@ -76,12 +76,13 @@ class CRMAAdapter(nn.Module):
         self.kernels: Kernels = checked_kernels(kernels)
         self.config = AdapterConfig(hidden_size, streams, rank, iterations)
         start = init_parameters(self.config, seed) if parameters is None else parameters
-        self._start = AdapterParameters(*(np.array(value, np.float32) for value in start))
+        self._start = {name: np.array(value, np.float32) for name, value in zip(PARAMETERS, start, strict=True)}
         self._shapes = dict(zip(PARAMETERS, [(streams, streams), (1,), (streams, rank, hidden_size)], strict=True))
-        if self._start.basis.shape != self._shapes["basis"] or self._start.mix_logits.shape != (streams, streams):
+        mix_logits, basis = self._start["mix_logits"], self._start["basis"]
+        if basis.shape != self._shapes["basis"] or mix_logits.shape != self._shapes["mix_logits"]:
             raise ShapeError(
                 "parameters",
-                got=f"mix_logits {self._start.mix_logits.shape}, basis {self._start.basis.shape}",
+                got=f"mix_logits {mix_logits.shape}, basis {basis.shape}",
                 allowed=f"({streams}, {streams}) and ({streams}, {rank}, {hidden_size})",
                 remedy="draw them with init_parameters and the same sizes",
             )
@@ -89,10 +90,15 @@ class CRMAAdapter(nn.Module):
             for name, shape in self._shapes.items():
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
         self.reset_parameters()
-        self.enabled = True
+        self.enabled = self.meant_to_train = True
         functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
         self._for_training: Prepared | None = None
         self._for_inference: Prepared | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> CRMAAdapter:
+        """Train the adapter, or freeze it on purpose: of one that another library froze, the model warns."""
+        self.meant_to_train = requires_grad
+        return super().requires_grad_(requires_grad)
 
     def reset_parameters(self) -> None:
         """Set the start values once more, in place: after ``to_empty``, for a model that was built on the meta device.
@@ -100,8 +106,8 @@ class CRMAAdapter(nn.Module):
         FSDP2 may have sharded the parameters meanwhile. Clauses: INIT-1..INIT-4.
         """
         with torch.no_grad():
-            for (name, shape), value in zip(self._shapes.items(), self._start, strict=True):
-                assign(getattr(self, name), torch.from_numpy(value).reshape(shape))
+            for name, shape in self._shapes.items():
+                assign(getattr(self, name), torch.from_numpy(self._start[name]).reshape(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""

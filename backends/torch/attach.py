@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache, partial
 from itertools import islice
@@ -196,7 +197,21 @@ def _prepare(
     found = _behind(getattr(container, attribute))
     if not is_replica(container):
         refuse_other_adapters(found, adapters, names)
+    if container.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _warn_of_frozen(found[0], container)
     prepare_adapters(found)
+
+
+def _warn_of_frozen(adapter: CRMAAdapter, container: nn.Module) -> None:
+    """get_peft_model freezes the adapters with the base model, and trains on without a word."""
+    if adapter.basis.requires_grad or not adapter.meant_to_train:
+        return
+    if any(parameter.requires_grad for parameter in container.parameters()):
+        warnings.warn(
+            "the model trains, but its CRMA adapters are frozen (PEFT freezes what it finds): call "
+            "backbone.requires_grad_(True) after get_peft_model, or backbone.requires_grad_(False) if it is meant so",
+            stacklevel=2,
+        )
 
 
 def _refuse_replaced_container(
@@ -231,8 +246,8 @@ def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     return BlockWithCRMA
 
 
-def _empty_block(block_class: type[nn.Module]) -> nn.Module:
-    made = _class_with_crma(block_class)
+def _empty_block(block_class: Any) -> Any:
+    made: Any = _class_with_crma(block_class)
     return made.__new__(made)
 
 

@@ -90,10 +90,10 @@ class CRMABackbone(nn.Module):
         return layers
 
     def requires_grad_(self, requires_grad: bool = True) -> CRMABackbone:
-        """Train the adapters, or freeze them. Raises: ModelError where the model computes with others."""
-        if self._computing is not None:
-            self._layers()
-        return super().requires_grad_(requires_grad)
+        """Train the adapters, or freeze them on purpose. Raises: ModelError where the model computes with others."""
+        for adapter in self._layers():
+            adapter.requires_grad_(requires_grad)
+        return self
 
     def prepare(self) -> None:
         """:func:`prepare_adapters` for all layers. Runs before each forward pass of the model."""

@@ -116,7 +116,7 @@ def test_start_values_come_back_after_to_empty() -> None:
         module.to_empty(device="cpu")
         for parameter in module.parameters():
             nn.init.constant_(parameter, torch.nan)
-        module.reset_parameters()  # type: ignore[operator]
+        module.reset_parameters()
     for found in (adapter, on_meta):
         assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(backbone.state(), start, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,25 @@ def test_preparing_for_low_bit_training_keeps_the_adapters_usable() -> None:
     backbone.requires_grad_(True)
     peft_model(IDS, labels=IDS).loss.backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.clause("ERR-4")
+@pytest.mark.parametrize("told", [None, True, False])
+def test_adapters_that_peft_froze_are_told_of_while_lora_trains(told: bool | None) -> None:
+    model = tiny_model("llama")
+    backbone = attach_crma(model)
+    peft_model: Any = get_peft_model(model, lora())
+    if told is not None:
+        backbone.requires_grad_(told)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        peft_model.eval()(input_ids=IDS)
+        with torch.no_grad():
+            peft_model.train()(input_ids=IDS)
+        assert not [warning for warning in caught if "CRMA" in str(warning.message)]
+        peft_model.train()(input_ids=IDS)
+    messages = [str(warning.message) for warning in caught if "CRMA" in str(warning.message)]
+    assert len(messages) == (1 if told is None else 0)
 
 
 def replaced(how: str) -> tuple[Any, CRMABackbone]:

@@ -224,7 +224,7 @@ def test_adapters_that_would_not_train_are_refused(tmp_path: Path, kind: str, me
         backbone.parameter_groups()["gate"][1].requires_grad_(False)
     elif kind in ("not in the optimizer", "rate of 0"):
         lora = [value for name, value in model.named_parameters() if "lora_" in name]
-        groups = [{"params": lora}, {"params": list(backbone.parameters()), "lr": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": lora}, {"params": list(backbone.parameters()), "lr": 0.0}]
         optimizer = torch.optim.AdamW(groups[: 1 + (kind == "rate of 0")], lr=0.1)
     elif kind == "bypassed":
         backbone.adapters[0].enabled = False  # type: ignore[assignment]
