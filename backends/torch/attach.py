@@ -223,8 +223,9 @@ def _refuse_replaced_container(
 
 
 def _release(attribute: str, container: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    for block in getattr(container, attribute):
-        block.crma.release()
+    for adapter in _behind(getattr(container, attribute)):
+        if isinstance(adapter, CRMAAdapter):
+            adapter.release()
 
 
 @cache
