@@ -27,7 +27,7 @@ ROOMS = {
     "conformance": ("test",),
     "bench": ("bench", "triton", "jax", "peers"),
 }
-TEST_EXTRAS = ("test", "finetune", "triton", "jax", "quantization")
+TEST_EXTRAS = ("test", "finetune", "triton", "jax", "quantization", "trl")
 #: distribution -> module, where they differ by more than a hyphen
 MODULES = {"pillow": "PIL", "pot": "ot", "mhc-pytorch": "mhc"}
 #: declared, but used from the command line, as a plug-in, or by another library on our behalf

@@ -226,3 +226,16 @@ def test_the_lora_of_a_task_loads_in_plain_peft(finished, tiny_model):
     assert set(loaded) == set(stored)
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
     assert any(float(value.abs().max()) > 0 for name, value in stored.items() if "lora_B" in name)
+
+
+def test_the_folder_of_a_task_says_what_it_is_for(finished, tiny_model):
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, ids = finished / "0-frozen" / "task-0", torch.arange(5, 25)[None]
+    found = AutoPeftModelForCausalLM.from_pretrained(folder)
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder)
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=ids).logits, expected(input_ids=ids).logits)
+        with expected.disable_adapter():
+            assert not torch.equal(found(input_ids=ids).logits, expected(input_ids=ids).logits)

@@ -94,9 +94,11 @@ def _with_lora(base: Any, section: LoraSection, rank: int) -> Any:
         r=rank,
         lora_alpha=section.alpha if rank == section.rank else section.alpha * rank / section.rank,  # type: ignore[arg-type]
         target_modules=section.target_modules,
+        task_type="CAUSAL_LM",  # AutoPeftModelForCausalLM and pipelines ask for it
     )
     try:
-        return get_peft_model(base, config, adapter_name=NAME)
+        # what PEFT adds is in training mode, whatever mode the model is in
+        return get_peft_model(base, config, adapter_name=NAME).train(base.training)
     except ValueError as error:
         raise ProtocolError(
             "lora.target_modules",

@@ -42,6 +42,7 @@ def unconstrain(backbone: CRMABackbone) -> None:
         project = functions(adapter.kernels, adapter.basis.device.type).sinkhorn_projection
         with torch.no_grad():
             adapter.mix_logits.copy_(project(adapter.mix_logits, adapter.config.iterations))
+        adapter._start["mix_logits"] = adapter.mix_logits.detach().cpu().numpy().copy()
         adapter.__class__ = UnconstrainedAdapter
 
 

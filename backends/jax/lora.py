@@ -96,7 +96,7 @@ def save_lora(folder: Path | str, lora: Lora, alpha: float, base_model: str = ""
         "target_modules": sorted(path.rpartition(".")[2] for path in lora),
         "base_model_name_or_path": base_model or None,
         "inference_mode": True,
-        "task_type": None,
+        "task_type": "CAUSAL_LM",
     }
     atomic_write(Path(folder) / TENSORS, safetensors.numpy.save(tensors, {"format": "pt"}))
     atomic_write(Path(folder) / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())

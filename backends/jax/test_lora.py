@@ -73,7 +73,12 @@ def test_what_is_saved_here_answers_the_same_in_peft(phi3, tmp_path):
     assert all(not factors.up.any() for factors in drawn.values())
     lora = jax.tree.map(lambda v: v + 0.3 * rng.standard_normal(v.shape).astype(np.float32), drawn)
     save_lora(tmp_path, lora, alpha=12, base_model=str(path))
-    same_logits(peft.PeftModel.from_pretrained(fresh(path), tmp_path).eval(), params, config, lora, 4.0)
+    model = peft.PeftModel.from_pretrained(fresh(path), tmp_path).eval()
+    same_logits(model, params, config, lora, 4.0)
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=ids).logits, model(input_ids=ids).logits)
     loaded, scale = load_lora(tmp_path, config)
     assert scale == 4.0
     jax.tree.map(np.testing.assert_array_equal, loaded, lora)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +13,15 @@ from backends.torch.dtypes import require_floats
 from backends.torch.functions import Kernels, checked_kernels, functions
 from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
-from reference.errors import ShapeError
+from reference.errors import ModelError, ShapeError
 from reference.initialization import init_parameters
+
+PARAMETERS = ("mix_logits", "gate_logit", "basis")
 
 #: Up to so many entries of the streams are summed without a kernel in inference: one tile leaves most of a GPU idle.
 FEW_ENTRIES = 256
+
+_PRECISIONS = (torch.float32, torch.float64)
 
 
 class Prepared(NamedTuple):
@@ -41,13 +46,14 @@ class CRMAAdapter(nn.Module):
         kernels: "triton", "torch" (plain PyTorch), or "auto": Triton for x on a CUDA device, plain PyTorch elsewhere.
             There is no fallback. The kernels take n <= 64 and n r <= 512, and on the CPU TRITON_INTERPRET=1.
 
-    Parameters (float32, and kept so by ``.to(torch.bfloat16)`` and ``.half()``):
+    Parameters (float32, and kept so by ``.to(torch.bfloat16)``, ``.half()`` and ``load_state_dict(assign=True)``):
         mix_logits (n, n); gate_logit (1,), since FSDP2 refuses parameters without axes; basis (n, r, d).
 
     x has shape (..., d) and any floating dtype of 16 bits or more; y has x's shape and dtype. For the backward pass y
     is kept where it is float32 (what follows keeps it anyway), so there it must not be changed in place.
 
-    Raises: ConfigError, DtypeError, ShapeError, MissingPackageError. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
+    Raises: ConfigError, DtypeError, ShapeError, MissingPackageError; ModelError where something else replaced the parameters, or
+    took their precision. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
     Source: ours; paper sections 3.1-3.4.
     """
 
@@ -71,20 +77,38 @@ class CRMAAdapter(nn.Module):
         self.kernels: Kernels = checked_kernels(kernels)
         self.config = AdapterConfig(hidden_size, streams, rank, iterations)
         start = init_parameters(self.config, seed) if parameters is None else parameters
-        self.mix_logits = nn.Parameter(torch.tensor(start.mix_logits, dtype=torch.float32))
-        self.gate_logit = nn.Parameter(torch.tensor(start.gate_logit, dtype=torch.float32).reshape(1))
-        self.basis = nn.Parameter(torch.tensor(start.basis, dtype=torch.float32))
-        if self.basis.shape != (streams, rank, hidden_size) or self.mix_logits.shape != (streams, streams):
+        self._start = {name: np.array(value, np.float32) for name, value in zip(PARAMETERS, start, strict=True)}
+        self._shapes = dict(zip(PARAMETERS, [(streams, streams), (1,), (streams, rank, hidden_size)], strict=True))
+        mix_logits, basis = self._start["mix_logits"], self._start["basis"]
+        if basis.shape != self._shapes["basis"] or mix_logits.shape != self._shapes["mix_logits"]:
             raise ShapeError(
                 "parameters",
-                got=f"mix_logits {tuple(self.mix_logits.shape)}, basis {tuple(self.basis.shape)}",
+                got=f"mix_logits {mix_logits.shape}, basis {basis.shape}",
                 allowed=f"({streams}, {streams}) and ({streams}, {rank}, {hidden_size})",
                 remedy="draw them with init_parameters and the same sizes",
             )
-        self.enabled = True
+        with torch.inference_mode(False):  # what is made in that mode can never be trained
+            for name, shape in self._shapes.items():
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+        self.reset_parameters()
+        self.enabled = self.meant_to_train = True
         functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
         self._for_training: Prepared | None = None
         self._for_inference: Prepared | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> CRMAAdapter:
+        """Train the adapter, or freeze it on purpose: of one that another library froze, the model warns."""
+        self.meant_to_train = requires_grad
+        return super().requires_grad_(requires_grad)
+
+    def reset_parameters(self) -> None:
+        """Set the start values once more, in place: after ``to_empty``, for a model that was built on the meta device.
+
+        FSDP2 may have sharded the parameters meanwhile. Clauses: INIT-1..INIT-4.
+        """
+        with torch.no_grad():
+            for name, shape in self._shapes.items():
+                assign(getattr(self, name), torch.from_numpy(self._start[name]).reshape(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
@@ -101,6 +125,7 @@ class CRMAAdapter(nn.Module):
         chosen = functions(self.kernels, x.device.type)
         prepared = self._still_prepared()
         if prepared is None:
+            self.refuse_changed_parameters()
             mixing = chosen.sinkhorn_projection(self.mix_logits, self.config.iterations)
             return chosen.residual_mixing(x, mixing, adapter_strength(self.gate_logit, self.basis), self.basis)
         is_plain = chosen.residual_mixing is residual_mixing
@@ -149,11 +174,38 @@ class CRMAAdapter(nn.Module):
     def _made_of(self) -> tuple[tuple[Tensor, int], ...]:
         return tuple((parameter, parameter._version) for parameter in (self.mix_logits, self.gate_logit, self.basis))
 
+    def refuse_changed_parameters(self) -> None:
+        """Raises: ModelError for a parameter that a cast of ``.data`` rounded, or that is another tensor's function
+        (torch.nn.utils.parametrize, prune), or of another shape.
+        """
+        if torch.compiler.is_compiling() or is_replica(self):
+            return
+        for name, shape in self._shapes.items():
+            parameter = self._parameters.get(name)
+            if parameter is None or parameter.dtype not in _PRECISIONS or parameter.shape != shape:
+                found = "no parameter" if parameter is None else f"{parameter.dtype} {tuple(parameter.shape)}"
+                raise ModelError(
+                    f"{name} of a CRMAAdapter",
+                    got=found,
+                    allowed=f"a parameter in float32 (or float64) of shape {shape}",
+                    remedy="call float() on the adapter or the backbone after another library has cast it (TRL does so "
+                    "to all trainable parameters of a quantized model); under FSDP2 shard_adapters comes first; take "
+                    "parametrizations and pruning off",
+                )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # With assign=True the values would become the parameters, in whatever precision they came.
+        for name in PARAMETERS:
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype not in _PRECISIONS:
+                state_dict = {**state_dict, prefix + name: value.detach().to(torch.float32)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CRMAAdapter:
         # A model that moves to half precision takes its adapters along to the device, not to the precision.
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            lost = moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize
+            lost = tensor.is_floating_point() and moved.dtype not in _PRECISIONS
             return tensor.to(moved.device, torch.float32) if lost else moved
 
         self._for_training = self._for_inference = None
@@ -168,3 +220,17 @@ class CRMAAdapter(nn.Module):
     def extra_repr(self) -> str:
         c = self.config
         return f"hidden_size={c.hidden_size}, streams={c.streams}, rank={c.rank}, iterations={c.iterations}"
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether nn.DataParallel made it for one forward pass: what it holds are then copies, and no parameters."""
+    return "_is_replica" in vars(module)
+
+
+def assign(parameter: Any, value: Tensor) -> None:
+    """Set a parameter in place, also one that FSDP2 shards. Call it without gradients."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor  # only where torch is built with it
+
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from functools import cache, partial
+from itertools import islice
 from numbers import Integral
 from types import MethodType
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from backends.architecture import architecture_digest, describe
-from backends.torch.adapter import CRMAAdapter
-from backends.torch.backbone import CRMABackbone, prepare_adapters
+from backends.torch.adapter import PARAMETERS, CRMAAdapter, is_replica
+from backends.torch.backbone import CRMABackbone, prepare_adapters, refuse_other_adapters
 from backends.torch.decoder import Decoder, base_model, find_decoder, refusal, text_config
 from backends.torch.functions import Kernels
 from backends.torch.writer import writers
@@ -20,9 +24,8 @@ from reference.adapter import AdapterConfig
 from reference.errors import ConfigError, ModelError
 from reference.initialization import GATE_LOGIT, init_parameters
 
-PARAMETERS = ("mix_logits", "gate_logit", "basis")
 
-
+@torch.inference_mode(False)  # what is made in that mode could not be trained
 def attach_crma(
     model: nn.Module,
     config: AdapterConfig | None = None,
@@ -40,9 +43,10 @@ def attach_crma(
     model's parameters keep their names, ``save_pretrained`` writes the base model alone, and PEFT's "all-linear" finds
     no linear layer. The adapters are trainable; nothing else's ``requires_grad`` is touched.
 
-    With PEFT: before or after ``get_peft_model``; that function freezes all that is there, so call
-    ``backbone.requires_grad_(True)`` after it. With transformers.Trainer ``callbacks=[CRMACallback(backbone)]``, or its
-    checkpoints come without the adapters. Attach before ``fully_shard`` or DistributedDataParallel. Gemma-2 needs
+    With PEFT: best after ``get_peft_model``. Before it works too, but that function freezes all that is there, as does
+    TRL's ``SFTTrainer(peft_config=...)``: call ``backbone.requires_grad_(True)`` after it. With transformers.Trainer
+    ``callbacks=[CRMACallback(backbone)]``, or its checkpoints come without the adapters; it refuses to train where
+    they are frozen. Attach before ``fully_shard`` or DistributedDataParallel. Gemma-2 needs
     ``attn_implementation="eager"``: with "sdpa", some releases of transformers drop its soft-capping.
 
     Args:
@@ -91,7 +95,7 @@ def attach_crma(
             remedy="leave config out",
         )
     _refuse_replaced_forwards(base, decoder)
-    identity = _identity(base)
+    _identity(base)  # a configuration that cannot be read is told before anything is changed
     matrices = writers(base, decoder) if basis == "principal" else [None] * len(decoder.names)
     adapters = []
     for index, (matrix, device) in enumerate(zip(matrices, decoder.devices, strict=True)):
@@ -99,16 +103,20 @@ def attach_crma(
         start = init_parameters(config, rng, writer=matrix, skip_directions=skip_directions, gate_logit=gate_logit)
         sizes = (config.hidden_size, config.streams, config.rank, config.iterations)
         adapter = CRMAAdapter(*sizes, parameters=start, kernels=kernels)
+        if adapter.basis.is_meta and device.type != "meta":  # under torch.device("meta") or init_empty_weights
+            adapter.to_empty(device=device).reset_parameters()
         adapters.append(adapter.to(device))
 
     for block, adapter in zip(decoder.blocks, adapters, strict=True):
         block.add_module("crma", adapter)
         block_class: Any = type(block)  # Any, since mypy takes the class of a module for unhashable now and then
         _change_class(block, _class_with_crma(block_class))
-    decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute))
+    decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute, adapters, decoder.names))
     decoder.container.register_forward_hook(partial(_release, decoder.attribute))
+    if decoder.container is not base:
+        base.register_forward_pre_hook(partial(_refuse_replaced_container, adapters, decoder.names))
     _leave_out_of_checkpoints(base, decoder.names, True)
-    return _backbone(base, decoder.container, decoder.attribute, decoder.names, identity)
+    return _backbone(base, decoder.container, decoder.attribute, decoder.names)
 
 
 def attached_backbone(model: nn.Module) -> CRMABackbone:
@@ -122,7 +130,7 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
         if carries and all(carries):
             container, _, attribute = name.rpartition(".")
             names = [f"{name}.{index}" for index in range(len(blocks))]
-            return _backbone(base, base.get_submodule(container), attribute, names, _identity(base))
+            return _backbone(base, base.get_submodule(container), attribute, names)
     raise refusal(base, "no CRMA adapters attached")
 
 
@@ -131,23 +139,22 @@ def _module_list(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, nn.ModuleList) else []
 
 
-def _identity(base: nn.Module) -> dict[str, str]:
-    """What a state file says about the base model."""
+def _identity(base: nn.Module) -> tuple[str, str]:
+    """What a state file says about the base model, as it is now: its vocabulary may be resized after attaching."""
     config = text_config(base)
-    return {"base_model": describe(config), "base_model_sha256": architecture_digest(config)}
+    return describe(config), architecture_digest(config)
 
 
-def _backbone(
-    base: Any, container: nn.Module, attribute: str, names: list[str], identity: dict[str, str]
-) -> CRMABackbone:
+def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str]) -> CRMABackbone:
     blocks: list[Any] = list(getattr(container, attribute))
 
     def detach() -> None:
         for name, block in zip(names, blocks, strict=True):
             _refuse_what_was_changed(base, name, block)
-        for hooks in (container._forward_pre_hooks, container._forward_hooks):
+        refuse_other_adapters(computing(), adapters, names)
+        for hooks in (base._forward_pre_hooks, container._forward_pre_hooks, container._forward_hooks):
             for key, hook in list(hooks.items()):
-                if isinstance(hook, partial) and hook.func in (_prepare, _release):
+                if isinstance(hook, partial) and hook.func in (_prepare, _release, _refuse_replaced_container):
                     del hooks[key]
         for block in blocks:
             _change_class(block, type(block).crma_attached_to)
@@ -159,23 +166,75 @@ def _backbone(
             if callable(getattr(module, "reshard", None)):
                 module.reshard()
 
-    return CRMABackbone([block.crma for block in blocks], names=names, detach=detach, reshard=reshard, **identity)
+    def computing() -> list[Any]:
+        return _computing(base, names)
+
+    adapters = [block.crma for block in blocks]
+    return CRMABackbone(
+        adapters, names=names, identity=partial(_identity, base), computing=computing, detach=detach, reshard=reshard
+    )
 
 
-def _prepare(attribute: str, container: nn.Module, args: tuple[Any, ...]) -> None:
-    # Through the module at hand: a deep copy of the model prepares its own adapters.
-    prepare_adapters([block.crma for block in getattr(container, attribute)])
+def _computing(base: nn.Module, names: Sequence[str], count: int | None = None) -> list[Any]:
+    """What stands behind the (first ``count``) blocks of ``base`` now, found by name: through wrappers, into copies."""
+    blocks: Any = base
+    for part in names[0].split(".")[:-1]:
+        blocks = getattr(blocks, part, None)
+    return _behind(blocks, count)
+
+
+def _behind(blocks: Any, count: int | None = None) -> list[Any]:
+    try:  # getattr goes through wrappers, and is slow
+        return [block._modules.get("crma") or getattr(block, "crma", None) for block in islice(blocks, count)]
+    except TypeError:  # a wrapper that is no list
+        return []
+
+
+def _prepare(
+    attribute: str, adapters: Sequence[CRMAAdapter], names: Sequence[str], container: nn.Module, args: tuple[Any, ...]
+) -> None:
+    # A deep copy of the model copies this hook too, with the copied adapters; a replica of DataParallel shares it.
+    found = _behind(getattr(container, attribute))
+    if not is_replica(container):
+        refuse_other_adapters(found, adapters, names)
+    if container.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _warn_of_frozen(found[0], container)
+    prepare_adapters(found)
+
+
+def _warn_of_frozen(adapter: CRMAAdapter, container: nn.Module) -> None:
+    """get_peft_model freezes the adapters with the base model, and trains on without a word."""
+    if adapter.basis.requires_grad or not adapter.meant_to_train:
+        return
+    if any(parameter.requires_grad for parameter in container.parameters()):
+        warnings.warn(
+            "the model trains, but its CRMA adapters are frozen (PEFT freezes what it finds): call "
+            "backbone.requires_grad_(True) after get_peft_model, or backbone.requires_grad_(False) if it is meant so",
+            stacklevel=2,
+        )
+
+
+def _refuse_replaced_container(
+    adapters: Sequence[CRMAAdapter], names: Sequence[str], base: nn.Module, args: tuple[Any, ...]
+) -> None:
+    # A copy of the container alone is a whole that _prepare finds nothing wrong with.
+    if not is_replica(base):
+        refuse_other_adapters(_computing(base, names, 1), adapters[:1], names)
 
 
 def _release(attribute: str, container: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    for block in getattr(container, attribute):
-        block.crma.release()
+    for adapter in _behind(getattr(container, attribute)):
+        if isinstance(adapter, CRMAAdapter):
+            adapter.release()
 
 
 @cache
 def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     class BlockWithCRMA(block_class):  # type: ignore[valid-type,misc]
         crma_attached_to = block_class
+
+        def __reduce__(self) -> tuple[Any, ...]:  # no module holds this class, so a pickle has to make it anew
+            return _empty_block, (block_class,), self.__getstate__()
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output: Tensor | tuple[Any, ...] = super().forward(*args, **kwargs)
@@ -186,6 +245,11 @@ def _class_with_crma(block_class: type[nn.Module]) -> type[nn.Module]:
     # accelerate and FSDP find blocks by the name of their class
     BlockWithCRMA.__name__, BlockWithCRMA.__qualname__ = block_class.__name__, block_class.__qualname__
     return BlockWithCRMA
+
+
+def _empty_block(block_class: Any) -> Any:
+    made: Any = _class_with_crma(block_class)
+    return made.__new__(made)
 
 
 def _change_class(block: Any, to: type[nn.Module]) -> None:

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backends.certificate import Certificate
 from backends.torch import certificates
-from backends.torch.adapter import CRMAAdapter
+from backends.torch.adapter import CRMAAdapter, assign
 from backends.torch.certificates import AdapterState
 from backends.torch.functions import functions
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
 from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
-from reference.errors import BackendError, StateFileError
+from reference.errors import BackendError, ModelError, StateFileError
+
+
+class _Stated(NamedTuple):
+    """The identity of a model that is not at hand any more."""
+
+    base_model: str
+    base_model_sha256: str
+
+    def __call__(self) -> tuple[str, str]:
+        return self.base_model, self.base_model_sha256
 
 
 class CRMABackbone(nn.Module):
@@ -27,6 +37,10 @@ class CRMABackbone(nn.Module):
 
     ``backbone.parameters()`` are all its trainables; ``parameter_groups()`` names them for an optimizer with a learning
     rate and a clipping norm for each group, since their gradients differ by orders of magnitude.
+
+    Every method first makes sure that the adapters which compute in the model are the ones held here. Raises:
+    ModelError where they are not: PEFT's ``modules_to_save`` trains copies, for instance, and layers that were added,
+    removed or replaced after attaching are not those of the backbone.
     """
 
     def __init__(
@@ -36,18 +50,31 @@ class CRMABackbone(nn.Module):
         names: Sequence[str] | None = None,
         base_model: str = "",
         base_model_sha256: str = "",
+        identity: Callable[[], tuple[str, str]] | None = None,
+        computing: Callable[[], list[Any]] | None = None,
         detach: Callable[[], None] | None = None,
         reshard: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
         self.names = tuple(names) if names is not None else tuple(str(index) for index in range(len(adapters)))
-        self.base_model, self.base_model_sha256 = base_model, base_model_sha256
-        self._detach, self._reshard = detach, reshard
+        self._identity = identity or _Stated(base_model, base_model_sha256)
+        self._computing, self._detach, self._reshard = computing, detach, reshard
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has adapters of its own, which are in no model.
-        return {**self.__dict__, "_detach": None, "_reshard": None}
+        identity = _Stated(self.base_model, self.base_model_sha256)
+        return {**self.__dict__, "_identity": identity, "_computing": None, "_detach": None, "_reshard": None}
+
+    @property
+    def base_model(self) -> str:
+        """The model in words, as it is now."""
+        return self._identity()[0]
+
+    @property
+    def base_model_sha256(self) -> str:
+        """The checksum of the model's configuration, as it is now. Clause: STATE-2."""
+        return self._identity()[1]
 
     @property
     def config(self) -> AdapterConfig:
@@ -55,7 +82,18 @@ class CRMABackbone(nn.Module):
         return self._layers()[0].config
 
     def _layers(self) -> list[CRMAAdapter]:
-        return [adapter for adapter in self.adapters if isinstance(adapter, CRMAAdapter)]
+        layers = [adapter for adapter in self.adapters if isinstance(adapter, CRMAAdapter)]
+        if self._computing is not None:
+            refuse_other_adapters(self._computing(), layers, self.names)
+        for layer in layers:
+            layer.refuse_changed_parameters()
+        return layers
+
+    def requires_grad_(self, requires_grad: bool = True) -> CRMABackbone:
+        """Train the adapters, or freeze them on purpose. Raises: ModelError where the model computes with others."""
+        for adapter in self._layers():
+            adapter.requires_grad_(requires_grad)
+        return self
 
     def prepare(self) -> None:
         """:func:`prepare_adapters` for all layers. Runs before each forward pass of the model."""
@@ -77,7 +115,7 @@ class CRMABackbone(nn.Module):
         """Take the adapters out of the model; it is then what it was before ``attach_crma``."""
         if self._detach is not None:
             self._detach()
-            self._detach = None
+            self._detach = self._computing = None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """``{"basis": [...], "mixing": [...], "gate": [...]}``, one parameter per layer in each."""
@@ -97,7 +135,7 @@ class CRMABackbone(nn.Module):
     def finite_state(self) -> AdapterState:
         """:meth:`state`. Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
         state = self.state()
-        _require_finite(state)
+        require_finite_state(state)
         return state
 
     def load_state(self, state: AdapterState) -> None:
@@ -114,12 +152,12 @@ class CRMABackbone(nn.Module):
                     allowed=f"{tuple(old.shape)}, as this model has it",
                     remedy="load the state onto the model it was trained on, with the same streams and rank",
                 )
-        _require_finite(state)
+        require_finite_state(state)
         with torch.no_grad():
             for index, adapter in enumerate(self._layers()):
-                _assign(adapter.mix_logits, state.mix_logits[index])
-                _assign(adapter.gate_logit, state.gate_logits[index : index + 1])
-                _assign(adapter.basis, state.bases[index])
+                assign(adapter.mix_logits, state.mix_logits[index])
+                assign(adapter.gate_logit, state.gate_logits[index : index + 1])
+                assign(adapter.basis, state.bases[index])
 
     def save(self, path: Path | str) -> None:
         """Write the state file, atomically.
@@ -190,7 +228,7 @@ class CRMABackbone(nn.Module):
         managed = [adapter for adapter in self._layers() if adapter._is_fsdp_managed_module]
         if managed and self._reshard is not None:
             self._reshard()
-        if not all(_is_sharded(adapter.basis) for adapter in managed):
+        if not all(is_sharded(adapter.basis) for adapter in managed):
             raise BackendError(
                 "parameters of the adapters",
                 got="copies that FSDP gathered for a forward pass",
@@ -212,7 +250,27 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
         _prepare_together([adapter for adapter in ready if adapter.basis.device == device])
 
 
+def refuse_other_adapters(computing: Sequence[Any], own: Sequence[CRMAAdapter], names: Sequence[str]) -> None:
+    """Raises: ModelError where ``computing``, what stands behind the blocks of a model, is not ``own``."""
+    other = next((i for i, (one, two) in enumerate(zip(computing, own, strict=False)) if one is not two), None)
+    if other is not None:
+        got = f"a {type(computing[other]).__name__} that attach_crma did not put there, as {names[other]}.crma"
+    elif len(computing) != len(own):
+        got = f"{len(computing)} of {len(own)} blocks with an adapter"
+    else:
+        return
+    raise ModelError(
+        "crma",
+        got=got,
+        allowed="the blocks and adapters as attach_crma left them",
+        remedy="leave CRMA out of PEFT's modules_to_save, target_modules and target_parameters, since it trains as it "
+        "is; to add or remove layers call detach_from_model() first and attach_crma afterwards",
+    )
+
+
 def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
+    for adapter in adapters:
+        adapter.refuse_changed_parameters()
     state = _stack(adapters)
     project = functions(adapters[0].kernels, state.mix_logits.device.type).sinkhorn_projection
     mixing = project(state.mix_logits, adapters[0].config.iterations)
@@ -233,23 +291,17 @@ def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:
     )
 
 
-def _is_sharded(parameter: Any) -> bool:
+def is_sharded(parameter: Any) -> bool:
+    """Whether FSDP2 has spread the parameter over processes, so that reading it whole takes all of them."""
     return hasattr(parameter, "full_tensor")
 
 
 def _whole(parameter: Any) -> Tensor:
-    whole: Tensor = parameter.full_tensor() if _is_sharded(parameter) else parameter
+    whole: Tensor = parameter.full_tensor() if is_sharded(parameter) else parameter
     return whole
 
 
-def _assign(parameter: Any, value: Tensor) -> None:
-    if _is_sharded(parameter):
-        from torch.distributed.tensor import distribute_tensor  # only where torch is built with it
-
-        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    parameter.copy_(value)
-
-
-def _require_finite(state: AdapterState) -> None:
+def require_finite_state(state: AdapterState) -> None:
+    """Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
     for field, tensor in zip(AdapterState._fields, state, strict=True):
         require_finite(field, tensor)

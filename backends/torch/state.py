@@ -28,8 +28,13 @@ def save_state(
     path: Path | str, state: AdapterState, config: AdapterConfig, base_model: str = "", base_model_sha256: str = ""
 ) -> None:
     """Write ``state`` to ``path``, atomically. Raises: DiskSpaceError. Clauses: STATE-1..STATE-3. Source: ours."""
+    atomic_write(Path(path), encoded(state, config, base_model, base_model_sha256))
+
+
+def encoded(state: AdapterState, config: AdapterConfig, base_model: str = "", base_model_sha256: str = "") -> bytes:
+    """The bytes that :func:`save_state` writes. Clauses: STATE-1, STATE-2."""
     mix_logits, gate_logits, bases = (tensor.detach().to("cpu", torch.float32).numpy() for tensor in state)
-    atomic_write(Path(path), encode_state(mix_logits, gate_logits, bases, config, base_model, base_model_sha256))
+    return encode_state(mix_logits, gate_logits, bases, config, base_model, base_model_sha256)
 
 
 def load_state(path: Path | str) -> StateFile:

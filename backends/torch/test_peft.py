@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ pytest.importorskip("transformers")
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
-from backends.torch import CRMABackbone, attach_crma
+from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
 from backends.torch.conftest import FAMILIES, activate, tiny_model
+from reference.errors import ModelError
 
 IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17], [7, 7, 50, 12, 29, 4, 40, 18, 6, 55]])
 
@@ -209,3 +212,110 @@ def test_preparing_for_low_bit_training_keeps_the_adapters_usable() -> None:
     backbone.requires_grad_(True)
     peft_model(IDS, labels=IDS).loss.backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.clause("ERR-4")
+@pytest.mark.parametrize("told", [None, True, False])
+def test_adapters_that_peft_froze_are_told_of_while_lora_trains(told: bool | None) -> None:
+    model = tiny_model("llama")
+    backbone = attach_crma(model)
+    peft_model: Any = get_peft_model(model, lora())
+    if told is not None:
+        backbone.requires_grad_(told)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        peft_model.eval()(input_ids=IDS)
+        with torch.no_grad():
+            peft_model.train()(input_ids=IDS)
+        assert not [warning for warning in caught if "CRMA" in str(warning.message)]
+        peft_model.train()(input_ids=IDS)
+    messages = [str(warning.message) for warning in caught if "CRMA" in str(warning.message)]
+    assert len(messages) == (1 if told is None else 0)
+
+
+def replaced(how: str) -> tuple[Any, CRMABackbone]:
+    """A model in which something else than the adapters of the backbone stands behind a block."""
+    model = tiny_model("llama")
+    if how == "a second task":
+        peft_model: Any = get_peft_model(model, lora())
+        backbone = attach_crma(peft_model)
+        peft_model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["crma"]))
+        return peft_model, backbone
+    backbone = attach_crma(model)
+    layers: Any = model.model.layers
+    configurations: dict[str, dict[str, Any]] = {
+        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["crma"]},
+        "a copied block": {"target_modules": ["q_proj"], "modules_to_save": ["layers.1"]},
+        "a copied decoder": {"target_modules": ["lm_head"], "modules_to_save": ["model"]},
+        "target_parameters": {"target_modules": ["q_proj"], "target_parameters": ["crma.basis"]},
+    }
+    if how in configurations:
+        return get_peft_model(model, LoraConfig(r=2, **configurations[how])), backbone
+    if how == "another adapter":
+        layers[0].crma = CRMAAdapter(32)
+    elif how == "no adapter":
+        del layers[1].crma
+    elif how == "fewer blocks":
+        model.model.layers = layers[:1]
+    else:
+        layers.append(tiny_model("llama").model.layers[0])
+    return model, backbone
+
+
+@pytest.mark.clause("ERR-4")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "modules_to_save",
+        "a second task",
+        "a copied block",
+        "a copied decoder",
+        "target_parameters",
+        "another adapter",
+        "no adapter",
+        "fewer blocks",
+        "more blocks",
+    ],
+)
+def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: str, tmp_path: Path) -> None:
+    spare = attach_crma(tiny_model("llama"))
+    state, file = spare.state(), tmp_path / "crma.safetensors"
+    spare.save(file)
+    model, backbone = replaced(how)
+    uses = {
+        "forward": lambda: model(input_ids=IDS),
+        "disabled": backbone.disabled,
+        "detach_from_model": backbone.detach_from_model,
+        "save": lambda: backbone.save(tmp_path / "new.safetensors"),
+        "load": lambda: backbone.load(file),
+        "state": backbone.state,
+        "load_state": lambda: backbone.load_state(state),
+        "certificate": backbone.certificate,
+        "displacement": lambda: backbone.displacement(state),
+        "limit_displacement": lambda: backbone.limit_displacement(state, 0.1),
+        "parameter_groups": backbone.parameter_groups,
+        "requires_grad_": backbone.requires_grad_,
+        "prepare": backbone.prepare,
+        "config": lambda: backbone.config,
+    }
+    accepted = []
+    for name, use in uses.items():
+        with suppress(ModelError):
+            used: Any = use()
+            if hasattr(used, "__enter__"):
+                used.__enter__()
+            accepted.append(name)
+    assert not accepted
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_dora": True}, {"trainable_token_indices": [1, 2]}, {"modules_to_save": ["basis"]}]
+)
+def test_what_leaves_the_adapters_alone_is_taken(more: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    backbone = activate(attach_crma(model))
+    peft_model: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **more)).eval()
+    active = peft_model(input_ids=IDS).logits
+    with backbone.disabled():
+        assert not torch.equal(peft_model(input_ids=IDS).logits, active)

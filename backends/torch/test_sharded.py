@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.torch import CRMABackbone, attach_crma
+from backends.torch import CRMABackbone, attach_crma, load_state
 from backends.torch.distributed import shard_adapters
 from backends.torch.test_backbone import IDS, disturb, make_model, open_gates
 from reference.errors import BackendError, ModelError
@@ -92,6 +92,34 @@ def test_nothing_is_lost_after_a_forward_pass_for_evaluation(one_process: None, 
     model(IDS, labels=IDS).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(backbone.state(), whole.state(), strict=True))
     torch.testing.assert_close(model(IDS).logits, whole_model(IDS).logits)
+
+
+@pytest.mark.clause("INIT-1")
+def test_start_values_come_back_as_shards(one_process: None) -> None:
+    """As after FSDP2's initialization on the meta device."""
+    _, backbone = sharded("adapters")
+    for adapter in backbone.adapters:
+        adapter.to_empty(device="cpu")
+        adapter.reset_parameters()  # type: ignore[operator]
+    assert hasattr(next(backbone.parameters()), "full_tensor")
+    start = attach_crma(make_model()).state()
+    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), start, strict=True))
+
+
+@pytest.mark.clause("STATE-1")
+def test_a_sharded_model_saves_the_adapters_that_fsdp_gathered(one_process: None, tmp_path: Path) -> None:
+    """As Trainer does it: one process alone writes, so that it must not ask the others for their shards."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    from backends.torch.save_pretrained import STATE_FILE, save_with_adapters
+
+    model, backbone = sharded("adapters")
+    save_with_adapters(model)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    expected = backbone.state()
+    model.save_pretrained(tmp_path, state_dict=whole)
+    stored = load_state(tmp_path / STATE_FILE).state
+    assert all(torch.equal(a, b) for a, b in zip(expected, stored, strict=True))
 
 
 @pytest.mark.clause("ERR-4")

@@ -25,14 +25,14 @@ def tiny_base(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", local_files_only=True).eval()
 
 
-def save_random_lora(model_folder: Path, folder: Path, *, seed: int, rank: int = 2) -> Path:
-    """A LoRA whose A and B are both random, by PEFT's own save_pretrained."""
+def save_random_lora(model_folder: Path, folder: Path, *, seed: int, rank: int = 2, **settings: Any) -> Path:
+    """A LoRA whose A and B are both random, by PEFT's own save_pretrained. ``settings``: more of LoraConfig's."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     base = tiny_base(model_folder)
     torch.manual_seed(100 + seed)
-    config = LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    config = LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, **settings)
     get_peft_model(base, config).save_pretrained(str(folder))
     return folder
 

@@ -154,6 +154,7 @@ class PeftAdapters:
                 self._peft = get_peft_model(self.model, config, adapter_name=name, low_cpu_mem_usage=True)
             else:
                 self._peft.add_adapter(name, config, low_cpu_mem_usage=True)
+            self._peft.eval()  # what PEFT adds is in training mode: its dropout would answer along
             result: Any = set_peft_model_state_dict(self._peft, dict(content.tensors), name, low_cpu_mem_usage=True)
             missing = [key for key in result.missing_keys if ".lora_" in key and f".{name}." in key]
             if wrong := [*result.unexpected_keys, *missing]:

@@ -23,6 +23,8 @@ from peft import PeftModel
 from backends.finetune.inference.conftest import NAMES, save_random_crma, save_random_lora, tiny_base
 from backends.finetune.inference.peft_adapters import AdapterContent, read_adapter
 from backends.finetune.inference.registry import AdapterRegistry
+from backends.finetune.protocol import LoraSection
+from backends.finetune.torch_lora import LoraSlot
 from backends.torch import attach_crma
 from reference import AdapterConfig
 from reference.errors import ConfigError, ModelError, RunFolderError, StateFileError
@@ -333,3 +335,24 @@ def test_a_crma_of_another_model_is_refused(registry: AdapterRegistry, tiny_mode
     registry.add("new", folder, crma)
     registry.use("new")
     assert torch.equal(logits(registry), fresh(tiny_model, folder, crma))
+
+
+def test_dropout_of_training_does_not_answer_along(tiny_model: Path, tmp_path: Path) -> None:
+    """Whenever PEFT adds to the model that answers: the first adapter, one of another kind, one after an eviction."""
+    folders = [
+        save_random_lora(tiny_model, tmp_path / str(rank), seed=rank, rank=rank, lora_dropout=0.5, task_type=kind)
+        for rank, kind in ((2, None), (3, "CAUSAL_LM"), (4, None))
+    ]
+    registry = AdapterRegistry(tiny_base(tiny_model), None, resident=2)
+    for folder in folders:
+        registry.add(folder.name, folder)
+    for folder in (*folders, *folders):
+        registry.use(folder.name)
+        assert not [name for name, module in registry.model.named_modules() if module.training]
+        assert torch.equal(logits(registry), fresh(tiny_model, folder))
+
+
+def test_what_peft_adds_for_training_is_in_the_models_mode(tiny_model: Path) -> None:
+    for training in (False, True):
+        slot = LoraSlot(tiny_base(tiny_model).train(training), LoraSection())
+        assert {module.training for module in slot.model.modules()} == {training}
