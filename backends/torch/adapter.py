@@ -52,8 +52,8 @@ class CRMAAdapter(nn.Module):
     x has shape (..., d) and any floating dtype of 16 bits or more; y has x's shape and dtype. For the backward pass y
     is kept where it is float32 (what follows keeps it anyway), so there it must not be changed in place.
 
-    Raises: ConfigError, DtypeError, ShapeError, MissingPackageError; ModelError where something else replaced the parameters, or
-    took their precision. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
+    Raises: ConfigError, DtypeError, ShapeError, MissingPackageError; ModelError where something else replaced the
+    parameters, or took their precision. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
     Source: ours; paper sections 3.1-3.4.
     """
 
