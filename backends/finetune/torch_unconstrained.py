@@ -19,6 +19,7 @@ from backends.finetune.checkpoint_file import damaged_phase
 from backends.torch import AdapterState, CRMAAdapter, CRMABackbone
 from backends.torch.certificates import certificate_of
 from backends.torch.functions import functions
+from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength
 
 
@@ -26,12 +27,12 @@ class UnconstrainedAdapter(CRMAAdapter):
     """``mix_logits`` is M itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
+        if self.bypassed(remembered=True):
             return x
         strength = adapter_strength(self.gate_logit, self.basis)
         return functions(self.kernels, x.device.type).residual_mixing(x, self.mix_logits, strength, self.basis)
 
-    def prepare(self, mixing: Tensor, strength: Tensor, mixed: Tensor | None = None) -> None:
+    def prepare(self, prepared: Prepared) -> None:
         return None  # the projection is what this control leaves out
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backends.torch.bypass import Block, Remembered, hold_here, recalled, remember
 from backends.torch.dtypes import require_floats
 from backends.torch.functions import Kernels, checked_kernels, functions
+from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
 from reference.errors import ModelError, ShapeError
@@ -22,18 +24,6 @@ PARAMETERS = ("mix_logits", "gate_logit", "basis")
 FEW_ENTRIES = 256
 
 _PRECISIONS = (torch.float32, torch.float64)
-
-
-class Prepared(NamedTuple):
-    """What a backbone computed for all its layers at once: M, alpha, and for inference C (see ``mixed_basis``).
-
-    Of which parameters, in which version, is None within a graph that torch.compile traces.
-    """
-
-    mixing: Tensor
-    strength: Tensor
-    mixed: Tensor | None
-    made_of: tuple[tuple[Tensor, int], ...] | None
 
 
 class CRMAAdapter(nn.Module):
@@ -53,7 +43,8 @@ class CRMAAdapter(nn.Module):
     is kept where it is float32 (what follows keeps it anyway), so there it must not be changed in place.
 
     Raises: ConfigError, DtypeError, ShapeError, MissingPackageError; ModelError where something else replaced the
-    parameters, or took their precision. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
+    parameters, or took their precision; BackendError where they changed between a forward pass and its recomputation by
+    a checkpoint. Clauses: MIX-1..MIX-10, INIT-1..INIT-4.
     Source: ours; paper sections 3.1-3.4.
     """
 
@@ -93,8 +84,9 @@ class CRMAAdapter(nn.Module):
         self.reset_parameters()
         self.enabled = self.meant_to_train = True
         functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
-        self._for_training: Prepared | None = None
-        self._for_inference: Prepared | None = None
+        self.blocks: frozenset[Block] = frozenset()  # of CRMABackbone.disabled(), entered anywhere and not ended
+        self._prepared: Prepared | None = None
+        self._recomputed: Prepared | None = None  # of the last forward pass with a graph
 
     def requires_grad_(self, requires_grad: bool = True) -> CRMAAdapter:
         """Train the adapter, or freeze it on purpose: of one that another library froze, the model warns."""
@@ -112,7 +104,8 @@ class CRMAAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
-        if not self.enabled:
+        prepared = self._serving()
+        if self.bypassed(remembered=prepared is None or prepared.with_graph, prepared=prepared):
             return x
         require_floats(x=x)
         if x.shape[-1:] != (self.config.hidden_size,):
@@ -123,7 +116,6 @@ class CRMAAdapter(nn.Module):
                 remedy="build the adapter with the model's hidden_size",
             )
         chosen = functions(self.kernels, x.device.type)
-        prepared = self._still_prepared()
         if prepared is None:
             self.refuse_changed_parameters()
             mixing = chosen.sinkhorn_projection(self.mix_logits, self.config.iterations)
@@ -135,44 +127,43 @@ class CRMAAdapter(nn.Module):
             return add_mixed_by_sums(x, self.basis, prepared.mixed)
         return chosen.residual_mixing(x, prepared.mixing, prepared.strength, self.basis)
 
-    def prepare(self, mixing: Tensor, strength: Tensor, mixed: Tensor | None = None) -> None:
-        """Take M and alpha, and for inference C, from a backbone that computed them for all its layers at once.
+    def bypassed(self, *, remembered: bool = False, prepared: Prepared | None = None) -> bool:
+        """Whether a call here and now returns x: not ``enabled``, or within ``CRMABackbone.disabled()``.
 
-        Those for training serve until a parameter changes, so that a checkpointed block finds the same tensors when it
-        recomputes, whatever inference came in between.
+        What a reentrant checkpoint recomputes does what it did the first time; ``remembered`` lets it know.
         """
-        prepared = Prepared(mixing, strength, mixed, None if torch.compiler.is_compiling() else self._made_of())
-        if torch.is_grad_enabled():
-            self._for_training, self._for_inference = prepared, None
-        else:
-            self._for_inference = prepared
+        before = recalled(self)
+        bypassed = (not self.enabled or hold_here(self.blocks)) if before is None else before.bypassed
+        if (remembered or bypassed) and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            remember(self, Remembered(bypassed, prepared))
+        return bypassed
+
+    def prepare(self, prepared: Prepared) -> None:
+        """Take M and alpha, and for inference C, for one forward pass of the model."""
+        self._prepared = prepared
 
     def release(self) -> None:
-        """The end of a forward pass: what was prepared for inference, or in a graph being traced, has served."""
-        self._for_inference = None
-        if torch.compiler.is_compiling():
-            self._for_training = None
+        """The end of the forward pass of the model, also by an error."""
+        if self._prepared is not None and self._prepared.with_graph:
+            self._recomputed = self._prepared.after_the_forward_pass()
+        self._prepared = None
 
-    def _still_prepared(self) -> Prepared | None:
-        prepared = self._for_training if torch.is_grad_enabled() else self._for_inference or self._for_training
-        if prepared is None:
+    def _serving(self) -> Prepared | None:
+        parameters = (self.mix_logits, self.gate_logit, self.basis)
+        if self._prepared is not None:
+            return self._prepared if self._prepared.serves(parameters) else None
+        before = recalled(self)
+        if before is not None:  # each block of a reentrant checkpoint runs backward by itself: it shares no graph
+            if before.prepared is not None:
+                before.prepared.require_unchanged(parameters)
             return None
-        if torch.compiler.is_compiling() or prepared.made_of is None:
-            return prepared if torch.compiler.is_compiling() and prepared.made_of is None else None
-        present = self._made_of()
-        if any(a is not b or old != new for (a, old), (b, new) in zip(prepared.made_of, present, strict=True)):
+        if self._recomputed is None:
             return None
-        if not torch.is_grad_enabled():
-            # The first pass of a reentrant checkpoint: each block runs backward by itself, so its second pass must
-            # not share a graph with the others.
-            if prepared.strength.requires_grad:
-                self._for_training = None
-            return prepared
-        # What was prepared without a graph must not cut the parameters off from their gradients.
-        return None if self.gate_logit.requires_grad and not prepared.strength.requires_grad else prepared
-
-    def _made_of(self) -> tuple[tuple[Tensor, int], ...]:
-        return tuple((parameter, parameter._version) for parameter in (self.mix_logits, self.gate_logit, self.basis))
+        if self._recomputed.serves(parameters):
+            return self._recomputed
+        if torch.is_grad_enabled():
+            self._recomputed = None  # a call by itself: what recomputes it must do the same
+        return None
 
     def refuse_changed_parameters(self) -> None:
         """Raises: ModelError for a parameter that a cast of ``.data`` rounded, or that is another tensor's function
@@ -208,14 +199,19 @@ class CRMAAdapter(nn.Module):
             lost = tensor.is_floating_point() and moved.dtype not in _PRECISIONS
             return tensor.to(moved.device, torch.float32) if lost else moved
 
-        self._for_training = self._for_inference = None
+        self._prepared = self._recomputed = None
         applied: CRMAAdapter = super()._apply(keep_precision, recurse)
         functions(self.kernels, self.basis.device.type)
         return applied
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied adapter must not share the original's prepared tensors, which belong to its autograd graph.
-        return {**self.__dict__, "_for_training": None, "_for_inference": None}
+        return {**self.__dict__, "_prepared": None, "_recomputed": None, "blocks": frozenset()}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        replica.enabled = not self.bypassed()  # which the replica's own thread could not tell
+        return replica
 
     def extra_repr(self) -> str:
         c = self.config

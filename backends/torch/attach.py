@@ -112,7 +112,7 @@ def attach_crma(
         block_class: Any = type(block)  # Any, since mypy takes the class of a module for unhashable now and then
         _change_class(block, _class_with_crma(block_class))
     decoder.container.register_forward_pre_hook(partial(_prepare, decoder.attribute, adapters, decoder.names))
-    decoder.container.register_forward_hook(partial(_release, decoder.attribute))
+    decoder.container.register_forward_hook(partial(_release, decoder.attribute), always_call=True)
     if decoder.container is not base:
         base.register_forward_pre_hook(partial(_refuse_replaced_container, adapters, decoder.names))
     _leave_out_of_checkpoints(base, decoder.names, True)
@@ -156,6 +156,7 @@ def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str])
             for key, hook in list(hooks.items()):
                 if isinstance(hook, partial) and hook.func in (_prepare, _release, _refuse_replaced_container):
                     del hooks[key]
+                    container._forward_hooks_always_called.pop(key, None)
         for block in blocks:
             _change_class(block, type(block).crma_attached_to)
             del block.crma

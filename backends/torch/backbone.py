@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from backends.certificate import Certificate
 from backends.torch import certificates
 from backends.torch.adapter import CRMAAdapter, assign
+from backends.torch.bypass import Block
 from backends.torch.certificates import AdapterState
 from backends.torch.functions import functions
+from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
 from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
@@ -30,6 +33,9 @@ class _Stated(NamedTuple):
 
     def __call__(self) -> tuple[str, str]:
         return self.base_model, self.base_model_sha256
+
+
+_ENTERING = Lock()  # two threads may enter blocks at once
 
 
 class CRMABackbone(nn.Module):
@@ -95,21 +101,40 @@ class CRMABackbone(nn.Module):
             adapter.requires_grad_(requires_grad)
         return self
 
-    def prepare(self) -> None:
-        """:func:`prepare_adapters` for all layers. Runs before each forward pass of the model."""
-        prepare_adapters(self._layers())
+    @contextmanager
+    def prepare(self) -> Iterator[None]:
+        """:func:`prepare_adapters` for all layers of a model put together by hand: ``with backbone.prepare(): ...``
+        around one forward pass, in which no parameter may change. ``attach_crma`` does it in each forward pass.
+        """
+        layers = self._layers()
+        prepare_adapters(layers)
+        try:
+            yield
+        finally:
+            for adapter in layers:
+                adapter.release()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Bypass every adapter inside the block: the inference toggle. Source: paper section 6.1.4."""
-        before = [adapter.enabled for adapter in self._layers()]
+        """Bypass every adapter inside the block: the inference toggle. Source: paper section 6.1.4.
+
+        It holds for the thread, or asyncio task, that enters it: enter it in each thread that is to answer without
+        CRMA. The threads of DataParallel follow the one that calls the model. Blocks may overlap and end in any order.
+        Only the forward pass matters to gradient checkpointing: what ran without CRMA is recomputed without, what ran
+        with CRMA is recomputed with it, wherever ``backward()`` is called. A model that torch.compile has compiled is
+        compiled again for use inside a block, there with a break of the graph at each adapter.
+        """
+        block, layers = Block(), self._layers()
+        with _ENTERING:
+            for adapter in layers:
+                adapter.blocks |= {block}
         try:
-            for adapter in self._layers():
-                adapter.enabled = False
             yield
         finally:
-            for adapter, enabled in zip(self._layers(), before, strict=True):
-                adapter.enabled = enabled
+            with _ENTERING:
+                for adapter in layers:
+                    adapter.blocks -= {block}
+            block.leave()
 
     def detach_from_model(self) -> None:
         """Take the adapters out of the model; it is then what it was before ``attach_crma``."""
@@ -245,7 +270,7 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
 
     Clauses: SINK-1, MIX-5. Source: ours.
     """
-    ready = [adapter for adapter in adapters if adapter.enabled and not adapter._is_fsdp_managed_module]
+    ready = [adapter for adapter in adapters if not adapter.bypassed() and not adapter._is_fsdp_managed_module]
     for device in dict.fromkeys([adapter.basis.device for adapter in ready]):
         _prepare_together([adapter for adapter in ready if adapter.basis.device == device])
 
@@ -278,8 +303,10 @@ def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
     mixed: Sequence[Tensor | None] = [None] * len(adapters)
     if not torch.is_grad_enabled():
         mixed = mixed_basis(mixing, strength, state.bases).unbind()
-    for adapter, m, alpha, c in zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True):
-        adapter.prepare(m, alpha, c)
+    grad, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
+    layers = zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True)
+    for layer, (adapter, m, alpha, c) in enumerate(layers):
+        adapter.prepare(Prepared(m, alpha, c, state, layer, with_graph=grad, traced=compiling))
 
 
 def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:

@@ -6,13 +6,14 @@ those of the Triton kernels never are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from backends.torch.differentiation import outputs_of
 from backends.torch.dtypes import require_floats
 from reference.errors import ShapeError
 
@@ -40,7 +41,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
         )
     if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
         return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
-    y: Tensor = _ResidualMixing.apply(x, mixing, strength, basis)[0]
+    y: Tensor = outputs_of(_ResidualMixing, x, mixing, strength, basis)[0]
     return y
 
 
@@ -84,7 +85,11 @@ def _add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]
 
 
 class _ResidualMixing(torch.autograd.Function):
-    """Keeps y rather than x where both have the precision of the parameters: what follows keeps y in any case."""
+    """Keeps y rather than x where both have the precision of the parameters: what follows keeps y in any case.
+
+    The backward pass is made of torch's own operations on what is kept, so that it can itself be differentiated: y and
+    the streams are outputs of this function, which pass on what reaches them through its gradient.
+    """
 
     generate_vmap_rule = True
 
@@ -95,45 +100,90 @@ class _ResidualMixing(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         (x, mixing, strength, basis), (y, streams) = inputs, output
-        ctx.mark_non_differentiable(streams)
         ctx.set_materialize_grads(False)
         ctx.keeps_y = x.dtype == basis.dtype
         ctx.save_for_backward(y if ctx.keeps_y else x, streams, mixing, strength, basis)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """With ``w = A y'``: ``x' = y' + w E``, ``E = alpha D A``, and from sums over tokens the gradients of M, alpha
-        and A. ``W = sum w z^T`` holds ``<A_i, P_j>``, ``P = sum z y'^T``; and ``Q = sum w x^T = sum w y^T - W C``.
-        """
-        if grad_y is None:
+    def backward(ctx: Any, grad_y: Tensor | None, grad_streams: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_y is None and grad_streams is None:
             return None, None, None, None
         kept, streams, mixing, strength, basis = ctx.saved_tensors
-        needs_x, needs_mixing, needs_strength, needs_basis = ctx.needs_input_grad
-        n, rank, d = basis.shape
-        grad_x = grad_mixing = grad_strength = grad_basis = None
-        with without_autocast(kept):
-            upstream = grad_y.reshape(-1, d).to(basis.dtype)
-            flat, mixer = basis.flatten(0, 1), _mixer(mixing)
-            read_back = upstream @ flat.T
-            if needs_x:
-                mixed_back = _mix(strength, mixer, basis).flatten(0, 1)
-                grad_x = torch.addmm(upstream, read_back, mixed_back).to(kept.dtype).view(kept.shape)
-            if not (needs_mixing or needs_strength or needs_basis):
-                return grad_x, None, None, None
-            overlap = read_back.T @ streams
-            correlation = overlap.view(n, rank, n, rank).diagonal(dim1=1, dim2=3).sum(-1)
-            grad_mixing = strength * correlation
-            # D first: near M = I the difference of two sums would lose its digits.
-            grad_strength = (mixer * correlation).sum().reshape(strength.shape)
-            if needs_basis:
-                streams_upstream = streams.T @ upstream
-                read_back_x = read_back.T @ kept.reshape(-1, d).to(basis.dtype)
-                if ctx.keeps_y:
-                    read_back_x = read_back_x - overlap @ mixed_basis(mixing, strength, basis).flatten(0, 1)
-                grad_basis = _mix(strength, mixer, streams_upstream.view(basis.shape))
-                grad_basis = grad_basis + _mix(strength, mixer.T, read_back_x.view(basis.shape))
-        return grad_x, grad_mixing, grad_strength, grad_basis
+        grad_y = torch.zeros_like(kept) if grad_y is None else grad_y
+        grads = mixing_gradients(
+            grad_y, kept, streams, mixing, strength, basis, keeps_y=ctx.keeps_y, needed=ctx.needs_input_grad
+        )
+        if grad_streams is None:
+            return grads
+        return _add_through_streams(grads, grad_streams, kept, streams, mixing, strength, basis, ctx.keeps_y)
+
+
+def mixing_gradients(
+    grad_y: Tensor,
+    kept: Tensor,
+    streams: Tensor,
+    mixing: Tensor,
+    strength: Tensor,
+    basis: Tensor,
+    *,
+    keeps_y: bool = False,
+    needed: Sequence[bool] = (True, True, True, True),
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, M, alpha and A in torch's own operations, from x (or y) and the streams.
+
+    With ``w = A y'``: ``x' = y' + w E``, ``E = alpha D A``, and from sums over tokens the gradients of M, alpha
+    and A. ``W = sum w z^T`` holds ``<A_i, P_j>``, ``P = sum z y'^T``; and ``Q = sum w x^T = sum w y^T - W C``.
+
+    Clauses: GRAD-4..GRAD-7. Source: ours.
+    """
+    needs_x, needs_mixing, needs_strength, needs_basis = needed
+    n, rank, d = basis.shape
+    grad_x = grad_mixing = grad_strength = grad_basis = None
+    with without_autocast(kept):
+        upstream = grad_y.reshape(-1, d).to(basis.dtype)
+        flat, mixer = basis.reshape(n * rank, d), _mixer(mixing)
+        read_back = upstream @ flat.T
+        if needs_x:
+            mixed_back = _mix(strength, mixer, basis).reshape(n * rank, d)
+            grad_x = torch.addmm(upstream, read_back, mixed_back).to(kept.dtype).view(kept.shape)
+        if not (needs_mixing or needs_strength or needs_basis):
+            return grad_x, None, None, None
+        overlap = read_back.T @ streams
+        correlation = overlap.view(n, rank, n, rank).diagonal(dim1=1, dim2=3).sum(-1)
+        grad_mixing = strength * correlation
+        # D first: near M = I the difference of two sums would lose its digits.
+        grad_strength = (mixer * correlation).sum().reshape(strength.shape)
+        if needs_basis:
+            streams_upstream = streams.T @ upstream
+            read_back_x = read_back.T @ kept.reshape(-1, d).to(basis.dtype)
+            if keeps_y:
+                read_back_x = read_back_x - overlap @ mixed_basis(mixing, strength, basis).flatten(0, 1)
+            grad_basis = _mix(strength, mixer, streams_upstream.view(basis.shape))
+            grad_basis = grad_basis + _mix(strength, mixer.T, read_back_x.view(basis.shape))
+    return grad_x, grad_mixing, grad_strength, grad_basis
+
+
+def _add_through_streams(
+    grads: tuple[Tensor | None, ...],
+    grad_streams: Tensor,
+    kept: Tensor,
+    streams: Tensor,
+    mixing: Tensor,
+    strength: Tensor,
+    basis: Tensor,
+    keeps_y: bool,
+) -> tuple[Tensor | None, ...]:
+    """Only a second derivative comes here: what reached ``z = A x`` itself goes on to x and A."""
+    grad_x, grad_mixing, grad_strength, grad_basis = grads
+    with without_autocast(kept):
+        flat, tokens = basis.flatten(0, 1), kept.reshape(-1, basis.shape[-1]).to(basis.dtype)
+        if keeps_y:
+            tokens = tokens - streams @ mixed_basis(mixing, strength, basis).flatten(0, 1)
+        if grad_x is not None:
+            grad_x = grad_x + (grad_streams @ flat).to(kept.dtype).view(kept.shape)
+        if grad_basis is not None:
+            grad_basis = grad_basis + (grad_streams.T @ tokens).view(basis.shape)
+    return grad_x, grad_mixing, grad_strength, grad_basis
 
 
 def _mixer(mixing: Tensor) -> Tensor:
@@ -143,8 +193,10 @@ def _mixer(mixing: Tensor) -> Tensor:
 
 def _mix(strength: Tensor, mixer: Tensor, rows: Tensor) -> Tensor:
     """(..., n, r, d) -> ``alpha D rows``, D acting on the axis of streams."""
+    *leading, rank, d = rows.shape
     with without_autocast(rows):
-        return ((strength.reshape(*mixer.shape[:-2], 1, 1) * mixer) @ rows.flatten(-2)).view(rows.shape)
+        scaled = strength.reshape(*mixer.shape[:-2], 1, 1) * mixer
+        return (scaled @ rows.reshape(*leading, rank * d)).view(rows.shape)
 
 
 def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
@@ -156,11 +208,16 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
     """
     require_floats(gate_logit=gate_logit, basis=basis)
-    gate: Tensor = _Sigmoid.apply(gate_logit)
-    return gate / squared_norm_bound(basis)
+    strength: Tensor = outputs_of(_Strength, gate_logit, basis)[0]
+    return strength
+
+
+def _sigmoid(logit: Tensor) -> Tensor:
+    gate: Tensor = outputs_of(_Sigmoid, logit)
+    return gate
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -173,55 +230,79 @@ class _Sigmoid(torch.autograd.Function):
         return logit.sigmoid()
 
     @staticmethod
+    def in_forward_mode(logit: Tensor) -> Tensor:
+        """The same value in operations whose derivatives keep their digits on both sides."""
+        small = torch.where(logit < 0, logit, -logit).exp()
+        return torch.where(logit < 0, small, 1) / (1 + small)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_gate: Tensor) -> Tensor:
         (logit,) = ctx.saved_tensors
-        return grad_gate * logit.sigmoid() * (-logit).sigmoid()
+        sigmoid = _sigmoid if torch.is_grad_enabled() else torch.sigmoid
+        return grad_gate * sigmoid(logit) * sigmoid(-logit)
 
 
-def squared_norm_bound(basis: Tensor) -> Tensor:
-    """kappa of ``basis`` (..., n, r, d), shape (...). Clauses: MIX-6, GRAD-6. Source: ours."""
-    bound: Tensor = _SquaredNormBound.apply(basis)[0]
-    return bound
+class _Strength(torch.autograd.Function):
+    """gamma, basis -> alpha; and what its gradient is made of: the gate, kappa, ``kappa N^7 / (trace trace N^8)``."""
 
-
-class _SquaredNormBound(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(basis: Tensor) -> tuple[Tensor, Tensor]:
-        with without_autocast(basis):
-            flat = basis.flatten(-3, -2)
-            # kappa >= ||A||^2 has no slack to give to TF32, which a user may have allowed on a GPU.
-            gram = (flat.double() @ flat.double().mT).to(flat.dtype) if flat.is_cuda else flat @ flat.mT
-            trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-            normalised = gram / trace[..., None, None]
-            squared = normalised @ normalised
-            fourth = squared @ squared
-            trace_eighth = (fourth * fourth.mT).sum((-2, -1))
-            kappa = trace * trace_eighth**0.125
-            seventh = fourth @ squared @ normalised
-            return kappa, seventh * (kappa / (trace * trace_eighth))[..., None, None]
+    def forward(logit: Tensor, basis: Tensor) -> tuple[Tensor, ...]:
+        gate, (kappa, weighted_seventh) = logit.sigmoid(), _squared_norm_bound(basis)
+        return gate / kappa, gate, kappa, weighted_seventh
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
+    def in_forward_mode(logit: Tensor, basis: Tensor) -> tuple[Tensor]:
+        return (_Sigmoid.in_forward_mode(logit) / _squared_norm_bound(basis)[0],)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_kappa: Tensor | None, *_: Tensor) -> Tensor | None:
-        if grad_kappa is None:
-            return None
-        basis, weighted_seventh = ctx.saved_tensors
+    def backward(ctx: Any, grad_strength: Tensor | None, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if grad_strength is None:
+            return None, None
+        logit, basis, strength, gate, kappa, weighted_seventh = ctx.saved_tensors
+        closed = (-logit).sigmoid()
+        if torch.is_grad_enabled():  # this gradient may be differentiated: again, in operations that autograd sees
+            gate, closed = _sigmoid(logit), _sigmoid(-logit)
+            kappa, weighted_seventh = _squared_norm_bound(basis)
+        grad_logit = grad_strength / kappa * gate * closed
+        if not ctx.needs_input_grad[1]:
+            return grad_logit, None
+        upstream = -2 * grad_strength
+        grad_kappa = upstream * (strength / kappa)
+        # For a small basis 1 / kappa^2 may leave the range where the gradient does not: then 1 / kappa comes last.
+        fits = grad_kappa.abs() < torch.inf
+        grad_kappa = torch.where(fits, grad_kappa, upstream * strength)[..., None, None]
         with without_autocast(basis):
-            grad_flat = 2 * grad_kappa[..., None, None] * (weighted_seventh @ basis.flatten(-3, -2))
-        return grad_flat.view(basis.shape)
+            weighted_seventh = weighted_seventh / kappa.masked_fill(fits, 1)[..., None, None]
+            grad_basis = (grad_kappa * (weighted_seventh @ basis.flatten(-3, -2))).view(basis.shape)
+        return grad_logit, grad_basis
+
+
+def _squared_norm_bound(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """kappa of ``basis`` (..., n, r, d), and ``kappa N^7 / (trace trace N^8)``. Clauses: MIX-6, GRAD-6."""
+    with without_autocast(basis):
+        flat = basis.flatten(-3, -2)
+        # kappa >= ||A||^2 has no slack to give to TF32, which a user may have allowed on a GPU.
+        gram = (flat.double() @ flat.double().mT).to(flat.dtype) if flat.is_cuda else flat @ flat.mT
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        normalised = gram / trace[..., None, None]
+        squared = normalised @ normalised
+        fourth = squared @ squared
+        trace_eighth = (fourth * fourth.mT).sum((-2, -1))
+        kappa = trace * trace_eighth**0.125
+        seventh = fourth @ squared @ normalised
+        return kappa, seventh * (kappa / (trace * trace_eighth))[..., None, None]
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

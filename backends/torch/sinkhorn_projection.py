@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from backends.torch.differentiation import outputs_of
 from backends.torch.dtypes import require_floats
 from reference.errors import NonFiniteError, ShapeError
 from reference.sinkhorn_projection import checked_iterations
@@ -21,7 +21,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
     The formula and the guarantees are those of :func:`reference.sinkhorn_projection`. Logits that are not finite give
     NaN in every entry of their matrix, so that no device synchronisation is needed to refuse them.
 
-    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7. Source: ours.
     """
     require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
@@ -31,12 +31,16 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
             allowed="(..., n, n) with n >= 1",
             remedy="pass one square matrix of logits per layer",
         )
-    projected: Tensor = _SinkhornProjection.apply(mix_logits, checked_iterations(iterations))[0]
+    projected: Tensor = outputs_of(_SinkhornProjection, mix_logits, checked_iterations(iterations))[0]
     return projected
 
 
 class _SinkhornProjection(torch.autograd.Function):
-    """Inside, matrices lie (n, n, batch): a step is then one vectorised call, five times faster for small n."""
+    """Inside, matrices lie (n, n, batch): a step is then one vectorised call, five times faster for small n.
+
+    The backward pass is made of torch's own operations on the steps. These are outputs of this function, so that what
+    reaches them through the gradient is passed on when the gradient itself is differentiated.
+    """
 
     generate_vmap_rule = True
 
@@ -55,29 +59,35 @@ class _SinkhornProjection(torch.autograd.Function):
         # In float32 the last softmax and the correction would cost 1e-6 in the sums at n = 16 (spec, note on SINK-5).
         plain = log_matrix.double().softmax(FIRST)
         row_sums = plain.sum(SECOND, keepdim=True)
-        largest = row_sums.amax(FIRST, keepdim=True)
+        largest = row_sums.max(FIRST, keepdim=True).values  # of equal ones the first, also where torch differentiates
         mixing = (plain / largest + (1 - row_sums / largest) / n).to(logits.dtype)
         return mixing.permute(2, 0, 1).reshape(mix_logits.shape), plain, torch.stack(log_iterates)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
         ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_mixing: Tensor | None, *_: Tensor) -> tuple[Tensor | None, None]:
-        if grad_mixing is None:
+    def backward(
+        ctx: Any, grad_mixing: Tensor | None, grad_plain: Tensor | None, grad_iterates: Tensor | None
+    ) -> tuple[Tensor | None, None]:
+        """Only a second derivative gives gradients of the plain matrix and of the steps."""
+        if grad_mixing is None and grad_plain is None and grad_iterates is None:
             return None, None
         plain, log_iterates = ctx.saved_tensors
         n = len(plain)
-        upstream = grad_mixing.reshape(-1, n, n).permute(1, 2, 0).to(plain.dtype)
-        grad_plain = _birkhoff_correction_vjp(plain, upstream)
-        grad = torch._softmax_backward_data(grad_plain, plain, FIRST, plain.dtype).to(log_iterates.dtype)
+        grad = torch.zeros_like(plain) if grad_plain is None else grad_plain
+        if grad_mixing is not None:
+            upstream = grad_mixing.reshape(-1, n, n).permute(1, 2, 0).to(plain.dtype)
+            through_correction = _birkhoff_correction_vjp(plain, upstream)
+            grad = through_correction if grad_plain is None else grad + through_correction
+        grad = torch._softmax_backward_data(grad, plain, FIRST, plain.dtype).to(log_iterates.dtype)
         for step in range(len(log_iterates) - 1, -1, -1):
             axis = SECOND if step % 2 == 0 else FIRST
+            if grad_iterates is not None:
+                grad = grad + grad_iterates[step]
             grad = torch._log_softmax_backward_data(grad, log_iterates[step], axis, grad.dtype)
         return grad.permute(2, 0, 1).reshape(ctx.shape).to(ctx.dtype), None
 

@@ -11,6 +11,7 @@ import torch
 
 import reference
 from backends.torch import CRMAAdapter
+from backends.torch.prepared import Prepared
 from reference.errors import ConfigError, ShapeError
 
 
@@ -68,13 +69,17 @@ def test_autocast_does_not_lower_the_precision_inside() -> None:
     assert torch.equal(outside, inside)
 
 
-def test_prepared_tensors_are_not_used_after_a_parameter_has_changed() -> None:
+def prepared(adapter: CRMAAdapter, strength: torch.Tensor, *, with_graph: bool) -> Prepared:
+    """M = I, which shows in y whether it was used."""
+    made_of = [parameter.detach().clone()[None] for parameter in adapter.parameters()]
+    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False)
+
+
+def test_prepared_tensors_are_not_used_after_the_forward_pass() -> None:
     adapter, x = make_adapter(), torch.randn(9, 24)
-    mixing = torch.eye(3)
-    adapter.prepare(mixing, torch.tensor(0.3, requires_grad=True))
+    adapter.prepare(prepared(adapter, torch.tensor(0.3, requires_grad=True), with_graph=True))
     assert torch.equal(adapter(x), x)  # M = I: what was prepared is used
-    with torch.no_grad():
-        adapter.gate_logit.add_(1.0)
+    adapter.release()
     np.testing.assert_allclose(adapter(x).detach().numpy(), reference_output(adapter, x), atol=2e-6)
     assert not torch.equal(adapter(x), x)
 
@@ -82,7 +87,7 @@ def test_prepared_tensors_are_not_used_after_a_parameter_has_changed() -> None:
 @pytest.mark.clause("GRAD-7")
 def test_what_was_prepared_without_a_graph_does_not_cut_off_the_gradients() -> None:
     adapter, x = make_adapter(), torch.randn(9, 24)
-    adapter.prepare(torch.eye(3), torch.tensor(0.3))
+    adapter.prepare(prepared(adapter, torch.tensor(0.3), with_graph=False))
     with torch.no_grad():
         assert torch.equal(adapter(x), x)
     adapter(x).backward(torch.randn_like(x))
@@ -91,7 +96,7 @@ def test_what_was_prepared_without_a_graph_does_not_cut_off_the_gradients() -> N
 
 def test_a_copy_computes_the_same_and_is_independent() -> None:
     adapter, x = make_adapter(), torch.randn(9, 24)
-    adapter.prepare(torch.eye(3), torch.tensor(0.3))
+    adapter.prepare(prepared(adapter, torch.tensor(0.3), with_graph=True))
     twin = copy.deepcopy(adapter)
     with torch.no_grad():
         adapter.mix_logits.zero_()

@@ -90,8 +90,6 @@ def test_the_projection_for_all_layers_gives_the_gradients_of_separate_ones(monk
     together = [parameter.grad.clone() for parameter in backbone.parameters() if parameter.grad is not None]
     model.zero_grad()
     monkeypatch.setattr("backends.torch.attach.prepare_adapters", lambda adapters: None)
-    for block in model.model.layers:
-        block.crma._for_training = None
     model(IDS, labels=IDS).loss.backward()
     separate = [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None]
     assert len(together) == len(separate) == 9  # three per layer

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
 from backends.torch.backbone import prepare_adapters
 from backends.torch.conftest import tiny_model
+from reference.errors import BackendError
 
 IDS = torch.arange(3, 17).reshape(2, 7)
 
@@ -110,7 +112,7 @@ def test_each_device_projects_its_own_layers() -> None:
     here, there = [CRMAAdapter(16, seed=seed) for seed in (0, 1)], [CRMAAdapter(16).to("meta") for _ in range(2)]
     prepare_adapters([here[0], there[0], there[1], here[1]])
     for adapter, device in [(here[0], "cpu"), (here[1], "cpu"), (there[0], "meta"), (there[1], "meta")]:
-        prepared = adapter._for_training
+        prepared = adapter._prepared
         assert prepared is not None
         assert prepared.mixing.device.type == prepared.strength.device.type == device
     x = torch.randn(3, 16)
@@ -131,3 +133,159 @@ def test_y_can_be_changed_in_place_where_the_backward_pass_does_not_keep_it() ->
     y += 1
     y.sum().backward()
     assert x.grad is not None
+
+
+def by_fused_adamw(adapter: CRMAAdapter) -> None:
+    adapter(torch.randn(3, 32)).square().sum().backward()
+    torch.optim.AdamW(adapter.parameters(), lr=0.5, fused=True).step()
+
+
+def by_data(adapter: CRMAAdapter) -> None:
+    for parameter in adapter.parameters():
+        parameter.data.mul_(-0.5)
+
+
+def by_data_of_another_tensor(adapter: CRMAAdapter) -> None:
+    for parameter in adapter.parameters():
+        parameter.data = parameter.detach() * -0.5
+
+
+def by_vector(adapter: CRMAAdapter) -> None:
+    vector = torch.nn.utils.parameters_to_vector(adapter.parameters())
+    torch.nn.utils.vector_to_parameters(-0.5 * vector, adapter.parameters())
+
+
+def by_swapping_tensors(adapter: CRMAAdapter) -> None:
+    for parameter in adapter.parameters():
+        torch.utils.swap_tensors(parameter, torch.nn.Parameter(parameter.detach() * -0.5))
+
+
+def by_new_parameters(adapter: CRMAAdapter) -> None:
+    for name, parameter in list(adapter.named_parameters()):
+        setattr(adapter, name, torch.nn.Parameter(parameter.detach() * -0.5))
+
+
+def by_averaged_weights(adapter: CRMAAdapter) -> None:
+    """As an EMA is swapped in: through the storage, which a version does not see."""
+    for parameter in adapter.parameters():
+        parameter.untyped_storage().copy_((parameter.detach() * -0.5).untyped_storage())
+
+
+def by_storage_in_numpy(adapter: CRMAAdapter) -> None:
+    for parameter in adapter.parameters():
+        parameter.detach().numpy()[...] *= -0.5
+
+
+CHANGES = [
+    by_fused_adamw,
+    by_data,
+    by_data_of_another_tensor,
+    by_vector,
+    by_swapping_tensors,
+    by_new_parameters,
+    by_averaged_weights,
+    by_storage_in_numpy,
+]
+
+
+@pytest.mark.clause("MIX-2")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_change_by_any_way_is_seen_by_the_next_call_of_an_adapter(change: Any, trained: bool) -> None:
+    """Whatever the model's last forward pass prepared, with a graph or without, before the change or after it."""
+    model, backbone = open_model()
+    adapter, x = backbone.adapters[0], torch.randn(3, 32)
+    with torch.set_grad_enabled(trained):
+        loss = model(IDS, labels=IDS).loss
+    if trained:
+        loss.backward()
+    if change is by_swapping_tensors:
+        backbone.zero_grad(set_to_none=True)
+    change(adapter)
+    fresh = copy.deepcopy(adapter)
+    assert torch.equal(adapter(x), fresh(x))
+    with torch.no_grad():
+        assert torch.equal(adapter(x), fresh(x))
+        whole = model(IDS).logits
+        assert torch.equal(whole, copy.deepcopy(model)(IDS).logits)
+    assert not torch.equal(fresh(x), x)
+
+
+def test_prepared_by_hand_serves_inside_the_block_alone() -> None:
+    adapters = [CRMAAdapter(16, seed=seed) for seed in (0, 1)]
+    backbone = CRMABackbone(adapters)
+    backbone.prepare()  # enters nothing
+    assert adapters[0]._prepared is None
+    with backbone.prepare():
+        assert adapters[1]._prepared is not None
+    assert adapters[1]._prepared is None
+
+
+def test_an_error_ends_the_forward_pass_too() -> None:
+    model, backbone = open_model()
+    adapter = backbone.adapters[0]
+    with pytest.raises(IndexError):
+        model(IDS + 10**6)
+    hook = model.model.layers[-1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(IDS)
+    hook.remove()
+    assert isinstance(adapter, CRMAAdapter)
+    assert adapter._prepared is None
+    by_data(adapter)
+    x = torch.randn(3, 32)
+    assert torch.equal(adapter(x), copy.deepcopy(adapter)(x))
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_change_between_a_checkpoint_and_its_recomputation_is_refused(change: Any, reentrant: bool) -> None:
+    model, backbone = open_model()
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    loss = model(IDS, labels=IDS).loss
+    if change is by_fused_adamw or change is by_swapping_tensors:
+        with torch.no_grad():  # a step of another graph would first end this one; swapping needs what holds no graph
+            for parameter in backbone.adapters[0].parameters():
+                parameter.data.mul_(-0.5)
+    else:
+        change(backbone.adapters[0])
+    with pytest.raises(BackendError, match="other values in the recomputation"):
+        loss.backward()
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_an_adapter_alone_beside_those_of_its_model(reentrant: bool) -> None:
+    """What recomputes a call does what the call did, whatever the model's passes left behind."""
+    model, backbone = open_model()
+    adapter: Any = backbone.adapters[0]
+    x = torch.randn(3, 32).requires_grad_()
+
+    def alone(call: Any) -> list[torch.Tensor]:
+        parameters = [x, *adapter.parameters()]
+        for parameter in parameters:
+            parameter.grad = None
+        call(x).square().sum().backward()
+        return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    gradients(model, backbone)
+    for _ in range(2):
+        expected = alone(adapter)
+        gradients(model, backbone)
+        for one, other in zip(alone(lambda x: checkpoint(adapter, x, use_reentrant=reentrant)), expected, strict=True):
+            assert torch.equal(one, other)
+        by_data(adapter)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_not_finite_has_not_changed(reentrant: bool) -> None:
+    model, backbone = open_model()
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    with torch.no_grad():
+        backbone.parameter_groups()["gate"][1].fill_(torch.nan)
+    assert all(gradient.isnan().any() for gradient in gradients(model, backbone)[:3])

@@ -16,10 +16,12 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.differentiation import in_transform, pulled_back
 from backends.torch.dtypes import require_floats
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
 from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
+from backends.torch.residual_mixing import add_mixed, mixed_basis, mixing_gradients
 from reference.errors import ConfigError, ShapeError
 
 MOST_STREAMS, MOST_WIDTH = 64, 512
@@ -37,7 +39,8 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Returns:
         y, shape and dtype of x. What is added to x is computed in the basis' dtype.
 
-    Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Differentiable once.
+    Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Plain PyTorch computes what the
+    kernels do not: transforms of ``torch.func``, forward mode, and the derivative of a gradient.
     Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
@@ -63,6 +66,8 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed=f"at most {MOST_STREAMS} and {MOST_WIDTH} in the Triton kernel",
             remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.residual_mixing",
         )
+    if in_transform():
+        return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
     y, _ = _mixing(x, mixing.to(basis.dtype), strength.to(basis.dtype), basis)
     changed: Tensor = y
     return changed
@@ -129,6 +134,25 @@ def _backward(ctx, grad_y, _):
 
 
 _mixing.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_second_context(ctx, inputs, output):
+    grad_y, x, _, mixing, strength, basis = inputs
+    ctx.save_for_backward(grad_y, x, mixing, strength, basis)
+
+
+def _second_backward(ctx, *cotangents):
+    """The derivative of the gradients is that of the plain formula, in which z follows x and A."""
+
+    def gradients(grad_y, x, mixing, strength, basis):
+        streams = x.reshape(-1, x.shape[-1]).to(basis.dtype) @ basis.flatten(0, 1).T
+        return mixing_gradients(grad_y, x, streams, mixing, strength, basis)
+
+    grad_y, x, *others = pulled_back(gradients, ctx.saved_tensors, cotangents)
+    return grad_y, x, None, *others
+
+
+_mixing_backward.register_autograd(_second_backward, setup_context=_setup_second_context)
 
 
 def _over_tokens(x: Tensor, basis: Tensor, mixed: Tensor, y: Tensor, streams: Tensor, write: bool = True) -> None:

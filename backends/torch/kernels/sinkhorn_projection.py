@@ -9,9 +9,11 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.differentiation import in_transform, pulled_back
 from backends.torch.dtypes import require_floats
 from backends.torch.kernels.launch import INTERPRETED, device_of, power_of_two
 from backends.torch.kernels.projection_kernels import backward_kernel, forward_kernel
+from backends.torch.sinkhorn_projection import sinkhorn_projection as plain_projection
 from reference.errors import ConfigError, ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
@@ -24,9 +26,10 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
 
     The same function as :func:`backends.torch.sinkhorn_projection.sinkhorn_projection`. Logits that are not finite give
     NaN in every entry of their matrix, in the gradient too. The backward pass recomputes the iteration; meanwhile it
-    takes up to ``2K - 2`` times the memory of the logits, padded, and afterwards none.
+    takes up to ``2K - 2`` times the memory of the logits, padded, and afterwards none. Plain
+    PyTorch computes what the kernels do not: transforms of ``torch.func``, forward mode, the derivative of a gradient.
 
-    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7. Source: ours.
     """
     require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
@@ -43,6 +46,8 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
             allowed=f"at most {MOST_STREAMS} in the Triton kernel",
             remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.sinkhorn_projection",
         )
+    if in_transform():
+        return plain_projection(mix_logits, iterations)
     logits = mix_logits if mix_logits.dtype == torch.float64 else mix_logits.float()
     projected: Tensor = _projection(logits, checked_iterations(iterations))
     return projected
@@ -95,6 +100,23 @@ def _backward(ctx, grad_mixing):
 
 
 _projection.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_second_context(ctx, inputs, output):
+    mix_logits, grad_mixing, ctx.iterations = inputs
+    ctx.save_for_backward(mix_logits, grad_mixing)
+
+
+def _second_backward(ctx, cotangent):
+    """The derivative of the gradient is that of the plain formula."""
+
+    def gradient(mix_logits, grad_mixing):
+        return torch.func.vjp(lambda logits: plain_projection(logits, ctx.iterations), mix_logits)[1](grad_mixing)
+
+    return *pulled_back(gradient, ctx.saved_tensors, (cotangent,)), None
+
+
+_projection_backward.register_autograd(_second_backward, setup_context=_setup_second_context)
 
 
 def _launch(logits: Tensor) -> tuple[tuple[int], dict[str, int]]:

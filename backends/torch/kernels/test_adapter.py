@@ -56,8 +56,7 @@ def test_inference_agrees_with_training_for_few_tokens_and_for_many(kernels, dev
     _, backbone = two_models(device)[1]
     adapter, x = backbone.adapters[0], torch.randn(tokens, 32, device=device)
     trained = adapter(x)
-    with torch.no_grad():
-        backbone.prepare()
+    with torch.no_grad(), backbone.prepare():
         inferred = adapter(x)
     assert (trained - x).abs().max() > 1e-2
     torch.testing.assert_close(inferred, trained)

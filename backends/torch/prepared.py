@@ -1,0 +1,72 @@
+"""What a backbone computes for all its layers at once, and which calls of an adapter it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.torch.bypass import NO_BACKWARD_PASS, backward_pass
+from reference.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """M, alpha, and for inference C (see ``mixed_basis``) of one layer.
+
+    They serve the forward pass of the model that they were made in, and, where a graph was made, the recomputation of
+    its blocks by a checkpoint that is not reentrant: that must find the same tensors as the first time. ``made_of`` are
+    the parameters of all layers, stacked, of which this is ``layer``: a copy.
+    """
+
+    mixing: Tensor
+    strength: Tensor
+    mixed: Tensor | None
+    made_of: Sequence[Tensor]
+    layer: int
+    with_graph: bool
+    traced: bool
+    in_forward_pass: bool = True
+
+    def serves(self, parameters: Sequence[Any]) -> bool:
+        """Whether it serves the present call of an adapter with ``parameters``. One rule a line.
+
+        Raises: BackendError if the call is a recomputation and the parameters hold other values now.
+        """
+        if self.traced != torch.compiler.is_compiling():
+            return False  # the tensors of a graph that torch.compile traces exist in it alone
+        if torch.is_grad_enabled() and not self.with_graph:
+            return False  # they would cut the parameters off from their gradients
+        if self.in_forward_pass:
+            return True
+        if backward_pass() == NO_BACKWARD_PASS:
+            return False  # a block or an adapter that is called by itself
+        self.require_unchanged(parameters)
+        return True
+
+    def after_the_forward_pass(self) -> Prepared | None:
+        """What is left of it for a recomputation. A version cannot tell that a parameter has changed; values can."""
+        if not self.with_graph or self.traced or torch._C._are_functorch_transforms_active():
+            return None
+        made_of = [stacked.detach() for stacked in self.made_of]
+        return replace(self, made_of=made_of, in_forward_pass=False)
+
+    def require_unchanged(self, parameters: Sequence[Any]) -> None:
+        """Raises: BackendError if ``parameters`` hold other values than those that this was made of."""
+        for made_of, present in zip(self.made_of, parameters, strict=True):
+            whole = present.full_tensor() if hasattr(present, "full_tensor") else present
+            if not torch.equal(_bits(made_of[self.layer]), _bits(whole.to(made_of.device))):
+                raise BackendError(
+                    "parameters of an adapter",
+                    got="other values in the recomputation by a checkpoint than in the forward pass",
+                    allowed="the same values until the backward pass has ended",
+                    remedy="call backward() before the optimizer's step, and before loading or swapping parameters",
+                )
+
+
+def _bits(values: Tensor) -> Tensor:
+    """NaN is the same as before where its bits are."""
+    return values.detach().reshape(-1).view(torch.uint8)
