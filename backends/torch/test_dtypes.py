@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from backends.torch import CRMAAdapter
+from backends.torch.backbone import prepare_adapters
 from backends.torch.residual_mixing import adapter_strength
 from reference.errors import DtypeError
 
@@ -57,7 +58,7 @@ def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off
     adapter = CRMAAdapter(9, 3, 2)
     with torch.set_grad_enabled(grad):
         if prepared:
-            adapter.prepare(torch.eye(3), torch.ones(1), torch.zeros(3, 2, 9))
+            prepare_adapters([adapter])
         for dtype in REFUSED:
             with pytest.raises(DtypeError, match=f"x: got dtype {dtype}"):
                 adapter(tensor(dtype, 4, 9))
