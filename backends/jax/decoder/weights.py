@@ -19,7 +19,7 @@ from backends.jax.decoder.device_dtype import resolve_dtype
 from backends.jax.decoder.model import Params
 from backends.jax.decoder.read_config import read_config
 from backends.jax.decoder.sharding import place_on, whole
-from backends.jax.decoder.shards import Entry, find_tensors, open_shards
+from backends.weight_files import Entry, find_tensors, open_shards
 from reference.errors import ModelError
 
 Reader = Callable[[str], np.ndarray]
