@@ -24,6 +24,7 @@ ALLOWED = (
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 MOST_LAYERS = 1000  # of a model without files of weights, by which the number could be judged
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
+_SIDE_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -114,6 +115,9 @@ def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise _incomplete(folder, f"{file.name}, which is no file but a pipe or a device")
     config = read_json(folder, "config.json")
+    for name in _SIDE_FILES:  # libraries pass over some of them where they are damaged
+        if (folder / name).exists() and not isinstance(read_json(folder, name), dict):
+            raise _incomplete(folder, f"a {name} that holds no JSON object")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise _incomplete(folder, "a config.json without model_type")
     for name in ADAPTERS:

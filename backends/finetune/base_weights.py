@@ -19,6 +19,7 @@ from backends.files import printable
 from backends.finetune.base_model import load_config
 from backends.finetune.check_fits import stored_quantization
 from backends.finetune.load_errors import load_errors
+from backends.finetune.packed_weights import packed_at_fault, unusable
 from backends.weight_files import DTYPES, Entry, find_tensors
 from reference.errors import ModelError
 
@@ -42,8 +43,7 @@ def load_weights(
     """
     config = load_config(folder)
     stored = stored_quantization(folder, config)
-    if stored == "none":
-        _check_before(folder, config, find_tensors(folder))
+    _check_before(folder, config, find_tensors(folder), packed=stored == "4bit")
     options: dict[str, Any] = {"attn_implementation": attention or default_attention(config, device.type)}
     if four_bits is not None or stored != "none":
         options["device_map"] = {"": device}
@@ -82,6 +82,7 @@ def check_loaded(folder: Path, model: Any, found: Any) -> None:
     purpose, such as the rotary frequencies in old files and a head that is tied, is not in it.
     """
     problems = {
+        "in 4 bits that are not whole": unusable(model),
         "missing": sorted(found["missing_keys"]),
         "of another shape": [
             f"{name}, {tuple(stored)} for {tuple(expected)}"
@@ -101,13 +102,20 @@ def check_loaded(folder: Path, model: Any, found: Any) -> None:
         raise _refused(folder, "with NaN or infinity", broken, f"finite numbers, in {dtype}")
 
 
-def _check_before(folder: Path, config: Any, entries: dict[str, Entry]) -> None:
+def _check_before(folder: Path, config: Any, entries: dict[str, Entry], *, packed: bool) -> None:
     """Hold the headers of the files against the configuration, before any memory is taken.
 
     Names may differ between files and code, so that only the sizes can be compared with certainty here: a model with
     more values than the files would be drawn at random in part, however large that part is.
     """
-    shapes, floats = expected_shapes(folder, config), set(DTYPES.values())
+    shapes = expected_shapes(folder, config)
+    described = "the tensors that config.json describes"
+    if packed:
+        for what, names in packed_at_fault(shapes, entries).items():
+            if names:
+                raise _refused(folder, what, names, described)
+        return
+    floats = set(DTYPES.values())
     for name, entry in entries.items():
         is_weight = name in shapes or any(known.endswith(f".{name}") for known in shapes)
         if entry.dtype not in floats and (is_weight or entry.dtype not in _COUNTING):
@@ -117,22 +125,24 @@ def _check_before(folder: Path, config: Any, entries: dict[str, Entry]) -> None:
                 allowed=", ".join(DTYPES.values()),
                 remedy="take the model without quantization, or save it in bfloat16",
             )
-    need, have = (
-        sum(map(math.prod, group)) for group in (shapes.values(), (entry.shape for entry in entries.values()))
-    )
+    need, have = (sum(map(math.prod, group)) for group in (shapes.values(), [e.shape for e in entries.values()]))
     if need <= have:
         return
-    absent = [name for name in shapes if name not in entries]
     differ = [
         f"{name}, {entries[name].shape} for {shape}"
         for name, shape in shapes.items()
         if name in entries and entries[name].shape != shape
     ]
     if differ:
-        raise _refused(folder, "of another shape", differ, "the shapes that config.json describes")
-    raise _refused(
-        folder, "missing", absent, f"files with the {need:,} values that config.json describes, not {have:,}"
-    )
+        raise _refused(folder, "of another shape", differ, described)
+    absent = [name for name in shapes if not any(end in entries for end in _endings(name))]
+    raise _refused(folder, "missing", absent or list(shapes), f"{described}: {need:,} values, not {have:,}")
+
+
+def _endings(name: str) -> list[str]:
+    """A name, and what is left of it without its first words: the base model of a causal LM is saved without them."""
+    words = name.split(".")
+    return [".".join(words[first:]) for first in range(max(1, len(words) - 1))]
 
 
 def expected_shapes(folder: Path, config: Any) -> dict[str, tuple[int, ...]]:
