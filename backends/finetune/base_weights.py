@@ -19,6 +19,7 @@ from backends.files import printable
 from backends.finetune.base_model import load_config
 from backends.finetune.check_fits import stored_quantization
 from backends.finetune.load_errors import load_errors
+from backends.finetune.model_limits import limits_of
 from backends.finetune.packed_weights import packed_at_fault, unusable
 from backends.weight_files import DTYPES, Entry, find_tensors
 from reference.errors import ModelError
@@ -63,8 +64,12 @@ def load_weights(
         )
         if "device_map" not in options:
             model.to(device)
-    check_loaded(folder, model, found)
-    return model.eval()
+    check_loaded(folder, model.eval(), found)
+    if (
+        "device_map" not in options
+    ):  # bitsandbytes settles how it computes when it first does, so that is left to the run
+        _check_computes(folder, model)
+    return model
 
 
 def default_attention(config: Any, device: str) -> str | None:
@@ -166,6 +171,21 @@ def _check_head(folder: Path, model: Any) -> None:
             got="other values than the embedding",
             allowed="the same values, as config.json says tie_word_embeddings true",
             remedy="set tie_word_embeddings to false in config.json if the head is meant to be its own",
+        )
+
+
+def _check_computes(folder: Path, model: Any) -> None:
+    """Read a few tokens: tensors can fit a configuration that computes nothing with them (a negative head, epsilon)."""
+    limits = limits_of(model.config)
+    ids = torch.arange(min(4, limits.vocabulary, limits.positions or 4), device=model.device)[None]
+    with load_errors(folder), torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    if not _is_finite(logits):
+        raise ModelError(
+            f"model folder {folder}",
+            got="a model whose logits are NaN or infinite",
+            allowed="finite logits for a few tokens",
+            remedy=AGAIN,
         )
 
 

@@ -179,6 +179,8 @@ def outcome(folder: Path, change: Callable[[], tuple[str, bool]], logits: Any, t
             kind = f"{what}: other tensors, in silence"
         elif any(not 0 <= token < rows for token in used):
             kind = f"{what}: tokens beyond the embedding, in silence"
+        elif not found.isfinite().all():
+            kind = f"{what}: logits that are not finite, in silence"
         elif is_neutral and not torch.equal(found, logits):
             kind = f"{what}: other logits, in silence"
     if time.monotonic() - started > SECONDS:
