@@ -45,13 +45,14 @@ def load_weights(
     config = load_config(folder)
     stored = stored_quantization(folder, config)
     _check_before(folder, config, find_tensors(folder), packed=stored == "4bit")
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves out that it may give two values
     options: dict[str, Any] = {"attn_implementation": attention or default_attention(config, device.type)}
     if four_bits is not None or stored != "none":
         options["device_map"] = {"": device}
     if four_bits is not None and stored == "none":
         options["quantization_config"] = four_bits
     with load_errors(folder):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = load(
             folder,
             config=config,
             dtype=dtype,

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from backends.finetune.base_model import check_model_folder, missing_extra
 from backends.finetune.cache_folder import cache_folder
@@ -75,7 +76,8 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     from backends.finetune.base_weights import check_loaded
 
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(folder)
-    packed, found = AutoModelForCausalLM.from_pretrained(
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves out that it may give two values
+    packed, found = load(
         gguf.parent, gguf_file=gguf.name, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
     check_loaded(gguf, packed, found)

@@ -50,8 +50,8 @@ def by_jax(folder: Path, **fields: Any) -> None:
 
 
 @pytest.fixture(params=[by_torch, by_jax])
-def load(request: pytest.FixtureRequest) -> Callable[..., None]:
-    return request.param  # type: ignore[no-any-return]
+def load(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ WEIGHTS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 }
 
 
+@pytest.mark.clause("CL-10")
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_that_are_not_the_models_are_refused_by_name(kind, folder, load):
     change, named = WEIGHTS[kind]
@@ -192,6 +193,7 @@ def test_whole_weights_beside_shards_are_two_answers(folder, shards, load):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.clause("CL-10")
 def test_an_adapter_in_the_folder_of_a_base_model_is_refused(name, folder, load):
     (folder / name).write_text("{}")
     for loading in (load, load_tokenizer, lambda path: resolve_model(str(path))):
@@ -199,6 +201,7 @@ def test_an_adapter_in_the_folder_of_a_base_model_is_refused(name, folder, load)
             loading(folder)
 
 
+@pytest.mark.clause("CL-10")
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(folder, load):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>"])
@@ -224,6 +227,7 @@ def test_a_special_token_beyond_the_vocabulary_is_refused(field, folder, load):
         load(folder)
 
 
+@pytest.mark.clause("CL-10")
 def test_texts_longer_than_the_positions_are_refused_before_anything_starts(folder, load, crma, tmp_path, tiny_tasks):
     edit(folder, max_position_embeddings=31)
     with pytest.raises(ProtocolError, match="max_tokens: got 32; allowed: at most 31 tokens"):
@@ -259,6 +263,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.clause("CL-10")
 def test_a_broken_configuration_ends_in_one_error(kind, folder, load):
     (folder / "code.py").write_text("raise SystemExit('code of the folder was run')")
     edit(folder, **BROKEN[kind])

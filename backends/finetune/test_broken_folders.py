@@ -17,7 +17,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
+from tokenizers import Tokenizer, models
 
 from backends.finetune.base_model import load_tokenizer
 from backends.finetune.protocol import Protocol
@@ -57,9 +58,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> list[
         "gemma2": {"num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8, "sliding_window": 8},
     }
     made = [tiny_model]
+    words = ["<unk>", *(chr(code) for code in range(32, 127)), "say", "##a", "▁say"]
+    tokenizers = {
+        "gpt2": models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="<unk>"),
+        "gemma2": models.Unigram([(word, -float(index)) for index, word in enumerate(words)], 0, byte_fallback=False),
+    }
     for kind, more in kinds.items():
         made.append(tmp_path_factory.mktemp("models") / kind)
         shutil.copytree(tiny_model, made[-1])
+        if kind in tokenizers:
+            Tokenizer(tokenizers[kind]).save(str(made[-1] / "tokenizer.json"))
         torch.manual_seed(0)
         ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
         config = transformers.AutoConfig.for_model(kind, **sizes, **more, **ids)
@@ -127,10 +135,8 @@ def mutate_json(text: str, draw: random.Random) -> tuple[str, tuple[Any, ...]]:
     elif kind == 2:
         holder[last] = float(draw.choice(["nan", "inf", "-inf"]))  # written as NaN, which is not JSON
     elif kind == 3:
-        deep: Any = 1
-        for _ in range(draw.choice([50, 900, 5000])):
-            deep = [deep]
-        return json.dumps(document)[:-1] + ', "unknown": ' + "[" * 5000 + "]" * 5000 + "}", ("unknown",)
+        depth = draw.choice([50, 900, 5000])
+        return json.dumps(document)[:-1] + ', "unknown": ' + "[" * depth + "]" * depth + "}", ("unknown",)
     elif kind == 4 and isinstance(holder[last], int | float) and not isinstance(holder[last], bool):
         holder[last] = draw.choice(
             [holder[last] * 2, holder[last] + 1, -holder[last], holder[last] * 1000, str(holder[last])]
@@ -157,10 +163,11 @@ def mutate_bytes(data: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def outcome(folder: Path, change: Callable[[], tuple[str, bool]], logits: Any, tensors: dict[str, Any]) -> str:
-    """ "refused" or "same", or what is wrong with the mutation that ``change`` makes, and which it names; its second
-    value says whether the logits must be those of before."""
-    what, is_neutral = change()
+def outcome(folder: Path, what: str, is_neutral: bool, logits: Any, tensors: dict[str, Any]) -> str:
+    """ "refused" or "same", or what is wrong with a mutated folder.
+
+    ``what``: the mutation in words. ``is_neutral``: the logits must be those of before.
+    """
     started = time.monotonic()
     try:
         with alarm(SECONDS):
@@ -190,27 +197,18 @@ def outcome(folder: Path, change: Callable[[], tuple[str, bool]], logits: Any, t
 
 def mutation(folder: Path, draw: random.Random) -> tuple[str, bool]:
     """Change one file of ``folder``; what was done, and whether the model must compute as before."""
-    names = (
-        ["config.json"] * 5
-        + ["tokenizer.json"] * 3
-        + ["tokenizer_config.json", "generation_config.json", "model.safetensors"]
-    )
-    file = folder / draw.choice(names)
+    often = ["config.json"] * 5 + ["tokenizer.json"] * 3
+    file = folder / draw.choice([*often, "tokenizer_config.json", "generation_config.json", "model.safetensors"])
     data = file.read_bytes()
     if file.suffix == ".safetensors" or draw.random() < 0.25:
-        if file.suffix == ".safetensors":  # the header: a damaged value is another value
-            length = 8 + int.from_bytes(data[:8], "little")
-            head = mutate_bytes(data[:length], draw)
-            file.write_bytes(head + data[length:])
-        else:
-            file.write_bytes(mutate_bytes(data, draw))
-        return f"bytes of {folder.name}/{file.name}", file.name not in ("config.json",)
+        # Of weights the header alone: nothing in the folder says what their values were
+        end = 8 + int.from_bytes(data[:8], "little") if file.suffix == ".safetensors" else len(data)
+        file.write_bytes(mutate_bytes(data[:end], draw) + data[end:])
+        return f"bytes of {folder.name}/{file.name}", file.name != "config.json"
     text, path = mutate_json(data.decode(), draw)
     file.write_text(text)
-    where = ".".join(map(str, path))
-    return f"{folder.name}/{file.name}: {where}: {text[:80]}", file.name != "config.json" or path[:1][0:1] in [
-        (n,) for n in UNREAD
-    ]
+    words = f"{folder.name}/{file.name}: {'.'.join(map(str, path))}: {text[:80]}"
+    return words, file.name != "config.json" or (len(path) == 1 and path[0] in UNREAD)
 
 
 def test_a_mutated_folder_is_refused_or_the_same_model(folders: list[Path], tmp_path: Path) -> None:
@@ -224,7 +222,7 @@ def test_a_mutated_folder_is_refused_or_the_same_model(folders: list[Path], tmp_
         original = folders[index % len(folders)]
         copy = tmp_path / original.name
         shutil.copytree(original, copy)
-        counts[outcome(copy, lambda copy=copy, draw=draw: mutation(copy, draw), *before[original])] += 1
+        counts[outcome(copy, *mutation(copy, draw), *before[original])] += 1
         shutil.rmtree(copy)
     wrong = [kind for kind in counts if kind not in ("refused", "same")]
     assert not wrong, f"{len(wrong)} of {COUNT}:\n" + "\n".join(wrong)
