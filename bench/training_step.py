@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.machine import require_device
-from reference.errors import ConfigError, CRMAError, MissingPackageError, ModelError
+from reference.errors import ConfigError, MissingPackageError
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
 RATES = {"basis": 1e-3, "mixing": 2e-2, "gate": 2e-2}
@@ -128,22 +128,9 @@ def _model(setting: Setting) -> Any:
             model = AutoModelForCausalLM.from_config(random[setting.model](), dtype=dtype)
     else:
         from backends.finetune.base_model import resolve_model
+        from backends.finetune.base_weights import load_weights
 
-        # For the short sequences of a CPU run plain attention is faster, so the fine-tuning engine takes it, too.
-        attention = "eager" if setting.device == "cpu" else None
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                resolve_model(setting.model), dtype=dtype, attn_implementation=attention, local_files_only=True
-            )
-        except CRMAError:
-            raise
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise ModelError(
-                setting.model,
-                got=f"{type(error).__name__}: {error}",
-                allowed="tiny, smollm2, mistral-7b, or a folder of a causal LM",
-                remedy="save or download the model again",
-            ) from error
+        model = load_weights(resolve_model(setting.model), dtype, torch.device(setting.device))
     return model.to(setting.device).eval().requires_grad_(False)
 
 

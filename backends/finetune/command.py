@@ -15,6 +15,7 @@ from rich.console import Console
 
 from backends import load_backend
 from backends.finetune.base_model import load_tokenizer, model_fingerprint, resolve_model
+from backends.finetune.check_fits import check_fits
 from backends.finetune.conditions import parse_condition
 from backends.finetune.encoding import EncodedExample, encode
 from backends.finetune.engine import EngineFactory
@@ -87,6 +88,7 @@ def _in_every_order(
     else:
         model_path = resolve_model(protocol.model).resolve()
         _check(options, protocol, random_size(model_path))
+    check_fits(model_path, protocol)
     names = [] if own_tasks else protocol.tasks
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
     console = Console(quiet=world.rank > 0)

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 import psutil  # type: ignore[import-untyped]
-from transformers import AutoConfig
 
 from backends.architecture import architecture_digest, describe
 from backends.finetune import jax_checkpoint
-from backends.finetune.base_model import load_errors, load_tokenizer
+from backends.finetune.base_model import load_config, load_tokenizer
+from backends.finetune.check_fits import check_fits
 from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_progress
 from backends.finetune.conditions import Condition
 from backends.finetune.encoding import Batch, EncodedExample, collate, encode, padding_id
@@ -60,11 +60,11 @@ class JaxEngine:
     ) -> None:
         self.model_path, self.protocol, self.condition, self.seed = model_path, protocol, condition, seed
         self.placement, self.world = placement, SINGLE
+        check_fits(model_path, protocol)
         self.tokenizer = load_tokenizer(model_path)
         dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
         self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
-        with load_errors(model_path):
-            described: Any = AutoConfig.from_pretrained(model_path, local_files_only=True).get_text_config()
+        described = load_config(model_path).get_text_config()
         self.identity = {"base_model": describe(described), "base_model_sha256": architecture_digest(described)}
         try:
             self.paths = target_projections(self.config, protocol.lora.target_modules)

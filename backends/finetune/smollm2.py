@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from backends.finetune.base_model import check_model_folder, missing_extra
 from backends.finetune.cache_folder import cache_folder
@@ -72,10 +73,14 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from backends.finetune.base_weights import check_loaded
+
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(folder)
-    packed = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, local_files_only=True, dtype=torch.float32
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves out that it may give two values
+    packed, found = load(
+        gguf.parent, gguf_file=gguf.name, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
+    check_loaded(gguf, packed, found)
     settings = packed.config.to_dict()
     for field in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(field, None)  # with the first, save_pretrained refuses the model as a quantized one

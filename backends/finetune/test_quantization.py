@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +15,10 @@ from backends.finetune.conditions import parse_condition
 from backends.finetune.conftest import adapters, measured, tiny_protocol
 from backends.finetune.protocol import load_protocol
 from backends.finetune.results import read_results
+from backends.finetune.test_base_loading import edit, rewrite
 from backends.finetune.torch_engine import TorchEngine
+from backends.finetune.torch_model import load_base
+from reference.errors import ModelError
 
 FOUR_BITS = ("--set", "quantization=4bit")
 
@@ -99,6 +105,76 @@ def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, m
         assert expected is not None
         assert expected.norm() > 0, name
         assert (gradient - expected).norm() <= 0.1 * expected.norm(), name
+
+
+@pytest.fixture
+def stored(model, tmp_path):
+    """The model in a folder that holds it in 4 bits."""
+    folder = tmp_path / "stored"
+    shutil.copytree(model, folder)
+    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
+    (folder / "model.safetensors").unlink()
+    load_base(model, protocol, torch.device("cpu")).save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_in_four_bits_trains_as_one_that_is_quantized_when_it_is_loaded(tmp_path, model, stored):
+    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
+    norms = []
+    for folder in (model, stored):
+        engine = TorchEngine(folder, protocol, parse_condition("modular"), 0, "cpu")
+        engine.begin_phase(0, 2)
+        batch = engine.batch([[example] for example in engine.encode(_examples(), "made up")])
+        engine.holdout_loss([batch])  # bitsandbytes packs anew when a model first answers
+        norms.append([engine.step([batch], index) for index in range(2)])
+    assert norms[0] == norms[1]
+
+
+@pytest.mark.parametrize("condition", ["frozen", "full"])
+def test_a_folder_in_four_bits_needs_a_protocol_that_says_so(condition, tmp_path, stored, crma, finetune_command):
+    more = ("--model", str(stored), "--conditions", condition)
+    code, _, error = crma(finetune_command(tmp_path / "run", *more))
+    assert code == 2
+    assert "quantization: got 'none' for stored, whose weights are stored in 4 bits" in error
+    assert not (tmp_path / "run").exists()
+    code, _, error = crma(["plan", finetune_command(tmp_path)[1], *more])
+    assert (code, "stored in 4 bits" in error) == (2, True)
+    code, _, error = crma(finetune_command(tmp_path / "run", *more, *FOUR_BITS))
+    assert code == (2 if condition == "full" else 0), error
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+DAMAGED = {
+    "no codes": (lambda tensors: tensors.pop(UP), UP),
+    "no scales": (lambda tensors: tensors.pop(f"{UP}.absmax"), f"{UP}.absmax"),
+    "no state": (lambda tensors: tensors.pop(f"{UP}.quant_state.bitsandbytes__nf4"), UP),
+    "codes cut short": (lambda tensors: tensors.update({UP: tensors[UP][:-8]}), UP),
+    "scales cut short": (lambda tensors: tensors.update({f"{UP}.absmax": tensors[f"{UP}.absmax"][:-8]}), "up_proj"),
+    "scales of NaN": (lambda tensors: tensors[f"{UP}.nested_absmax"].fill_(float("nan")), "up_proj"),
+    "no head": (lambda tensors: tensors.pop("lm_head.weight"), "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_packed_weights_that_do_not_fit_each_other_are_refused_by_name(kind, tmp_path, stored):
+    change, named = DAMAGED[kind]
+    rewrite(stored, change)
+    protocol = load_protocol(str(tiny_protocol(tmp_path, stored)), FOUR_BITS[1:])
+    with pytest.raises(ModelError) as caught:
+        load_base(stored, protocol, torch.device("cpu"))
+    assert named in str(caught.value)
+
+
+def test_a_configuration_that_only_says_four_bits_is_refused(tmp_path, model, stored):
+    """And one that does not say what the weights are."""
+    quantization = json.loads((stored / "config.json").read_text())["quantization_config"]
+    edit(stored, quantization_config=None)
+    folder = shutil.copytree(model, tmp_path / "claims")
+    edit(folder, quantization_config=quantization)
+    for path, words in ((folder, "in 4 bits that are not whole"), (stored, "dtype U8")):
+        protocol = load_protocol(str(tiny_protocol(tmp_path, path)), FOUR_BITS[1:])
+        with pytest.raises(ModelError, match=words):
+            load_base(path, protocol, torch.device("cpu"))
 
 
 def _examples():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from backends.finetune.base_model import load_errors
+from backends.finetune.base_weights import load_weights
+from backends.finetune.check_fits import check_fits
 from backends.finetune.models import build_random, is_random
 from backends.finetune.protocol import Protocol
-from reference.errors import MissingPackageError, ModelError, ProtocolError
+from reference.errors import MissingPackageError, ModelError
 
 
 def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, trainable: bool = False) -> Any:
@@ -22,40 +21,22 @@ def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, tra
 
     ``trainable``: its own parameters are to be trained, so they are float32 whatever the precision.
 
-    Raises: ModelError, ProtocolError for "4bit" with random weights, MissingPackageError.
+    What the folder holds and what the protocol says must agree, and what was loaded decides what follows.
+
+    Raises: as :func:`check_fits` and :func:`load_weights`; MissingPackageError.
     """
+    check_fits(model_path, protocol)
     dtype = torch.bfloat16 if protocol.precision == "bfloat16" and not trainable else torch.float32
+    four_bits = _four_bits() if protocol.quantization == "4bit" else None
     if is_random(model_path):
-        if protocol.quantization == "4bit":
-            raise ProtocolError(
-                "quantization",
-                got="'4bit' with random weights",
-                allowed="'none'",
-                remedy="leave --random-weights out, or add --set quantization=none",
-            )
         model = build_random(model_path, dtype, device)
     else:
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention(model_path, device.type)}
-        if protocol.quantization == "4bit":
-            options |= {"quantization_config": _four_bits(), "device_map": {"": device}}
-        with load_errors(model_path):
-            model = AutoModelForCausalLM.from_pretrained(model_path, local_files_only=True, **options)
-        if protocol.quantization == "4bit":
-            _keep_differentiable(model)
-        else:
-            cast(nn.Module, model).to(device)
+        model = load_weights(model_path, dtype, device, four_bits=four_bits)
+    _keep_differentiable(model)
     model.eval().requires_grad_(False)
     if protocol.gradient_checkpointing:
         _checkpoint(model)
     return model
-
-
-def attention(model_path: Path, device: str) -> str | None:
-    """Plain attention on a CPU, where it is faster for short sequences, and where scores are capped (Gemma-2), which
-    some releases of transformers leave out of their default; else the default.
-    """
-    config = AutoConfig.from_pretrained(model_path, local_files_only=True).get_text_config()
-    return "eager" if device == "cpu" or getattr(config, "attn_logit_softcapping", None) else None
 
 
 def _checkpoint(model: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from backends.finetune.encoding import padding_id
+from backends.finetune.model_limits import limits_of
 from backends.finetune.token_ids import TokenIds, UnusableText
 from reference.errors import ConfigError
 
@@ -132,7 +133,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _check_lengths(model: Any, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = limits_of(model.config).positions
     longest = max((len(row) for row in encoded), default=0)
     if room is not None and longest + max_new_tokens > room:
         raise ConfigError(

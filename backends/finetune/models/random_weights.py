@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from backends.finetune.cache_folder import cache_folder
 from backends.finetune.models.marker import MARKER, is_random
 from backends.finetune.models.zoo import ZOO, ZooModel, find_model
-from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError
+from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError, OutOfMemoryError
 
 Size = Literal["full", "reduced"]
 SIZES: tuple[Size, ...] = ("full", "reduced")
@@ -90,9 +91,11 @@ def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None
     Raises: ModelError.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from backends.finetune.base_model import load_errors, read_json
+    from backends.finetune.base_model import load_config, read_json
+    from backends.finetune.base_weights import default_attention, load_weights
+    from backends.finetune.load_errors import load_errors
 
     device = torch.device(device)
     if not is_random(folder):
@@ -102,20 +105,38 @@ def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None
             allowed="one that random_model_folder has written",
             remedy="load a model with weights of its own by from_pretrained",
         )
-    with load_errors(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if attention is None and (device.type == "cpu" or getattr(config, "attn_logit_softcapping", None)):
-            attention = "eager"
-        if (folder / "model.safetensors").is_file():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-            ).to(device)
-        else:
-            of_gpu = [device] if device.type == "cuda" else []
-            with torch.random.fork_rng(devices=of_gpu), torch.device(device):
-                torch.manual_seed(read_json(folder, MARKER)["seed"])
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    if (folder / "model.safetensors").is_file():
+        return load_weights(folder, dtype, device, attention=attention)
+    config = load_config(folder)
+    _check_room(folder, config, dtype, device)
+    of_gpu = [device] if device.type == "cuda" else []
+    with load_errors(folder), torch.random.fork_rng(devices=of_gpu), torch.device(device):
+        torch.manual_seed(read_json(folder, MARKER)["seed"])
+        attention = attention or default_attention(config, device.type)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.eval()
+
+
+def _check_room(folder: Path, config: Any, dtype: Any, device: Any) -> None:
+    """No file says how large a model may be whose weights are drawn, so the device's memory does.
+
+    Raises: OutOfMemoryError. What is free is left to the framework, which says so itself.
+    """
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    from backends.finetune.base_weights import expected_shapes
+
+    need = dtype.itemsize * sum(math.prod(shape) for shape in expected_shapes(folder, config).values())
+    on_gpu = device.type == "cuda"
+    have = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
+    if need > have:
+        raise OutOfMemoryError(
+            f"random weights of {folder.name}",
+            got=f"{need / 2**30:,.1f} GiB",
+            allowed=f"at most the {have / 2**30:,.1f} GiB of the device",
+            remedy="take the reduced size, a smaller model, or a device with more memory",
+        )
 
 
 def _failure(error: Exception, cache: Path) -> CRMAError:

@@ -56,6 +56,7 @@ def plan_command(options: argparse.Namespace) -> int:
     """Print the plan; 1 if a condition does not fit the memory that is given or found. Raises: CRMAErrors."""
     from rich.console import Console
 
+    from backends.finetune.check_fits import check_fits
     from backends.finetune.plan.estimate import make_plan
     from backends.finetune.plan.show import GIB, show_plan
     from backends.finetune.protocol import load_protocol
@@ -76,6 +77,7 @@ def plan_command(options: argparse.Namespace) -> int:
     set_up_framework(options.backend, options.threads)
     machine, limit = _machine(options)
     folder, notes = _folder(options, protocol)
+    check_fits(folder, protocol)
     work = _work(protocol, own_tasks, folder, notes)
     measured = _measure(options, protocol, folder, work, notes)
     plan = make_plan(folder, protocol, work, machine, measured)

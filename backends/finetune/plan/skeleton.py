@@ -6,16 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.base_model import load_errors
+from backends.finetune.base_model import load_config
+from backends.finetune.load_errors import load_errors
 from backends.finetune.protocol import LoraSection
 
 
 def read_architecture(folder: Path) -> Any:
     """The configuration of the language model in a folder. Raises: ModelError."""
-    from transformers import AutoConfig
-
-    with load_errors(folder):
-        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return load_config(folder).get_text_config()
 
 
 def with_layers(config: Any, layers: int) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from backends.jax.decoder.config import DecoderConfig
-from backends.jax.decoder.shards import DTYPES, Entry
+from backends.weight_files import DTYPES, Entry
 from reference.errors import DeviceUnavailableError, ModelError
 
 SUPPORTED = tuple(DTYPES.values())

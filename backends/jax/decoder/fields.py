@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from backends.weight_files import read_object
 from reference.errors import ModelError
 
 REMEDY = "take another model, or fine-tune this one with the PyTorch backend"
@@ -77,16 +77,4 @@ class Fields:
 
 def read_fields(path: Path) -> Fields:
     """The JSON object in a file. Raises: ModelError for a file that is missing or holds anything else."""
-    allowed, remedy = (
-        "a file with a JSON object, as save_pretrained writes it",
-        "copy or download the whole model again",
-    )
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(str(path), got="no such file", allowed=allowed, remedy=remedy) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ModelError(str(path), got=f"{type(error).__name__}: {error}", allowed=allowed, remedy=remedy) from error
-    if not isinstance(entries, dict):
-        raise ModelError(str(path), got=f"a JSON {type(entries).__name__}", allowed=allowed, remedy=remedy)
-    return Fields(str(path), entries)
+    return Fields(str(path), read_object(path))

@@ -50,6 +50,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 )
 
+MOST_LAYERS = 10_000
 LONGEST = 2**30  # a window that no sequence reaches, and that int32 holds
 
 #: Fields that the decoder computes for these values only. Absent and null are always fine.
@@ -107,6 +108,8 @@ def read_config(folder: str | Path) -> DecoderConfig:
 
 def _sizes(fields: Fields, family: _Family) -> dict[str, Any]:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    if (layers := fields.integer("num_hidden_layers")) > MOST_LAYERS:  # a name and a window for each are made at once
+        raise fields.refusal("num_hidden_layers", layers, f"at most {MOST_LAYERS}", REPAIR)
     kv_heads = fields.integer("num_key_value_heads", family.kv_heads or heads)
     if "num_key_value_heads" in fields.entries and fields.entries["num_key_value_heads"] is None:
         kv_heads = heads
@@ -117,7 +120,7 @@ def _sizes(fields: Fields, family: _Family) -> dict[str, Any]:
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": fields.integer("intermediate_size"),
-        "layers": fields.integer("num_hidden_layers"),
+        "layers": layers,
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,

@@ -138,7 +138,7 @@ REFUSED = [
     ("num_hidden_layers", LLAMA | {"num_hidden_layers": "3"}, "'3'"),
     ("num_hidden_layers", LLAMA | {"num_hidden_layers": 0}, "0"),
     ("num_key_value_heads", LLAMA | {"num_key_value_heads": 5}, "5"),
-    ("rms_norm_eps", LLAMA | {"rms_norm_eps": float("nan")}, "nan"),
+    ("rms_norm_eps", LLAMA | {"rms_norm_eps": -1e-5}, "-1e-05"),
     ("tie_word_embeddings", LLAMA | {"tie_word_embeddings": 1}, "1"),
     ("attention_dropout", LLAMA | {"attention_dropout": 0.1}, "0.1"),
     ("resid_pdrop", PHI3 | {"resid_pdrop": 0.1}, "0.1"),

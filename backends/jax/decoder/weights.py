@@ -19,7 +19,7 @@ from backends.jax.decoder.device_dtype import resolve_dtype
 from backends.jax.decoder.model import Params
 from backends.jax.decoder.read_config import read_config
 from backends.jax.decoder.sharding import place_on, whole
-from backends.jax.decoder.shards import Entry, find_tensors, open_shards
+from backends.weight_files import Entry, find_tensors, open_shards
 from reference.errors import ModelError
 
 Reader = Callable[[str], np.ndarray]
@@ -49,7 +49,8 @@ def load_decoder(
         place: puts each array on the devices instead, e.g. by a sharding that depends on its path, such as
             "layers/self_attn.q_proj.weight".
 
-    Raises: ModelError, naming file, tensor, what was expected and found; MissingPackageError; DeviceUnavailableError.
+    Raises: ModelError, naming file, tensor, what was expected and found, also for values that are not finite;
+    MissingPackageError; DeviceUnavailableError.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -65,7 +66,7 @@ def load_decoder(
         _check_tied_head(read, entries, config)
         for stack in stacks:
             holder = params["layers"] if len(stack.path) == 2 else params
-            holder[stack.path[-1]] = _put(put, stack, _gather(read, stack, target), folder)
+            holder[stack.path[-1]] = _put(put, stack, _gather(read, stack, target, entries), folder)
             gc.collect(0)  # until the next collection, JAX holds on to the host array it has copied
     return params, config
 
@@ -126,13 +127,33 @@ def _check_tied_head(read: Reader, entries: dict[str, Entry], config: DecoderCon
         )
 
 
-def _gather(read: Reader, stack: Stack, dtype: Any) -> np.ndarray:
+def _gather(read: Reader, stack: Stack, dtype: Any, entries: dict[str, Entry]) -> np.ndarray:
     if not stack.stacked:
-        return read(stack.tensors[0]).astype(dtype, copy=False)
+        return _finite(read(stack.tensors[0]).astype(dtype, copy=False), stack.tensors[0], entries)
     whole = np.empty((len(stack.tensors), *stack.shape), dtype)
     for index, name in enumerate(stack.tensors):
         whole[index] = read(name)
+        _finite(whole[index], name, entries)
     return whole
+
+
+def _finite(array: np.ndarray, name: str, entries: dict[str, Entry]) -> np.ndarray:
+    """The array; in bfloat16 by its exponent, which is all ones in NaN and infinity, since NumPy has no such dtype.
+
+    Raises: ModelError, also where a value that is finite in the file is not in the dtype that was asked for.
+    """
+    if array.dtype.name == "bfloat16":
+        whole = not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    else:
+        whole = bool(np.isfinite(array).all())
+    if not whole:
+        raise ModelError(
+            f"{entries[name].file}: {name}",
+            got="a tensor with NaN or infinity",
+            allowed=f"finite numbers, in {array.dtype.name}",
+            remedy="copy or download the model again; in float16, which ends at 65504, choose another dtype",
+        )
+    return array
 
 
 def _put(put: Place, stack: Stack, array: np.ndarray, folder: Path) -> jax.Array:
