@@ -21,7 +21,8 @@ import numpy as np
 
 import reference
 from backends.atomic import atomic_write
-from backends.finetune.results import RunResults, read_results
+from backends.finetune.results import RunResults
+from backends.finetune.run_folder import checked_results
 from reference.errors import CRMAError
 
 
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
-        frozen = None if options.frozen is None else read_results(options.frozen)
-        runs = [collect(results, frozen or results) for results in map(read_results, options.folders)]
+        frozen = None if options.frozen is None else checked_results(options.frozen)
+        runs = [collect(results, frozen or results) for results in map(checked_results, options.folders)]
         atomic_write(options.out, json.dumps(runs, indent=1).encode() + b"\n")
     except CRMAError as error:
         print(f"collect_runs: {error}", file=sys.stderr)

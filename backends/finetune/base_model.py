@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from backends import files
-from backends.files import printable
+from backends.files import printable, sha256_of
 from backends.finetune.load_errors import load_errors
 from backends.finetune.model_limits import limits_of
 from backends.finetune.models.marker import MARKER, is_random
 from backends.finetune.models.zoo import ZOO, find_model
+from backends.finetune.weight_digest import cached_sha256
 from backends.weight_files import SINGLE, find_tensors
 from reference.errors import MissingPackageError, ModelError
 
@@ -26,6 +27,12 @@ MOST_LAYERS = 1000  # of a model without files of weights, by which the number c
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
 _SIDE_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+#: what AutoTokenizer reads, of any kind of tokenizer, and the chat template
+_TOKENIZER_FILES = (
+    "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*.model", "chat_template*",
+)  # fmt: skip
+_OF_NO_EFFECT = ("_name_or_path", "transformers_version")  # where the folder lay, and what wrote it
 
 
 def resolve_model(name_or_path: str) -> Path:
@@ -87,20 +94,23 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the configuration, of what random weights are drawn from, and of the size, beginning and end of each
-    file of weights.
+def model_fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of what decides the results of a base model, part by part, wherever its folder lies.
+
+    Of config.json all that describes the model; of the weights the whole content of each file that is loaded, or, for
+    random weights that are drawn when the model is built, what they are drawn from; of the tokenizer every file that
+    it is read from, its chat template included. What else lies in the folder does not count. Raises: ModelError, OSError.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    config = {key: value for key, value in read_json(folder, "config.json").items() if key not in _OF_NO_EFFECT}
+    drawn = is_random(folder) and not (folder / SINGLE).exists()
+    shards = set() if drawn else {entry.file for entry in find_tensors(folder).values()}
+    weights = {path.name: cached_sha256(path) for path in shards}
     if is_random(folder):
-        digest.update((folder / MARKER).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode() + weights.read(2**20))
-            weights.seek(max(0, size - 2**20))
-            digest.update(weights.read())
-    return digest.hexdigest()
+        weights[MARKER] = sha256_of(folder / MARKER)
+    names = {path.name for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    tokenizer = {name: cached_sha256(folder / name) for name in names}
+    parts = {"config": config, "weights": weights, "tokenizer": tokenizer}
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
 
 
 def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:

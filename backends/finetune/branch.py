@@ -86,6 +86,7 @@ class Branch:
             self.engine.finish_phase(phase, self.data.fisher_examples(phase))
         self.engine.save_checkpoint(checkpoint, record)
         self.engine.save_phase(phase, self._files(phase))
+        record["files"] = self.folder.digests(self.seed, self.condition.name, phase)
         self._evaluate(phase, record)
         record["memory_bytes"] = self.engine.memory_bytes()
         record["texts"] = {side: counts.model_dump() for side, counts in self.data.texts[phase].items()}
@@ -171,6 +172,7 @@ class Branch:
             "tokens": 0,
             "parameters": self.engine.parameter_counts(),
             "spectral": None,
+            "files": {},
         }
 
     def _append(self, record: dict[str, Any]) -> None:

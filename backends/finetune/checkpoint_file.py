@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from backends.files import parse_json
+from backends.sealed import metadata_of, read_sealed
 from reference.errors import RunFolderError, StateFileError
 
 NEEDED = {"phase", "losses", "gradient_norms", "holdout", "exact_match", "seconds", "tokens", "spectral"}
 
 
-def read_progress(path: Path) -> dict[str, Any] | None:
-    """The ``progress`` of a checkpoint; None if there is no file. Raises: RunFolderError if it is damaged."""
+def read_checkpoint(path: Path, phase: int) -> tuple[bytes, dict[str, Any]] | None:
+    """A checkpoint and its ``progress``; None if there is no file, or one of another phase.
+
+    Raises: RunFolderError if it is damaged, in whichever byte.
+    """
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
-            progress = json.loads((file.metadata() or {})["progress"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        data = read_sealed(path)
+        progress = parse_json(metadata_of(data)["progress"])
+    except (OSError, KeyError, ValueError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(progress, dict) or not progress.keys() >= NEEDED:
         raise damaged(path, f"progress {str(progress)[:80]}")
-    return progress
+    return (data, progress) if progress["phase"] == phase else None
 
 
 def damaged(path: Path, got: str) -> RunFolderError:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
+import json
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from backends import load_backend
+from backends.files import sha256_of
 from backends.finetune.base_model import load_tokenizer, model_fingerprint, resolve_model
 from backends.finetune.check_fits import check_fits
 from backends.finetune.conditions import parse_condition
@@ -35,6 +39,7 @@ from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
 from backends.finetune.texts import count_texts, encode_tasks, said_of
 from backends.finetune.threads import set_up_framework
 from backends.finetune.world import World
+from reference import SPEC_VERSION
 from reference.errors import ProtocolError
 
 PACKAGES = {
@@ -144,12 +149,24 @@ class _Run:
         names = [task.name for task in next(iter(tasks.values()))]
         protocol = self.protocol.model_copy(update={"tasks": names})
         folder = RunFolder(path)
+        identity = _identity(protocol, self.backend, self.model_path)
+        prints = {f"tasks-{seed}.json": {task.name: fingerprint(task) for task in of} for seed, of in tasks.items()}
+        record = _run_record(protocol, self.backend, self.model_path, self.threads)
+        self.world.agree(
+            {
+                "protocol": _digest(record["config"]),
+                "model": _digest(identity["model"]),
+                "data": _digest(prints),
+                "versions": _digest(record["versions"]),
+            }
+        )
         with folder.locked() if is_first else nullcontext():
             if is_first:
-                folder.claim("run.json", _identity(protocol, self.backend, self.model_path))
-                for seed, of_seed in tasks.items():
-                    folder.claim(f"tasks-{seed}.json", {task.name: fingerprint(task) for task in of_seed})
-                append_record(folder.results, _run_record(protocol, self.backend, self.model_path, self.threads))
+                for name, content in {"run.json": identity, **prints}.items():
+                    folder.claim(name, content)
+                files = {name: sha256_of(folder.path / name) for name in ("run.json", *prints)}
+                append_record(folder.results, record | {"files": files})
+                folder.check_files(read_results(folder.path))
             self.world.barrier()
             weights = [_cost(name) for _ in protocol.seeds for name in protocol.conditions]
             log = TensorBoardLog(folder.path / "tensorboard") if self.tensorboard and is_first else NO_LOG
@@ -167,8 +184,8 @@ def _cost(name: str) -> float:
 
 def show_report(folder: Path, console: Console) -> None:
     """Print the table of a run folder, and write its pictures and HTML page."""
+    written = write_report(folder)  # which also checks the folder's files
     results = read_results(folder)
-    written = write_report(folder)
     console.print(summary_table(results, console.width))
     console.print(f"report: {written[-1]}", soft_wrap=True, markup=False, highlight=False)
 
@@ -191,11 +208,29 @@ def _run_record(protocol: Protocol, backend: str, model_path: Path, threads: int
         "tasks": protocol.tasks,
         "conditions": list(protocol.conditions),
         "seeds": protocol.seeds,
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES[backend.partition("-")[0]]},
+        "versions": _versions(backend),
         "machine": f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}",
         "config": protocol.model_dump(mode="json"),
         "displacement_budget": protocol.crma.displacement_budget,
     }
+
+
+def _versions(backend: str) -> dict[str, str]:
+    """Of the packages that compute, of the specification and, in a checkout, of the code: noted, and never compared
+    with those of an earlier start."""
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES[backend.partition("-")[0]]}
+    versions["specification"] = SPEC_VERSION
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        with suppress(OSError, subprocess.SubprocessError):
+            versions["commit"] = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return versions
+
+
+def _digest(content: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _processor() -> str:

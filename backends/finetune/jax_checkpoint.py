@@ -13,22 +13,23 @@ from safetensors import SafetensorError
 
 from backends.atomic import atomic_write
 from backends.finetune.checkpoint_file import damaged
+from backends.sealed import seal
 
 
 def save_checkpoint(path: Path, tree: Any, progress: dict[str, Any]) -> None:
     """Write the arrays of ``tree`` and ``progress`` (JSON) atomically. Raises: DiskSpaceError."""
     arrays = {name: np.array(leaf, order="C") for name, leaf in _named(tree).items()}
-    atomic_write(path, safetensors.numpy.save(arrays, {"progress": json.dumps(progress)}))
+    atomic_write(path, seal(safetensors.numpy.save(arrays), {"progress": json.dumps(progress)}))
 
 
-def load_checkpoint(path: Path, like: Any) -> Any:
-    """The arrays of a checkpoint in the structure, and with the sharding, of ``like``.
+def load_checkpoint(data: bytes, path: Path, like: Any) -> Any:
+    """The arrays of a checkpoint, the bytes of ``path``, in the structure, and with the sharding, of ``like``.
 
     It may have been written on another mesh. Raises: RunFolderError for a file that does not fit.
     """
     try:
-        stored = safetensors.numpy.load_file(path)
-    except (OSError, SafetensorError) as error:
+        stored = safetensors.numpy.load(data)
+    except SafetensorError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     wanted = _named(like)
     for name, leaf in wanted.items():

@@ -15,7 +15,7 @@ from backends.architecture import architecture_digest, describe
 from backends.finetune import jax_checkpoint
 from backends.finetune.base_model import load_config, load_tokenizer
 from backends.finetune.check_fits import check_fits
-from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_progress
+from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.conditions import Condition
 from backends.finetune.encoding import Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.engine import RowScore, SpectralReport, StepReport
@@ -301,11 +301,11 @@ class JaxEngine:
         jax_checkpoint.save_checkpoint(path, tree, progress | {"phase": self.phase})
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
-        progress = read_progress(path)
-        if progress is None or progress["phase"] != phase:
+        if (found := read_checkpoint(path, phase)) is None:
             return None
+        data, progress = found
         tree = {"parameter": self._trainables(), "optimizer": self.state}
-        loaded = jax_checkpoint.load_checkpoint(path, tree)
+        loaded = jax_checkpoint.load_checkpoint(data, path, tree)
         self._set_trainables(loaded["parameter"])
         self.state = loaded["optimizer"]
         return progress

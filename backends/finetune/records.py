@@ -6,14 +6,16 @@ Source: ours. Clauses: CL-1..CL-7.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, StringConstraints, model_validator
+
+Files = dict[str, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
 
 
 class RunRecord(BaseModel):
     """What was run. ``displacement_budget`` is delta, if one was set. ``random_weights``: the base model has learned
-    nothing, so the figures say nothing about quality."""
+    nothing, so the figures say nothing about quality. ``files``: SHA-256 of run.json and of the tasks' fingerprints."""
 
     protocol: str
     model: str
@@ -26,6 +28,7 @@ class RunRecord(BaseModel):
     config: dict[str, Any] = {}
     displacement_budget: FiniteFloat | None = None
     random_weights: bool = False
+    files: Files = {}
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> RunRecord:
@@ -81,7 +84,7 @@ class PhaseRecord(BaseModel):
     of trainable values. ``before``: mean loss of the phase's own task just before it was trained on. ``exact_match``:
     per task seen, the fraction of its canaries that greedy decoding recalls. ``memory_bytes``: peak on a GPU, resident
     on a CPU. ``texts``: of the phase's own task, by side ("train", "holdout", "canaries"); files of earlier versions
-    lack it."""
+    lack it. ``files``: SHA-256 of every file that the phase has written, by its path within the run folder."""
 
     condition: str
     seed: int
@@ -98,6 +101,7 @@ class PhaseRecord(BaseModel):
     exact_match: dict[str, FiniteFloat] = {}
     memory_bytes: int | None = None
     texts: dict[str, TextRecord] = {}
+    files: Files = {}
 
     @model_validator(mode="after")
     def _steps_lie_in_this_phase(self) -> PhaseRecord:

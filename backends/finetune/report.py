@@ -15,7 +15,8 @@ from backends.finetune.labels import RANDOM_WEIGHTS, readable
 from backends.finetune.panels import panel_rows
 from backends.finetune.paper import TABLE_8, paper_fictional, paper_panels
 from backends.finetune.pictures import draw_pictures
-from backends.finetune.results import RunResults, read_results
+from backends.finetune.results import RunResults
+from backends.finetune.run_folder import checked_results
 from backends.finetune.summary import COLUMNS, caption_of, summary_table
 from reference import wilson_interval
 from reference.errors import DiskSpaceError, RunFolderError
@@ -66,7 +67,7 @@ def write_report(run_folder: Path | str) -> list[Path]:
     Raises: RunFolderError if results.jsonl is missing or damaged, or the folder cannot be written; DiskSpaceError.
     """
     folder = Path(run_folder)
-    results = read_results(folder)
+    results = checked_results(folder)
     pictures = draw_pictures(results)
     page = report_html(results, pictures)
     files = {folder / "pictures" / name: content for name, content in pictures.items()}

@@ -2,13 +2,18 @@
 
 One JSON object per line; ``kind`` is ``run`` (once per start of the command), ``base`` (once per seed), ``phase`` (once
 per finished phase) or ``panel``. Other kinds are left alone, so that a newer version's file can still be read.
+
+The last field of a line, ``sha256``, is the digest of that of the line before and of the line's own text up to this
+field: a line that was changed, dropped or moved is noticed. Last lines may be missing, as after a crash.
 Source: ours. Clauses: CL-1..CL-7.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +25,23 @@ from pydantic import BaseModel, ValidationError
 
 import reference
 from backends.atomic import disk_space_errors
+from backends.files import parse_json, read_bytes
 from backends.finetune.conditions import in_order
 from backends.finetune.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
 
 RESULTS_NAME = "results.jsonl"
+_SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
 _REMEDY = "restore the file from a copy, or start again in another run folder"
 _Record = TypeVar("_Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """All records of one run folder. A phase that was repeated after a crash counts once, the last time."""
+    """All records of one run folder. A phase that was repeated after a crash counts once, the last time.
+
+    ``files``: SHA-256 of every file that a record speaks of, by its path within the run folder.
+    """
 
     run: RunRecord
     conditions: tuple[str, ...]
@@ -39,6 +49,7 @@ class RunResults:
     phases: dict[tuple[str, int, int], PhaseRecord]
     base: dict[int, BaseRecord] = field(default_factory=dict)
     panels: dict[tuple[str, int], PanelRecord] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -123,7 +134,7 @@ def read_results(path: Path | str) -> RunResults:
     """
     file = Path(path) / RESULTS_NAME if Path(path).is_dir() else Path(path)
     try:
-        *lines, tail = file.read_bytes().split(b"\n")
+        *lines, tail = read_bytes(file).split(b"\n")
     except OSError as error:
         raise RunFolderError(
             str(file),
@@ -133,15 +144,18 @@ def read_results(path: Path | str) -> RunResults:
         ) from error
     if _is_whole(tail):
         lines.append(tail)
+    digest = ""
     runs: list[RunRecord] = []
     phases: dict[tuple[str, int, int], PhaseRecord] = {}
     base: dict[int, BaseRecord] = {}
     panels: dict[tuple[str, int], PanelRecord] = {}
+    files: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         place = f"{file}, line {number}"
-        entry = _parsed(line, place)
+        digest, entry = _verified(line, digest, place)
+        files |= entry.get("files") or {} if isinstance(entry.get("files"), dict) else {}
         if entry.get("kind") == "run":
             runs.append(_validated(RunRecord, entry, place))
             if runs[-1].tasks != runs[0].tasks:
@@ -160,7 +174,7 @@ def read_results(path: Path | str) -> RunResults:
         _damaged(str(file), "no record of kind 'run'", "a results file that starts with one")
     conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
     seeds = {seed: None for run in runs for seed in run.seeds} | {key[1]: None for key in phases}
-    return RunResults(runs[-1], in_order(conditions), tuple(seeds), phases, base, panels)
+    return RunResults(runs[-1], in_order(conditions), tuple(seeds), phases, base, panels, files)
 
 
 def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
@@ -173,7 +187,7 @@ def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
     """
     file = Path(path)
     try:
-        line = json.dumps(record, allow_nan=False, default=_plain).encode() + b"\n"
+        line = json.dumps(record, allow_nan=False, default=_plain).encode()
     except ValueError as error:
         raise NonFiniteError(
             f"record for {file.name}",
@@ -207,7 +221,7 @@ def _append_line(file: Path, line: bytes) -> None:
             content = stream.read()
         tail = content[content.rfind(b"\n") + 1 :]
         whole = len(content) if _is_whole(tail) else len(content) - len(tail)
-        waiting = (b"\n" if whole and content[whole - 1 : whole] != b"\n" else b"") + line
+        waiting = (b"\n" if whole and content[whole - 1 : whole] != b"\n" else b"") + _sealed(line, content[:whole])
         os.ftruncate(descriptor, whole)
         os.lseek(descriptor, whole, os.SEEK_SET)
         try:
@@ -229,10 +243,29 @@ def _is_whole(tail: bytes) -> bool:
         return False
 
 
+def _sealed(line: bytes, before: bytes) -> bytes:
+    """The line with its digest, behind the content ``before``."""
+    seals = _SEAL.findall(before)
+    digest = hashlib.sha256((seals[-1] if seals else b"") + line[:-1]).hexdigest()
+    return line[:-1] + b', "sha256": "' + digest.encode() + b'"}\n'
+
+
+def _verified(line: bytes, before: str, place: str) -> tuple[str, dict[str, Any]]:
+    """The digest and the content of a line behind one with the digest ``before``."""
+    entry = _parsed(line, place)
+    found = _SEAL.search(line)
+    if found is None:
+        _damaged(place, "no sha256 at its end", "a line as this version writes it; earlier versions wrote no digests")
+    digest = hashlib.sha256(before.encode() + line[: found.start()]).hexdigest()
+    if found[1].decode() != digest:
+        _damaged(place, "content that does not give its sha256", "the lines that were written, in their order")
+    return digest, entry
+
+
 def _parsed(line: bytes, place: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except ValueError as error:
         _damaged(place, f"{line[:60].decode(errors='replace')!r} ({error})", "one JSON object per line")
     if not isinstance(entry, dict):
         _damaged(place, f"a JSON {type(entry).__name__}", "one JSON object per line")
@@ -260,10 +293,6 @@ def _check_phase(record: PhaseRecord, runs: list[RunRecord], place: str) -> None
 
 def _damaged(place: str, got: str, allowed: str) -> NoReturn:
     raise RunFolderError(place, got=got, allowed=allowed, remedy=_REMEDY)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _plain(value: object) -> Any:

@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.atomic import atomic_write, disk_space_errors
+from backends.files import parse_json, sha256_of
+from backends.finetune.results import RunResults, read_results
 from reference.errors import DiskSpaceError, RunFolderError
 
 OWN_PLACES = ("", "*-*/", "*-*/task-*/", "pictures/")  # where a killed process can have left a temporary file
@@ -64,6 +67,48 @@ class RunFolder:
     def checkpoint(self, seed: int, condition: str) -> Path:
         """Checkpoint of the phase under way."""
         return self.branch(seed, condition) / "checkpoint.safetensors"
+
+    def digests(self, seed: int, condition: str, phase: int) -> dict[str, str]:
+        """SHA-256 of every file of a phase, by its path within the run folder. Raises: OSError."""
+        lora, *states = self.files(seed, condition, phase)
+        paths = [path for path in (lora / CONFIG, lora / WEIGHTS, *states) if path.exists()]
+        return {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
+
+    def check_files(self, results: RunResults, seed: int | None = None, condition: str | None = None) -> None:
+        """Compare every file that a record speaks of (of one seed and condition, if they are given) with its digest.
+
+        Raises: RunFolderError, naming the first file that is missing or holds other bytes.
+        """
+        for name, reason in self.changed_files(results, seed, condition):
+            raise RunFolderError(
+                str(self.path / name),
+                got=reason,
+                allowed="the file whose SHA-256 is in results.jsonl",
+                remedy="restore it from a copy, or start again in another --out",
+            )
+
+    def changed_files(
+        self, results: RunResults, seed: int | None = None, condition: str | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """The recorded files, by path within the folder, that are not what was recorded, each with what is wrong."""
+        for name, digest in results.files.items():
+            folder, _, file = name.rpartition("/")
+            if folder and None not in (seed, condition) and folder.partition("/")[0] != f"{seed}-{condition}":
+                continue
+            if not self._is_own_name(name):
+                yield name, "a name that no file of a run has"
+                continue
+            try:
+                if sha256_of(self.path / name, follow_links=False) != digest:
+                    yield name, "bytes that do not give the recorded SHA-256"
+            except FileNotFoundError:
+                if not _may_be_gone(file, folder, results):
+                    yield name, "no such file"
+            except OSError as error:
+                yield name, error.strerror or str(error)
+
+    def _is_own_name(self, name: str) -> bool:
+        return not name.startswith("/") and all(part not in ("", ".", "..") for part in name.split("/"))
 
     def forget(self, seed: int, condition: str, finished: int) -> None:
         """Remove what the ``finished`` phases of a seed and condition needed, and nothing after them needs."""
@@ -120,12 +165,19 @@ class RunFolder:
         holds_work = self._holds_work()
         if not holds_work:
             self.results.unlink(missing_ok=True)  # an attempt that ended before its first checkpoint binds nobody
+        if holds_work and not file.exists() and name in read_results(self.path).files:
+            raise RunFolderError(
+                str(file),
+                got="no such file, though the run has written it",
+                allowed="the file whose SHA-256 is in results.jsonl",
+                remedy="restore it from a copy, or start again in another --out",
+            )
         if not holds_work or not file.exists():
             # In place of the old one: without run.json, for however short a time, the folder would be a stranger's.
             atomic_write(file, json.dumps(wanted, indent=2).encode())
             return
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = parse_json(file.read_bytes())
         except ValueError as error:
             raise RunFolderError(
                 str(file), got=str(error), allowed="the JSON that this program wrote", remedy="choose another --out"
@@ -159,6 +211,22 @@ class RunFolder:
     def _holds_work(self) -> bool:
         recorded = self.results.exists() and b'"kind": "phase"' in self.results.read_bytes()
         return recorded or any(self.path.glob("*/checkpoint.safetensors"))
+
+
+def checked_results(path: Path | str, seed: int | None = None, condition: str | None = None) -> RunResults:
+    """The results of a run folder, whose files are those that were recorded. Raises: RunFolderError."""
+    results = read_results(path)
+    RunFolder(path).check_files(results, seed, condition)
+    return results
+
+
+def _may_be_gone(file: str, folder: str, results: RunResults) -> bool:
+    """Whether :meth:`RunFolder.forget` removes a file: what only the phase that follows needs."""
+    seed, _, condition = folder.partition("-")
+    kind, _, phase = file.removesuffix(".safetensors").rpartition("-")
+    if kind not in ("consolidated", "model") or not seed.isdecimal() or not phase.isdecimal():
+        return False
+    return int(phase) < len(results.phases_of(condition, int(seed))) - 1
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:

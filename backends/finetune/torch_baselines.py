@@ -25,6 +25,7 @@ from backends.finetune.encoding import Batch
 from backends.finetune.protocol import Protocol
 from backends.finetune.run_folder import PhaseFiles
 from backends.finetune.torch_lora import LoraSlot, factors
+from backends.sealed import read_sealed, seal
 
 AnswerLogits = Callable[[Batch], tuple[Tensor, Tensor]]  # logits (answer tokens, vocabulary) in float32, and labels
 
@@ -90,7 +91,7 @@ class ElasticWeightConsolidation(Baseline):
 
     def save(self, files: PhaseFiles) -> None:
         cpu = {name: tensor.cpu().contiguous() for name, tensor in self.consolidated.state().items()}
-        atomic_write(files.consolidated, safetensors.torch.save(cpu))
+        atomic_write(files.consolidated, seal(safetensors.torch.save(cpu)))
 
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         super().restore(phases)
@@ -181,8 +182,8 @@ def baseline_of(
 def read_tensors(path: Path, device: Any) -> dict[str, Tensor]:
     """A file of this run. Raises: RunFolderError."""
     try:
-        return safetensors.torch.load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
+        return {name: tensor.to(device) for name, tensor in safetensors.torch.load(read_sealed(path)).items()}
+    except (OSError, ValueError, SafetensorError) as error:
         raise damaged_phase(path, f"{type(error).__name__}: {error}") from error
 
 

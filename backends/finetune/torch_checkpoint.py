@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backends.atomic import atomic_write
 from backends.finetune.checkpoint_file import damaged
+from backends.sealed import seal
 
 Optimizer = torch.optim.Optimizer
 
@@ -28,14 +29,16 @@ def save_checkpoint(
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = value
     cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, safetensors.torch.save(cpu, {"progress": json.dumps(progress)}))
+    atomic_write(path, seal(safetensors.torch.save(cpu), {"progress": json.dumps(progress)}))
 
 
-def load_checkpoint(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
-    """Restore parameters and optimizer state. Raises: RunFolderError; then nothing is changed."""
+def load_checkpoint(data: bytes, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Restore parameters and optimizer state from the bytes of ``path``. Raises: RunFolderError; then nothing is
+    changed.
+    """
     try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     for name, parameter in parameters.items():
         stored = tensors.get(f"parameter/{name}")

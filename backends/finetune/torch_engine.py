@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backends.atomic import atomic_write
 from backends.finetune import torch_checkpoint
 from backends.finetune.base_model import load_tokenizer
-from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_progress
+from backends.finetune.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.conditions import Condition
 from backends.finetune.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.engine import RowScore, SpectralReport, StepReport
@@ -43,6 +43,7 @@ from backends.finetune.torch_unconstrained import (
 )
 from backends.finetune.torch_world import shard_base, share, sum_gradients, total
 from backends.finetune.world import SINGLE, World
+from backends.sealed import seal
 from backends.torch import AdapterState, CRMABackbone, attach_crma
 from backends.torch.decoder import find_decoder
 from reference import AdapterConfig
@@ -309,7 +310,7 @@ class TorchEngine:
     def _save_phase(self, phase: int, files: PhaseFiles) -> None:
         if self.slot is None:
             tensors = {name: value.detach().to("cpu").contiguous() for name, value in self._trainables().items()}
-            atomic_write(files.model, safetensors.torch.save(tensors))
+            atomic_write(files.model, seal(safetensors.torch.save(tensors)))
         else:
             self.slot.save(files.lora)
         if self.baseline is not None:
@@ -355,10 +356,10 @@ class TorchEngine:
                 torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress)
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
-        progress = read_progress(path)
-        if progress is None or progress["phase"] != phase:
+        if (found := read_checkpoint(path, phase)) is None:
             return None
-        torch_checkpoint.load_checkpoint(path, self._trainables(), self.optimizer)
+        data, progress = found
+        torch_checkpoint.load_checkpoint(data, path, self._trainables(), self.optimizer)
         return progress
 
     @contextmanager

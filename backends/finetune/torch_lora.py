@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from backends.atomic import atomic_write
+from backends.adapter_folder import read_adapter, write_adapter
 from backends.finetune.checkpoint_file import damaged_phase
 from backends.finetune.protocol import LoraSection
 from reference.errors import ProtocolError
@@ -64,18 +64,17 @@ class LoraSlot:
         """What PeftModel.save_pretrained writes, file by file: atomic, and on the disk when this returns."""
         tensors = get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
         cpu = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-        atomic_write(folder / "adapter_model.safetensors", safetensors.torch.save(cpu, {"format": "pt"}))
         config = self.model.peft_config[NAME].to_dict() | {"inference_mode": True}
         text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))  # sets as lists
-        atomic_write(folder / "adapter_config.json", text.encode())
+        write_adapter(folder, safetensors.torch.save(cpu), text.encode())
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote. Raises: RunFolderError for a damaged file."""
         parameters = self.parameters()
         try:
-            tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            tensors = safetensors.torch.load(read_adapter(folder, required=True)[0])
             result: Any = set_peft_model_state_dict(self.model, tensors, NAME)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, ValueError, SafetensorError, RuntimeError) as error:
             raise damaged_phase(folder, f"{type(error).__name__}: {error}") from error
         if result.unexpected_keys or len(tensors) != len(parameters):
             raise damaged_phase(folder, f"{len(tensors)} tensors, of which unexpected: {result.unexpected_keys[:3]}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from backends.atomic import atomic_write
 from backends.certificate import Certificate
 from backends.finetune.checkpoint_file import damaged_phase
+from backends.sealed import read_sealed, seal
 from backends.torch import AdapterState, CRMAAdapter, CRMABackbone
 from backends.torch.certificates import certificate_of
 from backends.torch.functions import functions
@@ -57,13 +58,13 @@ def save_unconstrained(path: Path, state: AdapterState) -> None:
     """Write the matrices, gates and bases, atomically."""
     tensors = {"mixing": state.mix_logits, "gate_logits": state.gate_logits, "bases": state.bases}
     cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, safetensors.torch.save(cpu, {"format": "crma-unconstrained"}))
+    atomic_write(path, seal(safetensors.torch.save(cpu), {"format": "crma-unconstrained"}))
 
 
 def load_unconstrained(path: Path) -> AdapterState:
     """Read what :func:`save_unconstrained` wrote. Raises: RunFolderError."""
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load(read_sealed(path))
         return AdapterState(tensors["mixing"], tensors["gate_logits"], tensors["bases"])
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise damaged_phase(path, f"{type(error).__name__}: {error}") from error

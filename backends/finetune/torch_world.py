@@ -10,7 +10,7 @@ accumulated batch, and it averages over processes whose numbers of answer tokens
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,9 @@ from torch import nn
 
 from backends.finetune.world import SINGLE, World
 from reference.errors import BackendError
+
+#: within which every process has to say what it is about to work on; loading its files comes before
+AGREE_SECONDS = 300
 
 
 class TorchWorld:
@@ -52,6 +55,25 @@ class TorchWorld:
 
     def barrier(self) -> None:
         dist.barrier()
+
+    def agree(self, parts: Mapping[str, str]) -> None:
+        # A group of its own: only there can the time be limited, and gloo needs no GPU.
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=AGREE_SECONDS))
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, dict(parts), group=group)
+        differing = {
+            rank: names
+            for rank, theirs in enumerate(found)
+            if (names := sorted(name for name in {*found[0], *theirs} if theirs.get(name) != found[0].get(name)))
+        }
+        if differing:
+            raise BackendError(
+                "torchrun",
+                got="; ".join(f"process {rank} with another {', '.join(names)}" for rank, names in differing.items())
+                + " than process 0",
+                allowed="one protocol, model, data and version of each package in all processes",
+                remedy="give every process the same arguments, and every machine the same files and packages",
+            )
 
     @contextmanager
     def joined(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -14,6 +15,17 @@ class World(Protocol):
 
     def barrier(self) -> None:
         """Wait until every process is here."""
+        ...
+
+    def agree(self, parts: Mapping[str, str]) -> None:
+        """Compare what this process is about to work on with every other one's, before anything is computed.
+
+        Args:
+            parts: name of a part (the model, the tasks) -> its digest.
+
+        Raises: BackendError in every process, naming the processes and the parts that differ; and where one does not
+            answer in time.
+        """
         ...
 
     def joined(self) -> AbstractContextManager[None]:
@@ -30,6 +42,9 @@ class SingleProcess:
     rank, size = 0, 1
 
     def barrier(self) -> None:
+        return None
+
+    def agree(self, parts: Mapping[str, str]) -> None:
         return None
 
     def joined(self) -> AbstractContextManager[None]:

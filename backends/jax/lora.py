@@ -19,11 +19,10 @@ from jax import Array
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from backends.atomic import atomic_write
+from backends.adapter_folder import CONFIG, WEIGHTS, read_adapter, write_adapter
 from backends.jax.decoder.config import DecoderConfig
 from reference.errors import ConfigError, ModelError
 
-TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 #: What PEFT can do and the decoder does not; each must be absent, or what it is by default.
 UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
@@ -98,8 +97,9 @@ def save_lora(folder: Path | str, lora: Lora, alpha: float, base_model: str = ""
         "inference_mode": True,
         "task_type": "CAUSAL_LM",
     }
-    atomic_write(Path(folder) / TENSORS, safetensors.numpy.save(tensors, {"format": "pt"}))
-    atomic_write(Path(folder) / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())
+    write_adapter(
+        Path(folder), safetensors.numpy.save(tensors), json.dumps(settings, indent=2, sort_keys=True).encode()
+    )
 
 
 def load_lora(folder: Path | str, config: DecoderConfig) -> tuple[Lora, float]:
@@ -108,12 +108,12 @@ def load_lora(folder: Path | str, config: DecoderConfig) -> tuple[Lora, float]:
     Raises: ModelError, naming file, tensor or setting, what was found and what is expected.
     """
     folder = Path(folder)
-    settings = _settings(folder / SETTINGS)
     try:
-        tensors = safetensors.numpy.load_file(folder / TENSORS)
+        data, found = read_adapter(folder)
+        settings, tensors = _settings(folder / CONFIG, found), safetensors.numpy.load(data)
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}", f"{TENSORS} and {SETTINGS} of PEFT") from error
+        raise _damaged(folder, f"{type(error).__name__}: {error}", f"{WEIGHTS} and {CONFIG} of PEFT") from error
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     lora = {}
     for path, (outputs, inputs) in config.projections.items():
@@ -122,7 +122,7 @@ def load_lora(folder: Path | str, config: DecoderConfig) -> tuple[Lora, float]:
             lora[path] = Factors(*(_stacked(folder, tensors, config.layers, path, *pair) for pair in pairs))
     if tensors or not lora:
         got = f"{next(iter(tensors))}, which is no factor of a projection" if tensors else "no tensor"
-        raise _damaged(folder / TENSORS, got, "factors of " + ", ".join(config.projections))
+        raise _damaged(folder / WEIGHTS, got, "factors of " + ", ".join(config.projections))
     return lora, scale
 
 
@@ -136,17 +136,13 @@ def _stacked(
         matrix = tensors.pop(tensor, None)
         if matrix is None or matrix.shape != shape:
             got = "no such tensor" if matrix is None else f"shape {matrix.shape}"
-            raise _damaged(f"{folder / TENSORS}: {tensor}", got, f"shape {shape}, in each of {layers} layers")
+            raise _damaged(f"{folder / WEIGHTS}: {tensor}", got, f"shape {shape}, in each of {layers} layers")
         each.append(matrix.astype(np.float32))
     return jnp.array(np.stack(each))
 
 
-def _settings(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}", "the settings of a PEFT adapter") from error
+def _settings(path: Path, settings: dict[str, Any]) -> Mapping[str, Any]:
+    kind = settings["peft_type"]
     wrong = [(name, settings[name]) for name in UNSUPPORTED if settings.get(name)]
     wrong += [("bias", settings["bias"])] if settings.get("bias", "none") != "none" else []
     wrong += [("peft_type", kind)] if kind != "LORA" else []
@@ -158,7 +154,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
             allowed="plain LoRA",
             remedy="merge the adapter into the model with PEFT's merge_and_unload, and load the merged model",
         )
-    return dict(settings)
+    return settings
 
 
 def _module(layer: int, path: str) -> str:

@@ -6,7 +6,7 @@ Source: PEFT's public functions; the checks, ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from backends.adapter_folder import CONFIG, WEIGHTS, read_adapter
 from reference.errors import StateFileError
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -31,14 +31,18 @@ class AdapterContent(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def read_adapter(folder: Path, device: torch.device | str) -> AdapterContent:
-    """Read a PEFT folder of LoRA. Raises: StateFileError for one that is missing, damaged or of another kind."""
+def load_adapter(folder: Path, device: torch.device | str, expected: Mapping[str, str] | None = None) -> AdapterContent:
+    """Read a PEFT folder of LoRA into memory; ``expected``: the SHA-256 of its files, by name, where a run recorded it.
+
+    Raises: StateFileError for one that is missing, damaged, other than recorded, or of another kind.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():  # PEFT would look for it on the hub
             raise refused(folder, f"a folder without {name}" if folder.is_dir() else "no such folder")
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-        tensors = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
+        data, settings = read_adapter(folder, expected=expected)
+        config = LoraConfig.from_peft_type(**LoraConfig.check_kwargs(**settings))
+        tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         config.base_model_name_or_path = None  # where the model lay when it was trained; PEFT would warn
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise refused(folder, f"{type(error).__name__}: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from backends.finetune.base_model import load_tokenizer
 from backends.finetune.inference.base_folder import base_folder
 from backends.finetune.inference.generation import generate
-from backends.finetune.inference.peft_adapters import PeftAdapters, read_adapter
+from backends.finetune.inference.peft_adapters import PeftAdapters, load_adapter
 from backends.finetune.inference.run_adapters import RunAdapters, TaskAdapter, run_adapters
 from backends.finetune.inference.shared_adapter import SharedAdapter, attach_shared
 from backends.finetune.torch_model import load_base
@@ -121,7 +121,7 @@ class AdapterRegistry:
             return
         adapter = self._task(task)
         new = [folder for folder in dict.fromkeys(adapter.lora) if folder not in self._recent]
-        contents = {folder: read_adapter(folder, self._adapters.device) for folder in new}
+        contents = {folder: load_adapter(folder, self._adapters.device, adapter.expected(folder)) for folder in new}
         for content in contents.values():
             self._adapters.check(content)
         swap = adapter.crma if self.shared is not None and self.shared.file != adapter.crma else None
@@ -150,7 +150,7 @@ class AdapterRegistry:
             raise ConfigError(
                 "name", got=f"{name!r}, which is taken", allowed="a new name", remedy=f"remove({name!r}) first"
             )
-        self._adapters.check(read_adapter(Path(folder), self._adapters.device))
+        self._adapters.check(load_adapter(Path(folder), self._adapters.device))
         present = None if self.shared is None else self.shared.file
         default = next((task.crma for task in reversed(self._tasks.values())), present)
         if crma is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.finetune.conditions import Condition, parse_condition
 from backends.finetune.protocol import Protocol
 from backends.finetune.results import read_results
@@ -19,6 +22,12 @@ class TaskAdapter(NamedTuple):
 
     lora: tuple[Path, ...]
     crma: Path | None = None
+    digests: Mapping[str, str] = MappingProxyType({})  # SHA-256 of the LoRAs' files by path, where a run recorded them
+
+    def expected(self, folder: Path) -> dict[str, str] | None:
+        """The digests of one LoRA's files, by name."""
+        found = {name: self.digests.get(str(folder / name), "") for name in (CONFIG, WEIGHTS)}
+        return found if self.digests else None
 
 
 class RunAdapters(NamedTuple):
@@ -71,6 +80,8 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
             allowed="a run of this version of the program",
             remedy="use the version that trained it; results.jsonl names it",
         ) from error
+    folder.check_files(results, chosen, condition)
+    digests = {str(folder.path / name): digest for name, digest in results.files.items()}
     last = finished[chosen] - 1
     lora = [folder.lora(chosen, condition, phase) for phase in range(last + 1)]
     tasks = {}
@@ -78,7 +89,7 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
         own_lora = {"per-task": (lora[phase],), "shared": (lora[last],), "summed": tuple(lora)}[kind.trains]
         files = folder.files(chosen, condition, phase if kind.pinned else last)
         shared = {"none": None, "doubly-stochastic": files.crma, "unconstrained": files.mixing}[kind.crma]
-        tasks[name] = TaskAdapter(own_lora, shared)
+        tasks[name] = TaskAdapter(own_lora, shared, digests)
     return RunAdapters(protocol, results.run.model, kind, chosen, results.run.random_weights, tasks)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backends.finetune.named_tasks import NAMED, named_task
 from backends.finetune.protocol import Protocol
-from backends.finetune.results import read_results
+from backends.finetune.run_folder import checked_results
 from backends.finetune.tasks import Example, Task, fingerprint, parse_task_option
 from reference.errors import ProtocolError, RunFolderError
 
@@ -20,7 +20,7 @@ def run_tasks(run_folder: Path | str, *, seed: int | None = None, own: Sequence[
     Raises: RunFolderError for texts other than those of the run, and what reading them raises.
     """
     folder = Path(run_folder)
-    results = read_results(folder)
+    results = checked_results(folder)
     seed = results.seeds[0] if seed is None else seed
     known = _fingerprints(folder, seed)
     given = {task.name: task for task in (parse_task_option(option) for option in own)}

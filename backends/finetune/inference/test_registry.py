@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 
 from backends.finetune.inference.conftest import NAMES, save_random_crma, save_random_lora, tiny_base
-from backends.finetune.inference.peft_adapters import AdapterContent, read_adapter
+from backends.finetune.inference.peft_adapters import AdapterContent, load_adapter
 from backends.finetune.inference.registry import AdapterRegistry
 from backends.finetune.protocol import LoraSection
 from backends.finetune.torch_lora import LoraSlot
@@ -106,11 +106,11 @@ def test_at_most_so_many_adapters_are_resident(
     tensors = []
 
     def recorded(folder: Path, device: torch.device) -> AdapterContent:
-        content = read_adapter(folder, device)
+        content = load_adapter(folder, device)
         tensors.append(weakref.ref(next(iter(content.tensors.values())).untyped_storage()))
         return content
 
-    monkeypatch.setattr("backends.finetune.inference.registry.read_adapter", recorded)
+    monkeypatch.setattr("backends.finetune.inference.registry.load_adapter", recorded)
     registry = AdapterRegistry.from_run(modular_run, resident=limit)
     branch = modular_run / "7-modular"
     for name in ("alpha", "beta", "gamma", "gamma", "alpha", "gamma", "beta"):
@@ -132,9 +132,9 @@ def test_the_least_recently_used_one_goes(modular_run: Path, monkeypatch: pytest
 
     def recorded(folder: Path, device: torch.device) -> AdapterContent:
         reads.append(folder.name)
-        return read_adapter(folder, device)
+        return load_adapter(folder, device)
 
-    monkeypatch.setattr("backends.finetune.inference.registry.read_adapter", recorded)
+    monkeypatch.setattr("backends.finetune.inference.registry.load_adapter", recorded)
     registry = AdapterRegistry.from_run(modular_run, resident=2)
     for name in ("alpha", "beta", "alpha", "gamma", "alpha", "beta"):
         registry.use(name)
