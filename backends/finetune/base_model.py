@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -99,7 +100,9 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
 
     Of config.json all that describes the model; of the weights the whole content of each file that is loaded, or, for
     random weights that are drawn when the model is built, what they are drawn from; of the tokenizer every file that
-    it is read from, its chat template included. What else lies in the folder does not count. Raises: ModelError, OSError.
+    it is read from, its chat template included. What else lies in the folder does not count.
+
+    Raises: ModelError, OSError.
     """
     config = {key: value for key, value in read_json(folder, "config.json").items() if key not in _OF_NO_EFFECT}
     drawn = is_random(folder) and not (folder / SINGLE).exists()

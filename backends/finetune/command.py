@@ -165,8 +165,9 @@ class _Run:
                 for name, content in {"run.json": identity, **prints}.items():
                     folder.claim(name, content)
                 files = {name: sha256_of(folder.path / name) for name in ("run.json", *prints)}
+                if folder.results.exists():
+                    folder.check_files(read_results(folder.path))
                 append_record(folder.results, record | {"files": files})
-                folder.check_files(read_results(folder.path))
             self.world.barrier()
             weights = [_cost(name) for _ in protocol.seeds for name in protocol.conditions]
             log = TensorBoardLog(folder.path / "tensorboard") if self.tensorboard and is_first else NO_LOG
