@@ -11,8 +11,9 @@ from typing import Any
 
 import reference
 from backends.finetune.certify.check import Check, holds
+from backends.finetune.certify.consistency import protocol_of, record_consistent, run_consistent
 from backends.finetune.certify.files import RunFiles
-from backends.finetune.certify.promises import NOT_CHECKED, PROMISES
+from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
 from backends.finetune.conditions import Condition, parse_condition
@@ -50,6 +51,7 @@ class Certification:
             "promises": {check.name: PROMISES[check.name] for check in self.checks},
             "checks": [_plain(check) for check in self.checks],
             "not_checked": list(NOT_CHECKED),
+            "cannot_be_known": list(CANNOT_KNOW),
             "sha256": dict(sorted(self.digests.items())),
         }
 
@@ -84,6 +86,11 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
     except RunFolderError as error:
         reason = f"{Path(error.field).name}: got {error.got}; allowed: {error.allowed}"
         return Certification([holds("run", None, "results readable", "CL-1", [reason])], None, files.digests)
+    protocol, faults = protocol_of(results.run.config)
+    if protocol is None:
+        return Certification(
+            [holds("run", None, "records agree with the protocol", "CL-1", faults)], results, files.digests
+        )
     limited = () if max_drift is None else _limited(results, max_drift)
     checks: list[Check] = []
     every_state: list[StoredState] = []
@@ -98,11 +105,14 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
             checks += record_checks(results, condition, seed, budget)
             if name in limited and max_drift is not None:
                 checks.append(drift_limit(results, name, seed, max_drift))
-            checks.append(files.adapters(condition, seed, len(results.tasks)))
+            whole, loras = files.adapters(condition, seed, len(results.tasks), protocol.lora)
             states, readable = files.states(condition, seed, len(results.tasks))
+            values = {"lora": loras, "crma": [state.values for state in states]}
+            checks += [whole, record_consistent(results, protocol, condition, seed, values)]
             checks += readable + state_checks(condition, seed, states, results.phases_of(name, seed), budget)
             every_state += states
-    return Certification([files.of_this_run(results, every_state), *checks], results, files.digests)
+    whole_run = [files.of_this_run(results, every_state), run_consistent(results, protocol)]
+    return Certification([*whole_run, *checks], results, files.digests)
 
 
 def _budget(condition: Condition, results: RunResults) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,22 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from backends.files import parse_json
 from backends.finetune.certify.check import Check, holds
 from backends.finetune.certify.states import StoredState
 from backends.finetune.conditions import Condition
+from backends.finetune.protocol import LoraSection
 from backends.finetune.results import RunResults
 from backends.finetune.run_folder import RunFolder
 from backends.torch.state import load_state
 from reference.errors import StateFileError
 
 _CONFIGS = ("streams", "rank", "iterations")
+#: settings of PEFT with which the same tensors give other answers; the training leaves them at their defaults
+_ANSWERS_OTHERWISE = {
+    "alpha_pattern", "bias", "layers_to_transform", "lora_bias", "modules_to_save", "peft_type", "rank_pattern",
+    "trainable_token_indices", "use_dora", "use_qalora", "use_rslora",
+}  # fmt: skip
 
 
 class RunFiles:
@@ -29,18 +37,25 @@ class RunFiles:
         self.folder, self.places = folder, RunFolder(folder)
         self.digests: dict[str, str] = {}
 
-    def adapters(self, condition: Condition, seed: int, phases: int) -> Check:
-        """The LoRA of each task (of the last phase where one is shared), or the whole model: loads, and is finite."""
+    def adapters(self, condition: Condition, seed: int, phases: int, section: LoraSection) -> tuple[Check, list[int]]:
+        """The LoRA of each task (of the last phase where one is shared), or the whole model: loads, is finite, and has
+        the rank and the scale of the protocol's ``section``. Also how many values each LoRA holds.
+        """
         faults: list[str] = []
+        counts: list[int] = []
         if condition.trains == "full":
             model = self.places.branch(seed, condition.name) / f"model-{phases - 1}.safetensors"
             self._tensors(model, faults)
-            return holds(condition.name, seed, "model file whole", "", faults)
+            return holds(condition.name, seed, "model file whole", "", faults), counts
         shapes: dict[str, Any] | None = None
         for phase in range(phases - 1 if condition.trains == "shared" else 0, phases):
             lora = self.places.lora(seed, condition.name, phase)
-            self._json(lora / "adapter_config.json", faults)
+            settings = self._json(lora / "adapter_config.json", faults)
             tensors = self._tensors(lora / "adapter_model.safetensors", faults)
+            if settings and tensors:
+                wrong = _settings_faults(settings, tensors, section, raised=condition.raised_rank)
+                faults += [f"{self._name(lora)}/adapter_config.json: {fault}" for fault in wrong]
+                counts.append(sum(tensor.numel() for tensor in tensors.values()))
             found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             if found and shapes not in (None, found):
                 faults.append(f"{self._name(lora)}: tensors of other names or shapes than in the first task")
@@ -48,7 +63,7 @@ class RunFiles:
         if condition.crma == "unconstrained":
             for phase in range(phases):
                 self._tensors(self.places.branch(seed, condition.name) / f"mixing-{phase}.safetensors", faults)
-        return holds(condition.name, seed, "adapter files whole", "", faults)
+        return holds(condition.name, seed, "adapter files whole", "", faults), counts
 
     def states(self, condition: Condition, seed: int, phases: int) -> tuple[list[StoredState], list[Check]]:
         """The stored states of the shared CRMA that can be read, and the check that all can."""
@@ -90,6 +105,7 @@ class RunFiles:
             for path in sorted(self.folder.glob("[0-9]*-*"))
             if path.is_dir() and path not in known
         ]
+        faults += [f"{name}: no phase writes such a file" for name in self._strangers(results)]
         for state in states:
             config, first = state.content.config, states[0]
             wanted = {field: crma[field] for field in _CONFIGS if field in crma}
@@ -102,6 +118,21 @@ class RunFiles:
             if state.content.base_model_sha256 != first.content.base_model_sha256:
                 faults.append(f"{state.name}: architecture of another base model than {first.name}")
         return holds("run", None, "files belong to this run", "STATE-2", faults)
+
+    def _strangers(self, results: RunResults) -> Iterator[str]:
+        """Files among the adapters that belong to no phase of the run."""
+        last = len(results.tasks) - 1
+        for seed in results.seeds:
+            for name in results.conditions:
+                done = len(results.phases_of(name, seed))
+                files = [self.places.files(seed, name, phase) for phase in range(min(done, last) + 1)]
+                known = {path for of_phase in files for path in of_phase}
+                known |= {
+                    lora / part for lora, *_ in files for part in ("adapter_config.json", "adapter_model.safetensors")
+                }
+                known |= {self.places.checkpoint(seed, name)} if done <= last else set()
+                found = sorted(self.places.branch(seed, name).rglob("*"))
+                yield from (self._name(path) for path in found if path not in known)
 
     def _tensors(self, path: Path, faults: list[str]) -> dict[str, Tensor]:
         try:
@@ -118,9 +149,9 @@ class RunFiles:
 
     def _json(self, path: Path, faults: list[str]) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             self._digest(path)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             faults.append(f"{self._name(path)}: {reason}")
             return {}
@@ -135,3 +166,20 @@ class RunFiles:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+def _settings_faults(
+    settings: dict[str, Any], tensors: dict[str, Tensor], section: LoraSection, *, raised: bool
+) -> Iterator[str]:
+    """What in a LoRA's settings is not what the protocol trains: a file of the same tensors that answers otherwise."""
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    shapes = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
+    if shapes != {rank}:
+        yield f"r {rank!r}, while the tensors have {sorted(shapes)}"
+    if rank != section.rank and not (raised and isinstance(rank, int) and rank > section.rank):
+        yield f"r {rank!r}, in the protocol {section.rank}"
+    elif not isinstance(alpha, (int, float)) or not math.isclose(alpha / rank, section.alpha / section.rank):
+        yield f"lora_alpha {alpha!r}, in the protocol {section.alpha} at rank {section.rank}"
+    for name, value in settings.items():
+        if name in _ANSWERS_OTHERWISE and value not in (None, False, "none", "LORA", {}, []):
+            yield f"{name} {value!r}, which the training does not use"

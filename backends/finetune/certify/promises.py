@@ -8,6 +8,11 @@ PROMISES = {
     "condition known": "The condition is one whose promises this program knows.",
     "files belong to this run": "run.json, results.jsonl and the tasks' names agree, no folder of adapters is without "
     "a record, and all CRMA states have the protocol's sizes and the same base model's architecture.",
+    "records agree with the protocol": "The configuration is a protocol, and every record speaks of its conditions, "
+    "seeds, tasks, panel and counts; the conditions saw the same batches.",
+    "records as training writes them": "Each phase logged the steps that the protocol asks for, a gradient norm per "
+    "step, losses of the tasks it had seen, and as many parameters as its files hold; FROZEN starts each task as the "
+    "bare model.",
     "holdout matrix complete": "Every phase is recorded, with a positive finite holdout loss of every task seen.",
     "drift exactly 0, nats": "The largest |H[p, j] - H[j, j]| over all phases p and tasks j is 0, bit for bit.",
     "drift of every task, %": "No prior task's holdout loss rose by more than the limit asked for with --max-drift.",
@@ -18,7 +23,8 @@ PROMISES = {
     "displacement, logged": "Largest spectral norm of the adapter's change since the anchor (its state after the first "
     "task), over layers and logged steps; at most the budget, up to rounding of the stored values.",
     "spectral bounds": "Not applicable: nothing in this condition is bounded.",
-    "adapter files whole": "The adapter of every task can be read, all its numbers are finite, all have one shape.",
+    "adapter files whole": "The adapter of every task can be read, all its numbers are finite, all have one shape, and "
+    "its settings are the protocol's.",
     "model file whole": "The model that answers after the last task can be read, and all its numbers are finite.",
     "state files whole": "Every stored CRMA state can be read, matches its checksum and is finite.",
     "stored states measurable": "All stored states have the same sizes and can be measured.",
@@ -43,4 +49,11 @@ NOT_CHECKED = (
     "and 2 of the specification); the displacement budget was applied after every step.",
     "A bound for the model as a whole: the bounds hold for each layer, for equal inputs of the layer.",
     "The quality of any answer, and drift on texts outside the holdout sets.",
+)
+
+#: What no check of files can know; the last words of every certification.
+CANNOT_KNOW = (
+    "No check of files can know whether these losses were measured on the named model and texts, or were written by "
+    "somebody who afterwards made every record and digest fit.",
+    "Only running the same command again, on the same model and texts, and comparing what it writes shows that.",
 )

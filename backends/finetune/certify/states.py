@@ -35,6 +35,11 @@ class StoredState(NamedTuple):
     phase: int
     content: StateFile
 
+    @property
+    def values(self) -> int:
+        """How many values it holds."""
+        return sum(tensor.numel() for tensor in self.content.state)
+
 
 def state_checks(
     condition: Condition, seed: int, states: list[StoredState], phases: list[PhaseRecord], budget: float | None
@@ -117,8 +122,11 @@ def _as_logged(condition: str, seed: int, states: list[StoredState], phases: lis
     differences: Worst = []
     for name, phase, content in states:
         log = phases[phase].spectral if phase < len(phases) else None
-        if log is None or not log.steps or log.steps[-1] != len(phases[phase].losses):
+        if log is None or not log.steps:
             continue
+        if log.steps[-1] != len(phases[phase].losses):
+            fault = f"the log of phase {phase + 1} ends before its last step, so that nothing says what {name} was"
+            return holds(condition, seed, "stored states as logged", "CERT-1, CERT-2", [fault])
         now = certificate(content.state, content.config.iterations)
         pairs = [(float(now.smallest.min()), log.adapter_min[-1]), (float(now.largest.max()), log.adapter_max[-1])]
         logged = log.displacement_max[-1]

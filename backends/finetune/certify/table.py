@@ -10,14 +10,14 @@ from rich.text import Text
 import reference
 from backends.finetune.certify.certification import Certification
 from backends.finetune.certify.check import Check
-from backends.finetune.certify.promises import NOT_CHECKED
+from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED
 from backends.finetune.labels import RANDOM_WEIGHTS, label, readable
 
 _STYLES = {"pass": "green", "fail": "bold red", "not promised": "dim"}
 
 
 def show(certification: Certification, console: Console) -> None:
-    """Print the table, each failure with its reason, what is not promised, what was not checked, and the verdict."""
+    """Print the table, each failure with its reason, what was not checked, the verdict, and what no check can know."""
     console.print(certification_table(certification))
     for check in certification.checks:
         if check.verdict == "fail":
@@ -38,6 +38,7 @@ def show(certification: Certification, console: Console) -> None:
         f"{verdict}: {counts}; {len(certification.digests)} files read; specification {reference.SPEC_VERSION}{weights}"
     )
     console.print(Text(line, style="bold green" if certification.passed else "bold red"))
+    console.print(Text(" ".join(CANNOT_KNOW)))
 
 
 def certification_table(certification: Certification) -> Table:
