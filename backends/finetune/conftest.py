@@ -152,11 +152,30 @@ def adapters(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
 
 
+def results_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl`` without their digests."""
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "sha256"} for line in lines]
+
+
+def rewrite_results(run: Path, lines: list[dict[str, Any]]) -> None:
+    """Write ``results.jsonl`` anew, as somebody would who makes every digest fit, and without a look at the content."""
+    from backends.finetune.results import _sealed
+
+    content = b""
+    for line in lines:
+        content += _sealed(json.dumps(line).encode(), content)
+    (run / "results.jsonl").write_bytes(content)
+
+
 def measured(run: Path) -> list[dict[str, Any]]:
     """The phases of a run without what a clock or the machine's memory wrote."""
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     phases = [line for line in lines if line["kind"] == "phase"]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_bytes")} for line in phases]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "memory_bytes", "sha256")}
+        for line in phases
+    ]
 
 
 KILLING = """

@@ -74,12 +74,12 @@ class RunFolder:
         paths = [path for path in (lora / CONFIG, lora / WEIGHTS, *states) if path.exists()]
         return {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
 
-    def check_files(self, results: RunResults, seed: int | None = None, condition: str | None = None) -> None:
-        """Compare every file that a record speaks of (of one seed and condition, if they are given) with its digest.
+    def check_files(self, results: RunResults, branch: str | None = None) -> None:
+        """:meth:`changed_files` must find none.
 
         Raises: RunFolderError, naming the first file that is missing or holds other bytes.
         """
-        for name, reason in self.changed_files(results, seed, condition):
+        for name, reason in self.changed_files(results, branch):
             raise RunFolderError(
                 str(self.path / name),
                 got=reason,
@@ -87,13 +87,15 @@ class RunFolder:
                 remedy="restore it from a copy, or start again in another --out",
             )
 
-    def changed_files(
-        self, results: RunResults, seed: int | None = None, condition: str | None = None
-    ) -> Iterator[tuple[str, str]]:
-        """The recorded files, by path within the folder, that are not what was recorded, each with what is wrong."""
+    def changed_files(self, results: RunResults, branch: str | None = None) -> Iterator[tuple[str, str]]:
+        """The recorded files, by path within the folder, that are not what was recorded, each with what is wrong.
+
+        Args:
+            branch: the folder of one seed and condition, if only its files, and those of no such folder, are asked for.
+        """
         for name, digest in results.files.items():
             folder, _, file = name.rpartition("/")
-            if folder and None not in (seed, condition) and folder.partition("/")[0] != f"{seed}-{condition}":
+            if folder and branch is not None and folder.partition("/")[0] != branch:
                 continue
             if not self._is_own_name(name):
                 yield name, "a name that no file of a run has"
@@ -213,10 +215,10 @@ class RunFolder:
         return recorded or any(self.path.glob("*/checkpoint.safetensors"))
 
 
-def checked_results(path: Path | str, seed: int | None = None, condition: str | None = None) -> RunResults:
+def checked_results(path: Path | str) -> RunResults:
     """The results of a run folder, whose files are those that were recorded. Raises: RunFolderError."""
     results = read_results(path)
-    RunFolder(path).check_files(results, seed, condition)
+    RunFolder(path).check_files(results)
     return results
 
 

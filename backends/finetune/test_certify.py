@@ -13,9 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 import safetensors.torch
 
+from backends.files import sha256_of
 from backends.finetune.certify.certification import certify_run
 from backends.finetune.certify.command import add_parser, certify
+from backends.finetune.conftest import results_lines, rewrite_results
 from backends.finetune.results import append_record
+from backends.finetune.run_folder import RunFolder
 from backends.torch.certificates import AdapterState, certificate, displacement, interpolate, limit_displacement
 from backends.torch.state import load_state, save_state
 from reference import AdapterConfig
@@ -82,9 +85,11 @@ def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
         "tasks": TASKS,
     }
     run |= {"conditions": list(conditions), "seeds": list(seeds), "config": protocol, "displacement_budget": BUDGET}
-    append_record(folder / "results.jsonl", run | {"random_weights": random_weights})
     for seed in seeds:
         (folder / f"tasks-{seed}.json").write_text(json.dumps(dict.fromkeys(TASKS, "0")))
+    run["files"] = {path.name: sha256_of(path) for path in folder.glob("*.json")}
+    append_record(folder / "results.jsonl", run | {"random_weights": random_weights})
+    for seed in seeds:
         for condition in conditions:
             branch = folder / f"{seed}-{condition}"
             branch.mkdir()
@@ -108,16 +113,17 @@ def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
                 elif states:
                     path = branch / f"crma-{phase}.safetensors"
                     save_state(path, states[phase], CONFIG, "a tiny Llama", "f" * 64)
-                append_record(folder / "results.jsonl", record)
                 if condition == "full":
                     tensors = {"w": torch.randn(3, generator=generator)}
                     safetensors.torch.save_file(tensors, branch / f"model-{phase}.safetensors")
-                    continue
-                lora = branch / f"task-{phase}"
-                lora.mkdir()
-                tensors = {A: torch.randn(2, 3, generator=generator), B: torch.zeros(3, 2)}
-                safetensors.torch.save_file(tensors, lora / "adapter_model.safetensors")
-                (lora / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4, "use_dora": false}')
+                else:
+                    lora = branch / f"task-{phase}"
+                    lora.mkdir()
+                    tensors = {A: torch.randn(2, 3, generator=generator), B: torch.zeros(3, 2)}
+                    safetensors.torch.save_file(tensors, lora / "adapter_model.safetensors")
+                    (lora / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4, "use_dora": false}')
+                record["files"] = RunFolder(folder).digests(seed, condition, phase)
+                append_record(folder / "results.jsonl", record)
             if states:
                 answers = {"with_crma": [True] * 6, "without_crma": [False, True] * 3}
                 panel = {"kind": "panel", "condition": condition, "seed": seed, **answers}
@@ -135,23 +141,33 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def failures(folder, **options):
-    """(condition, seed, name) -> reason, of every failed check."""
+def fit_digests(run):
+    """Record the files as they are now, as somebody would who hides what was changed."""
+    lines = results_lines(run)
+    for line in lines:
+        present = [name for name in line.get("files", {}) if (run / name).exists()]
+        line["files"] = {name: sha256_of(run / name) for name in present}
+    rewrite_results(run, lines)
+
+
+def failures(folder, *, fit=True, **options):
+    """(condition, seed, name) -> reason, of every failed check; where ``fit``, with digests that were made to fit."""
+    if fit:
+        fit_digests(folder)
     checks = certify_run(folder, **options).checks
     return {(check.condition, check.seed, check.name): check.reason for check in checks if check.verdict == "fail"}
 
 
 def edit_record(run, condition, phase, change, seed=0):
     """Change one phase's record of results.jsonl in place."""
-    file = run / "results.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = results_lines(run)
     (record,) = (
         line
         for line in lines
         if (line.get("condition"), line.get("seed"), line.get("phase")) == (condition, seed, phase)
     )
     change(record)
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite_results(run, lines)
 
 
 def test_a_finished_run_passes_every_promise_and_nothing_else_is_called_passed(run):
@@ -265,6 +281,9 @@ def test_adapters_that_are_missing_cut_short_or_not_finite_fail_by_name(run):
     assert "adapter_config.json: " in found.pop(("replay", 0, name))
     assert found.pop(("full", 0, "model file whole")) == "0-full/model-2.safetensors: missing"
     assert "mixing-1.safetensors: missing" in found.pop(("modular-unconstrained", 0, name))
+    gone = {key[:2] for key, reason in found.items() if key[2] == "files as recorded" and "not in the record" in reason}
+    assert gone == {("frozen", 0), ("full", 0), ("modular-unconstrained", 0), ("naive", 0)}
+    found = {key: reason for key, reason in found.items() if key[2] != "files as recorded"}
     assert "12 parameters of lora" in found.pop(("modular", 1, "records as training writes them"))
     assert found == {}
 
@@ -313,15 +332,14 @@ def test_files_of_another_run_or_another_model_fail(run):
     assert failures(run) == {name: "1-modular/crma-1.safetensors: architecture of another base model than "
                                    "0-modular/crma-0.safetensors"}  # fmt: skip
     (run / "tasks-1.json").unlink()
-    assert "tasks-1.json: missing" in failures(run)[name]
+    assert "tasks-1.json" in failures(run)[name]
 
 
 def edit_run_record(run, change):
     """Change the first line of results.jsonl in place."""
-    first, *rest = (run / "results.jsonl").read_text().splitlines()
-    record = json.loads(first)
-    change(record)
-    (run / "results.jsonl").write_text("\n".join([json.dumps(record), *rest]) + "\n")
+    lines = results_lines(run)
+    change(lines[0])
+    rewrite_results(run, lines)
 
 
 @pytest.mark.clause("BUDGET-1")
@@ -338,10 +356,8 @@ def test_a_budget_that_is_not_the_protocols_fails(run, change, reason):
 
 
 def test_adapters_without_a_record_fail(run):
-    file = run / "results.jsonl"
     edit_run_record(run, lambda record: record["conditions"].remove("modular"))
-    kept = [line for line in file.read_text().splitlines() if '"condition": "modular"' not in line]
-    file.write_text("\n".join(kept) + "\n")
+    rewrite_results(run, [line for line in results_lines(run) if line.get("condition") != "modular"])
     assert set(failures(run)) == {("run", None, "files belong to this run")}
     assert "0-modular: a folder of adapters that results.jsonl does not speak of" in str(failures(run))
 

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from backends.finetune.certify.certification import certify_run
 from backends.finetune.certify.promises import CANNOT_KNOW
+from backends.finetune.conftest import results_lines, rewrite_results
 from backends.finetune.test_certify import edit_record, edit_run_record, failures, write_run
 
 Forge = Callable[[Path], None]
@@ -61,8 +62,7 @@ def settings(condition: str, **fields: Any) -> Forge:
 
 def panel(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Forge:
     def forge(run: Path) -> None:
-        lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-        (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+        rewrite_results(run, change(results_lines(run)))
 
     return forge
 
@@ -163,6 +163,55 @@ def test_a_forgery_breaks_a_rule(run: Path, name: str) -> None:
     check, forge = FORGERIES[name]
     forge(run)
     assert check in {broken for _, _, broken in failures(run)}
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "two tasks swapped": lambda run: swap(run / "0-frozen/task-0", run / "0-frozen/task-1"),
+    "two conditions swapped": lambda run: swap(run / "0-frozen/task-0", run / "0-naive/task-0"),
+    "two states swapped": lambda run: swap(run / "0-modular/crma-1.safetensors", run / "0-modular/crma-2.safetensors"),
+    "free mixing swapped": lambda run: swap(
+        run / "0-modular-unconstrained/mixing-0.safetensors", run / "0-modular-unconstrained/mixing-1.safetensors"
+    ),
+    "one bit of a LoRA": lambda run: flip(run / "0-modular/task-1/adapter_model.safetensors"),
+    "one bit of the settings": lambda run: flip(run / "0-modular/task-1/adapter_config.json"),
+    "one bit of run.json": lambda run: flip(run / "run.json"),
+    "another fingerprint of a task": text("tasks-0.json", '"A": "0"', '"A": "1"'),
+    "an answer of the panel turned": text("results.jsonl", '"with_crma": [true', '"with_crma": [false'),
+    "a loss lowered": text("results.jsonl", '"holdout": {"A": 1', '"holdout": {"A": 0'),
+    "a record dropped": lambda run: without_line(run, 3),
+    "two records swapped": lambda run: without_line(run, 3, again=True),
+    "random weights denied": text("results.jsonl", '"random_weights": false', '"random_weights": true '),
+    "a key twice in a record": text("results.jsonl", '"seconds": 1.0', '"seconds": 0.5, "seconds": 1.0'),
+}
+
+
+def swap(one: Path, other: Path) -> None:
+    held = one.with_name("held")
+    one.rename(held)
+    other.rename(one)
+    held.rename(other)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def without_line(run: Path, number: int, again: bool = False) -> None:
+    lines = (run / "results.jsonl").read_text().splitlines()
+    line = lines.pop(number)
+    if again:
+        lines.insert(number + 1, line)
+    (run / "results.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_breaks_a_digest(run: Path, name: str) -> None:
+    assert failures(run, fit=False) == {}
+    CHANGES[name](run)
+    broken = {check for _, _, check in failures(run, fit=False)}
+    assert broken & {"files as recorded", "files belong to this run", "results readable"}
 
 
 def test_what_no_check_can_know_is_said_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

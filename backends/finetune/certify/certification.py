@@ -108,7 +108,11 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
             whole, loras = files.adapters(condition, seed, len(results.tasks), protocol.lora)
             states, readable = files.states(condition, seed, len(results.tasks))
             values = {"lora": loras, "crma": [state.values for state in states]}
-            checks += [whole, record_consistent(results, protocol, condition, seed, values)]
+            checks += [
+                whole,
+                files.as_recorded(results, condition, seed),
+                record_consistent(results, protocol, condition, seed, values),
+            ]
             checks += readable + state_checks(condition, seed, states, results.phases_of(name, seed), budget)
             every_state += states
     whole_run = [files.of_this_run(results, every_state), run_consistent(results, protocol)]

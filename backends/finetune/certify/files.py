@@ -12,7 +12,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from backends.files import parse_json
+from backends.adapter_folder import CONFIG, WEIGHTS
+from backends.files import TEXT_LIMIT, parse_json, read_bytes, sha256_of
 from backends.finetune.certify.check import Check, holds
 from backends.finetune.certify.states import StoredState
 from backends.finetune.conditions import Condition
@@ -79,6 +80,26 @@ class RunFiles:
                 faults.append(f"{self._name(path)}: got {error.got}")
         return states, [holds(condition.name, seed, "state files whole", "STATE-1, STATE-4", faults)]
 
+    def as_recorded(self, results: RunResults, condition: Condition, seed: int) -> Check:
+        """Every file of a finished phase is recorded, and holds the bytes that were."""
+        faults = [
+            f"{name}: not in the record of phase {record.phase + 1}"
+            for record in results.phases_of(condition.name, seed)
+            for name in self._written(condition, seed, record.phase)
+            if name not in record.files
+        ]
+        changed = self.places.changed_files(results, f"{seed}-{condition.name}")
+        faults += [f"{name}: {reason}" for name, reason in changed if "/" in name]
+        return holds(condition.name, seed, "files as recorded", "", faults)
+
+    def _written(self, condition: Condition, seed: int, phase: int) -> list[str]:
+        """The files that a phase writes, by path within the folder."""
+        files = self.places.files(seed, condition.name, phase)
+        paths = [files.model] if condition.trains == "full" else [files.lora / CONFIG, files.lora / WEIGHTS]
+        paths += {"none": [], "doubly-stochastic": [files.crma], "unconstrained": [files.mixing]}[condition.crma]
+        paths += [files.consolidated] if condition.baseline == "ewc" else []
+        return [self._name(path) for path in paths]
+
     def of_this_run(self, results: RunResults, states: list[StoredState]) -> Check:
         """run.json, results.jsonl, the tasks' names, the folders and all states speak of one run, model and size."""
         faults: list[str] = []
@@ -91,6 +112,9 @@ class RunFiles:
             said = results.run.config.get(field, "nothing")
             if said != value:
                 faults.append(f"run.json: {field} {value!r}, results.jsonl: {said!r}"[:300])
+        wanted = {"run.json", *(f"tasks-{seed}.json" for seed in results.seeds)}
+        faults += [f"{name}: its digest is not in results.jsonl" for name in sorted(wanted - results.files.keys())]
+        faults += [f"{name}: {reason}" for name, reason in self.places.changed_files(results, "")]
         for seed in results.seeds:
             path = self.folder / f"tasks-{seed}.json"
             tasks = self._json(path, faults)
@@ -127,17 +151,16 @@ class RunFiles:
                 done = len(results.phases_of(name, seed))
                 files = [self.places.files(seed, name, phase) for phase in range(min(done, last) + 1)]
                 known = {path for of_phase in files for path in of_phase}
-                known |= {
-                    lora / part for lora, *_ in files for part in ("adapter_config.json", "adapter_model.safetensors")
-                }
+                known |= {lora / part for lora, *_ in files for part in (CONFIG, WEIGHTS)}
                 known |= {self.places.checkpoint(seed, name)} if done <= last else set()
                 found = sorted(self.places.branch(seed, name).rglob("*"))
                 yield from (self._name(path) for path in found if path not in known)
 
     def _tensors(self, path: Path, faults: list[str]) -> dict[str, Tensor]:
         try:
-            tensors = safetensors.torch.load_file(path)
-            self._digest(path)
+            data = read_bytes(path, follow_links=False)
+            self.digests[self._name(path)] = hashlib.sha256(data).hexdigest()
+            tensors = safetensors.torch.load(data)
         except (OSError, SafetensorError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             faults.append(f"{self._name(path)}: {reason}")
@@ -149,7 +172,7 @@ class RunFiles:
 
     def _json(self, path: Path, faults: list[str]) -> dict[str, Any]:
         try:
-            content = parse_json(path.read_bytes())
+            content = parse_json(read_bytes(path, limit=TEXT_LIMIT, follow_links=False))
             self._digest(path)
         except (OSError, ValueError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
@@ -161,8 +184,7 @@ class RunFiles:
         return content
 
     def _digest(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.digests[self._name(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digests[self._name(path)] = sha256_of(path, follow_links=False)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -25,6 +25,7 @@ PROMISES = {
     "spectral bounds": "Not applicable: nothing in this condition is bounded.",
     "adapter files whole": "The adapter of every task can be read, all its numbers are finite, all have one shape, and "
     "its settings are the protocol's.",
+    "files as recorded": "Every file of a finished phase has the SHA-256 that its record holds.",
     "model file whole": "The model that answers after the last task can be read, and all its numbers are finite.",
     "state files whole": "Every stored CRMA state can be read, matches its checksum and is finite.",
     "stored states measurable": "All stored states have the same sizes and can be measured.",
@@ -43,7 +44,7 @@ PROMISES = {
 }
 NOT_CHECKED = (
     "The holdout losses are taken from results.jsonl; nothing was trained or evaluated again.",
-    "That a LoRA holds the numbers that were trained: it is read, it is finite, and its SHA-256 is in the JSON.",
+    "That a LoRA holds the numbers that were trained: it is read, it is finite, and it has the SHA-256 of its record.",
     "That the base model's weights and the tasks' texts are those whose fingerprints the run recorded.",
     "States between two logged steps. Of M and of the adapter the bound holds for every parameter value (Theorems 1 "
     "and 2 of the specification); the displacement budget was applied after every step.",

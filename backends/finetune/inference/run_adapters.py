@@ -80,7 +80,7 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
             allowed="a run of this version of the program",
             remedy="use the version that trained it; results.jsonl names it",
         ) from error
-    folder.check_files(results, chosen, condition)
+    folder.check_files(results, f"{chosen}-{condition}")
     digests = {str(folder.path / name): digest for name, digest in results.files.items()}
     last = finished[chosen] - 1
     lora = [folder.lora(chosen, condition, phase) for phase in range(last + 1)]

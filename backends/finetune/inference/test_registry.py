@@ -105,8 +105,8 @@ def test_at_most_so_many_adapters_are_resident(
 ) -> None:
     tensors = []
 
-    def recorded(folder: Path, device: torch.device) -> AdapterContent:
-        content = load_adapter(folder, device)
+    def recorded(folder: Path, device: torch.device, expected: dict[str, str] | None) -> AdapterContent:
+        content = load_adapter(folder, device, expected)
         tensors.append(weakref.ref(next(iter(content.tensors.values())).untyped_storage()))
         return content
 
@@ -130,9 +130,9 @@ def test_at_most_so_many_adapters_are_resident(
 def test_the_least_recently_used_one_goes(modular_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
 
-    def recorded(folder: Path, device: torch.device) -> AdapterContent:
+    def recorded(folder: Path, device: torch.device, expected: dict[str, str] | None) -> AdapterContent:
         reads.append(folder.name)
-        return load_adapter(folder, device)
+        return load_adapter(folder, device, expected)
 
     monkeypatch.setattr("backends.finetune.inference.registry.load_adapter", recorded)
     registry = AdapterRegistry.from_run(modular_run, resident=2)
