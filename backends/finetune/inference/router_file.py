@@ -1,8 +1,7 @@
-"""A router's file: centroids as safetensors, all else as JSON in its metadata, with a checksum. Source: ours."""
+"""A router's file: centroids as safetensors, all else as JSON in its metadata, sealed. Source: ours."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -10,12 +9,14 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from backends.atomic import atomic_write
+from backends.files import parse_json
+from backends.sealed import metadata_of, read_sealed, seal
 from reference.errors import StateFileError
 
-FORMAT, VERSION = "crma-router", 1
+FORMAT, VERSION = "crma-router", 2
 
 
 class RouterContent(NamedTuple):
@@ -32,21 +33,18 @@ def write_router(path: Path, content: RouterContent) -> None:
     """Write ``content``, atomically; equal contents give equal bytes. Raises: DiskSpaceError."""
     centroids = np.ascontiguousarray(content.centroids, "<f4")
     about = {"format": FORMAT, "version": VERSION, **content._asdict(), "tasks": list(content.tasks)}
-    about["centroids"] = hashlib.sha256(centroids.tobytes()).hexdigest()
-    # one key, since the library writes several in an order that changes from run to run
-    atomic_write(path, safetensors.numpy.save({"centroids": centroids}, {"router": json.dumps(about)}))
+    del about["centroids"]
+    atomic_write(path, seal(safetensors.numpy.save({"centroids": centroids}), {"router": json.dumps(about)}))
 
 
 def read_router(path: Path) -> RouterContent:
     """Read what :func:`write_router` wrote. Raises: StateFileError, naming what is wrong."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})["router"])
-            centroids = file.get_tensor("centroids")
+        data = read_sealed(path)
+        about: dict[str, Any] = parse_json(metadata_of(data)["router"])
+        centroids = safetensors.numpy.load(data)["centroids"]
         if (found := about["format"], about["version"]) != (FORMAT, VERSION):
             _refuse(path, f"format {found!r}, version {about['version']!r}")
-        if hashlib.sha256(centroids.tobytes()).hexdigest() != about["centroids"]:
-            _refuse(path, "centroids that do not fit their checksum (damaged bits?)")
         tasks = tuple(about["tasks"])
         if centroids.ndim != 2 or centroids.dtype != np.float32 or len(tasks) != len(centroids):
             _refuse(path, f"centroids {centroids.dtype} {centroids.shape} for {len(tasks)} tasks")
