@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import stat
+import tomllib
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,7 @@ def opened(path: Path | str, *, follow_links: bool = True) -> Iterator[BinaryIO]
     with os.fdopen(descriptor, "rb") as file:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, f"{_kind(mode)}, where a file belongs", str(path))
+            raise OSError(errno.EINVAL, f"{kind_of(mode)}, where a file belongs", str(path))
         yield file
 
 
@@ -88,15 +90,40 @@ def read_json(path: Path | str, *, follow_links: bool = True) -> Any:
     return parse_json(read_bytes(path, limit=TEXT_LIMIT, follow_links=follow_links))
 
 
-def printable(text: object) -> str:
-    """``text`` for a terminal or a page: characters that steer either (control codes, directions of writing, lone
-    surrogates) become escapes such as ``\\x1b``.
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """The tables of a TOML file in UTF-8, with or without a byte order mark. Raises: OSError, ValueError."""
+    return parse_toml(read_bytes(path, limit=TEXT_LIMIT).decode("utf-8-sig"))
 
-    Names of tasks, files and models come from data; raw, they could move the cursor or hide a part of a line.
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises: ValueError, also for nesting too deep for Python, and for an integer with
+    thousands of digits, which nothing here could even print."""
+    try:
+        content = tomllib.loads(text)
+        repr(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return content
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    """``text`` for a terminal or a page: characters that steer either (control codes, directions of writing, lone
+    surrogates) or that nobody sees become escapes such as ``\\x1b``; those in ``keep`` stay.
+
+    Names of tasks, files and models come from data; raw, they could move the cursor or hide a part of a line. Spaces of
+    every width stay, and so do the two joiners without which Persian, Hindi and many emoji cannot be written.
     """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(text)
+        character if character in keep or _is_harmless(character) else character.encode("unicode_escape").decode()
+        for character in text
     )
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,7 +138,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What there is instead of a file, in words, by ``st_mode``."""
     kinds = {
         stat.S_ISDIR: "a folder",
         stat.S_ISFIFO: "a named pipe",

@@ -17,10 +17,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from backends.files import read_bytes
 from reference import SPEC_VERSION, AdapterConfig
 from reference.errors import ConfigError, StateFileError
 
 Array = NDArray[Any]
+#: bytes; the adapter of the largest models has a hundredth of it
+LIMIT = 2**34
 KEYS = ("mix_logits", "gate_logits", "bases")
 
 
@@ -61,7 +64,7 @@ def encode_state(
 def read_state(path: Path | str) -> bytes:
     """The bytes of a file. Raises: StateFileError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_bytes(path, limit=LIMIT)
     except OSError as error:
         raise StateFileError(
             str(path), got=error.strerror, allowed="a CRMA state file", remedy="check the path and its permissions"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
-from backends.files import opened, parse_json, printable, read_bytes, read_json, sha256_of
+from backends.files import opened, parse_json, parse_toml, printable, read_bytes, read_json, read_toml, sha256_of
+from backends.state_file import read_state
+from conformance.gaps import read_gaps
+from conformance.golden_vectors.format import GoldenVectorError, load_files
+from reference.errors import CRMAError
 
 
 def test_reads_a_file_and_its_digest(tmp_path: Path) -> None:
@@ -61,4 +66,28 @@ def test_a_byte_order_mark_is_no_content() -> None:
 
 def test_what_steers_a_terminal_is_escaped() -> None:
     assert printable("Médical 数 ok") == "Médical 数 ok"
+    assert printable("a\u00a0\u3000\u200db") == "a\u00a0\u3000\u200db"
+    assert printable("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
     assert printable("a\x1b[2J\x07\u202e\n\u200b\ud800") == r"a\x1b[2J\x07\u202e\n\u200b\ud800"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 10**5, "a = " + "1" * 5000, "a = 0x" + "f" * 5000, "a." * 10**5, "a"])
+def test_toml_that_cannot_be_served_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_toml(text)
+
+
+def test_toml_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfa = 1\n")
+    assert read_toml(tmp_path / "a.toml") == {"a": 1}
+
+
+def test_every_reader_of_a_users_file_refuses_what_is_none_at_once(tmp_path: Path) -> None:
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path / "a\0b"):
+        if path.name == "fifo":
+            os.mkfifo(path)
+        for read in (read_state, read_gaps):
+            with pytest.raises(CRMAError, match=re.escape(str(path))):
+                read(path)
+    with pytest.raises(GoldenVectorError, match="named pipe"):
+        load_files(tmp_path)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from bench.compare import LEAST_RUNS, ratio_and_bound
 from bench.machine import require_device, slug
 from bench.timings import Timings, joined, read_timings
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or FOLDER / "results" / f"baseline-{slug(timings.machine)}.json"
         atomic_write(out, timings.encoded())
     except CRMAError as error:
-        print(f"baseline: {error}", file=sys.stderr)
+        print(f"baseline: {printable(error)}", file=sys.stderr)
         return 2
     print(f"wrote {out.name}")
     if options.runs >= LEAST_RUNS:

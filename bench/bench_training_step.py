@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from bench.machine import machine_kind, require_device, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from bench.training_step import PRECISIONS, Setting, Side
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.peak_of is None and options.out:
             atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
     except CRMAError as error:
-        print(f"bench_training_step: {error}", file=sys.stderr)
+        print(f"bench_training_step: {printable(error)}", file=sys.stderr)
         return 2
     print(json.dumps(result) if options.peak_of else _text(result))
     return 0

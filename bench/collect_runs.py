@@ -21,6 +21,7 @@ import numpy as np
 
 import reference
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.finetune.results import RunResults
 from backends.finetune.run_folder import checked_results
 from reference.errors import CRMAError
@@ -73,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [collect(results, frozen or results) for results in map(checked_results, options.folders)]
         atomic_write(options.out, json.dumps(runs, indent=1).encode() + b"\n")
     except CRMAError as error:
-        print(f"collect_runs: {error}", file=sys.stderr)
+        print(f"collect_runs: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"collect_runs: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
+        why = f"{error}. Check --out, its permissions and the free disk space."
+        print(f"collect_runs: {printable(why)}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.files import printable
 from bench.timings import Timings, read_timings
 from reference.errors import ConfigError, CRMAError
 
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         baseline, new = read_timings(options.baseline), read_timings(options.new)
         rows = compare(baseline, new)
     except CRMAError as error:
-        print(f"compare: {error}", file=sys.stderr)
+        print(f"compare: {printable(error)}", file=sys.stderr)
         return 2
     print(table(rows))
     for title, one, other in (("missing in the new timings", baseline, new), ("not in the baseline", new, baseline)):

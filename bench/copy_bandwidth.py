@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.torch.residual_mixing import adapter_strength
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from bench.cuda_graph import event_seconds, gpu_seconds
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
     except CRMAError as error:
-        print(f"copy_bandwidth: {error}", file=sys.stderr)
+        print(f"copy_bandwidth: {printable(error)}", file=sys.stderr)
         return 2
     print(f"copy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s")
     print(f"forward: {1e6 * result['forward_seconds']:.1f} us, {100 * result['forward_share']:.1f}% of it (target 80%)")

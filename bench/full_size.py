@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from bench.machine import machine_kind, processor, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from reference.errors import ConfigError, CRMAError
@@ -45,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _measure(options, arguments)
     except CRMAError as error:
-        print(f"full_size: {error}", file=sys.stderr)
+        print(f"full_size: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"full_size: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
+        print(f"full_size: {printable(error)}. Check --out, its permissions and the free disk space.", file=sys.stderr)
         return 2
     return 0
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.finetune.base_model import resolve_model
 from backends.finetune.protocol import Protocol, load_protocol
 from bench.inference_adapters import Drawn, draw_adapters, registry_of
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
     except CRMAError as error:
-        print(f"inference: {error}", file=sys.stderr)
+        print(f"inference: {printable(error)}", file=sys.stderr)
         return 2
     print(json.dumps(result) if options.peak_of else json.dumps(result, indent=2))
     return 0

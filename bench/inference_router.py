@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.finetune.domains import DOMAINS, load_domain
 from backends.finetune.inference.embeddings import EMBEDDINGS, Embedding, load_embedding
 from backends.finetune.inference.router import CentroidRouter
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             atomic_write(options.out, json.dumps(result, indent=1).encode() + b"\n")
     except CRMAError as error:
-        print(f"inference_router: {error}", file=sys.stderr)
+        print(f"inference_router: {printable(error)}", file=sys.stderr)
         return 2
     print(json.dumps(result, indent=1))
     return 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.finetune.base_model import resolve_model
 from backends.finetune.conditions import parse_condition
 from backends.finetune.encoding import EncodedExample
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.peak_of is None and options.out:
             atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
     except CRMAError as error:
-        print(f"jax_step: {error}", file=sys.stderr)
+        print(f"jax_step: {printable(error)}", file=sys.stderr)
         return 2
     print(json.dumps(result) if options.peak_of else json.dumps(result, indent=2))
     return 0

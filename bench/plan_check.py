@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from reference.errors import CRMAError
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             atomic_write(options.out, text.encode() + b"\n")
     except CRMAError as error:
-        print(f"plan_check: {error}", file=sys.stderr)
+        print(f"plan_check: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"plan_check: {error}. Check --out, its permissions and the free disk space.", file=sys.stderr)
+        print(f"plan_check: {printable(error)}. Check --out, its permissions and the free disk space.", file=sys.stderr)
         return 2
     return 0
 

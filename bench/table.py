@@ -8,13 +8,13 @@ Source: ours.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.files import printable, read_json
 from reference.errors import ConfigError, CRMAError
 
 _NOT_SHOWN = ("contender", "bytes_of_x")
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(tables(_read(path)))
     except CRMAError as error:
-        print(f"table: {error}", file=sys.stderr)
+        print(f"table: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         if not all({"group", "stats", "extra_info"} <= entry.keys() for entry in content["benchmarks"]):
             raise ValueError("a benchmark without figures")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

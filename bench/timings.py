@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backends.files import read_json
 from reference.errors import ConfigError
 
 FORMAT = "crma-bench-baseline"
@@ -31,7 +32,7 @@ class Timings:
 def read_timings(path: Path) -> Timings:
     """A baseline, or one run of pytest-benchmark as ``bench/conftest.py`` lets it be written. Raises: ConfigError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return _baseline(content) if content.get("format") == FORMAT else _single_run(content)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None

@@ -6,13 +6,13 @@ Clauses: CONF-3, ERR-2. Source: ours.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from backends.files import read_toml
 from reference.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -31,7 +31,7 @@ class Gap(NamedTuple):
 def read_gaps(path: Path | str) -> list[Gap]:
     """The gaps of a TOML file. Raises: ConfigError, naming the entry that is wrong. Clause: CONF-3. Source: ours."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         raise _wrong(path, getattr(error, "strerror", None) or str(error)) from error
     entries = content.pop("gap", [])

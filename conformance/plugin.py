@@ -13,6 +13,7 @@ import pytest
 
 import reference
 from backends import Backend, load_backend
+from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
 from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
@@ -58,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _configure_options(config)
         load_profile(config)
     except CRMAError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(printable(error, keep="\n")) from None
 
 
 def _configure_options(config: pytest.Config) -> None:
@@ -93,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         declare_gaps(config.stash[GAPS], items, path, whole=not any("::" in argument for argument in config.args))
     except CRMAError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(printable(error, keep="\n")) from None
     wanted = set(config.getoption("--clause") or ())
     if wanted:
         others = [item for item in items if not wanted & set(clauses_of(item))]
@@ -107,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             port = config.stash[LOADED][name] = load_backend(name)
             tolerance_for("adapter y - x", port.parameter_dtype, "forward")
         except CRMAError as error:
-            raise pytest.UsageError(f"--backend={name}: {error}") from None
+            raise pytest.UsageError(printable(f"--backend={name}: {error}", keep="\n")) from None
 
 
 def clauses_of(item: pytest.Item) -> list[str]:
@@ -117,8 +118,10 @@ def clauses_of(item: pytest.Item) -> list[str]:
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [
-        f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in {port.parameter_dtype}, "
-        f"x in {', '.join(x_dtypes(port))}{_offers(port)}, against spec {reference.SPEC_VERSION}"
+        printable(
+            f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in {port.parameter_dtype}, "
+            f"x in {', '.join(x_dtypes(port))}{_offers(port)}, against spec {reference.SPEC_VERSION}"
+        )
         for name, port in config.stash[LOADED].items()
     ]
 
@@ -135,7 +138,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         with same_cases_everywhere() if is_ours(pyfuncitem) else nullcontext():
             return (yield)
     except PortStoppedError as error:
-        pytest.exit(f"--backend={error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        pytest.exit(printable(f"--backend={error}", keep="\n"), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: after pytest has made a skip or an expected failure of it

@@ -16,10 +16,18 @@ from reference.errors import ModelError, ProtocolError
 def check_fits(model_path: Path, protocol: Protocol) -> None:
     """Refuse a base model that a protocol cannot run on.
 
-    Raises: ProtocolError for texts longer than the model has positions for, and where the protocol names another
-    quantization than the folder has; ModelError.
+    Raises: ProtocolError for texts longer than the model has positions for, for a LoRA wider than the model, and where
+    the protocol names another quantization than the folder has; ModelError.
     """
     config = load_config(model_path)
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    if isinstance(width, int) and protocol.lora.rank > width:
+        raise ProtocolError(
+            "lora.rank",
+            got=protocol.lora.rank,
+            allowed=f"at most {width}, the width of {model_path.name}, beyond which a rank adds nothing",
+            remedy="lower it, by --set lora.rank=N; 4 to 64 suit most models",
+        )
     limits_of(config).check_tokens("max_tokens", protocol.max_tokens, "lower it, by --set max_tokens=N")
     stored = stored_quantization(model_path, config)
     if is_random(model_path) and protocol.quantization != "none":

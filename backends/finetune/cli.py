@@ -10,13 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from backends.files import printable
 from backends.finetune.certify.command import add_parser as add_certify
 from backends.finetune.inference.generate_command import add_parser as add_generate
 from backends.finetune.inference.route_command import add_parser as add_route
+from backends.finetune.load_errors import LIMITS
 from backends.finetune.plan.plan_command import SETTINGS
 from backends.finetune.plan.plan_command import add_parser as add_plan
 from reference import SPEC_VERSION
-from reference.errors import CRMAError, MissingPackageError
+from reference.errors import ConfigError, CRMAError, MissingPackageError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -29,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     options = _parser().parse_args(arguments)
     try:
+        _refuse_nul(options)
         return options.run(options) or 0
     except CRMAError as error:
-        print(f"crma: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return _refused(error)
     except ModuleNotFoundError as error:
         missing = MissingPackageError(
             "package",
@@ -40,14 +42,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allowed="an installation with the extra 'finetune'",
             remedy="pip install 'crma[finetune]'",
         )
-        print(f"crma: {missing}", file=sys.stderr)
-        return USAGE_ERROR
-    except OSError as error:
-        print(f"crma: {error}. Check the file, its permissions and the free disk space.", file=sys.stderr)
-        return USAGE_ERROR
+        return _refused(missing)
+    except (OSError, RuntimeError) as error:
+        if any(limit in str(error) for limit in LIMITS):
+            return _refused(
+                f"this machine: got {error}; allowed: a few more threads and open files than there are now. Try: lower "
+                "--threads or OMP_NUM_THREADS, end other programs, or raise the limits (ulimit -u for threads, ulimit "
+                "-n for files, a container's limit of processes)"
+            )
+        if isinstance(error, RuntimeError):
+            raise
+        return _refused(f"{error}. Check the file, its permissions and the free disk space.")
     except KeyboardInterrupt:
         print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _refuse_nul(options: argparse.Namespace) -> None:
+    """No path and no name has the character NUL; libraries underneath end in a traceback at it."""
+    for name, given in vars(options).items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str | Path) and "\0" in str(value):
+                raise ConfigError(
+                    f"argument {name}", got=repr(str(value)), allowed="a text without NUL", remedy="write it again"
+                )
+
+
+def _refused(why: object) -> int:
+    """One message: what it quotes from files or names steers no terminal, and begins no line of its own."""
+    print("crma: " + printable(why, keep="\n").replace("\n", "\n  "), file=sys.stderr)
+    return USAGE_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,20 +150,19 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from backends.finetune.command import show_report
+    from backends.finetune.terminal import Terminal
 
-    show_report(options.folder, Console())
+    show_report(options.folder, Terminal())
 
 
 def _protocols(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.padding import Padding
 
     from backends.finetune.protocol import load_protocol, protocols_folder
+    from backends.finetune.terminal import Terminal
 
-    console = Console(highlight=False, markup=False)
+    console = Terminal(highlight=False)
     for path in sorted(protocols_folder().glob("*.toml")):
         protocol = load_protocol(path.stem)
         order = ", in every order" if protocol.orderings == "all" else ""

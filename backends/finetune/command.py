@@ -14,8 +14,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from backends import load_backend
 from backends.files import sha256_of
 from backends.finetune.base_model import load_tokenizer, model_fingerprint, resolve_model
@@ -24,6 +22,7 @@ from backends.finetune.conditions import parse_condition
 from backends.finetune.encoding import EncodedExample, encode
 from backends.finetune.engine import EngineFactory
 from backends.finetune.engines import engine_factory
+from backends.finetune.links import refuse_links
 from backends.finetune.models import is_random, random_model_folder, random_size
 from backends.finetune.named_tasks import named_task
 from backends.finetune.progress import Progress
@@ -36,6 +35,7 @@ from backends.finetune.summary import orders_table
 from backends.finetune.supported import check_supported
 from backends.finetune.tasks import Example, Task, check_task_names, check_tasks, fingerprint, parse_task_options
 from backends.finetune.tensorboard import NO_LOG, TensorBoardLog
+from backends.finetune.terminal import Terminal
 from backends.finetune.texts import count_texts, encode_tasks, said_of
 from backends.finetune.threads import set_up_framework
 from backends.finetune.world import World
@@ -68,11 +68,13 @@ def finetune(options: argparse.Namespace) -> None:
             remedy="add --set canaries=0",
         )
     _check(options, protocol, options.random_weights)
+    out = options.out or Path("runs") / protocol.name
+    refuse_links(out)
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error, before anything is loaded
     make_engine, world = engine_factory(options.backend, options.mesh, shard=options.shard)
     with world.joined():
-        _in_every_order(options, protocol, own_tasks, threads, make_engine, world)
+        _in_every_order(options, protocol, out, own_tasks, threads, make_engine, world)
 
 
 def _check(options: argparse.Namespace, protocol: Protocol, random_weights: str | None) -> None:
@@ -83,6 +85,7 @@ def _check(options: argparse.Namespace, protocol: Protocol, random_weights: str 
 def _in_every_order(
     options: argparse.Namespace,
     protocol: Protocol,
+    out: Path,
     own_tasks: Sequence[Task],
     threads: int,
     make_engine: EngineFactory,
@@ -96,12 +99,11 @@ def _in_every_order(
     check_fits(model_path, protocol)
     names = [] if own_tasks else protocol.tasks
     tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
-    console = Console(quiet=world.rank > 0)
+    console = Terminal(quiet=world.rank > 0)
     _check_texts(
         protocol, {"": own_tasks} if own_tasks else {f"seed {s}: ": of for s, of in tasks.items()}, model_path, console
     )
     run = _Run(protocol, options.backend, model_path, threads, make_engine, world, options.tensorboard)
-    out = options.out or Path("runs") / protocol.name
     if protocol.orderings == "given":
         run.into(out, tasks)
         return
@@ -112,7 +114,7 @@ def _in_every_order(
     console.print(orders_table([read_results(folder) for folder in folders], console.width))
 
 
-def _check_texts(protocol: Protocol, tasks: Mapping[str, Sequence[Task]], model_path: Path, console: Console) -> None:
+def _check_texts(protocol: Protocol, tasks: Mapping[str, Sequence[Task]], model_path: Path, console: Terminal) -> None:
     """Look at every text before anything is trained, and say what max_tokens cuts. Raises: TaskDataError."""
     tokenizer = load_tokenizer(model_path)
 
@@ -145,7 +147,7 @@ class _Run:
     def into(self, path: Path, tasks: Mapping[int, Sequence[Task]]) -> None:
         """Run, or go on, and report. Of several processes the first one writes and speaks."""
         is_first = self.world.rank == 0
-        console = Console(quiet=not is_first)
+        console = Terminal(quiet=not is_first)
         names = [task.name for task in next(iter(tasks.values()))]
         protocol = self.protocol.model_copy(update={"tasks": names})
         folder = RunFolder(path)
@@ -183,7 +185,7 @@ def _cost(name: str) -> float:
     return {"replay": 1.8, "lwf": 1.3, "ewc": 1.1}.get(condition.baseline, 1.6 if condition.trains == "full" else 1.0)
 
 
-def show_report(folder: Path, console: Console) -> None:
+def show_report(folder: Path, console: Terminal) -> None:
     """Print the table of a run folder, and write its pictures and HTML page."""
     written = write_report(folder)  # which also checks the folder's files
     results = read_results(folder)

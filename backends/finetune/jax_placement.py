@@ -61,11 +61,11 @@ def placement(backend: str, mesh: str | None) -> Placement:
     if mesh is None:
         return Placement(devices[0])
     sizes = mesh.lower().split("x")
-    if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+    if len(sizes) != 2 or not all(size.isdecimal() and len(size) < 7 and int(size) > 0 for size in sizes):
         raise ConfigError(
             "--mesh",
             got=repr(mesh),
-            allowed="DATAxMODEL, two integers >= 1",
+            allowed="DATAxMODEL, two integers >= 1 of six digits at most",
             remedy=f"--mesh {len(devices)}x1 trains on {len(devices)} devices, each with all the weights",
         )
     return Placement(make_mesh(int(sizes[0]), int(sizes[1]), devices))

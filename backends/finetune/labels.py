@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from backends.files import printable
 from backends.finetune.conditions import parse_condition
 
 RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
@@ -54,8 +55,8 @@ def percent(value: float) -> str:
 
 def label(name: str, width: int = 18) -> str:
     """``name`` on one line, printable and at most ``width`` characters long."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in name).strip() or "(no name)"
-    if len(printable) <= width:
-        return printable
+    shown = printable(" ".join(name.split())) or "(no name)"
+    if len(shown) <= width:
+        return shown
     tail = (width - 1) // 3  # names of a series differ at their end
-    return printable[: width - 1 - tail].rstrip() + "…" + printable[-tail:].lstrip()
+    return shown[: width - 1 - tail].rstrip() + "…" + shown[-tail:].lstrip()

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
-import tomllib
+import os
+import re
 from collections.abc import Mapping, Sequence
+from math import factorial
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import bench
+from backends.files import parse_toml
 from backends.finetune.conditions import PAPER, parse_condition
+from backends.finetune.text_file import read_text
 from reference.errors import ProtocolError
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Factor = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=1e6)]  # the optimizer computes in float32, which ends at 3e38
+# Limits say what cannot be meant. They lie far above every use, and are refused before anything is allocated.
+Positive = Annotated[float, Field(gt=0, le=1e30)]  # float32, in which all is computed, ends at 3e38
+Factor = Annotated[float, Field(ge=0, le=1e30)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Width = Annotated[int, Field(ge=1, le=2**14)]  # the hidden size of the widest open models, which a rank never exceeds
+Count = Annotated[int, Field(ge=1, le=10**7)]  # of examples: 500 times the longest task of the paper, and in memory
+CountOrNone = Annotated[int, Field(ge=0, le=10**7)]
+Rows = Annotated[int, Field(ge=1, le=2**16)]  # of a batch
+Steps = Annotated[int, Field(ge=0, le=10**9)]
 
 
 def _known(name: str) -> str:
     return parse_condition(name).name
 
 
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a text without the character NUL, which no path and no name can have")
+    return text
+
+
+def _file_name(name: str) -> str:
+    """The run folder is runs/NAME: a protocol from elsewhere does not choose another place."""
+    if set(name) & set("/\\") or name.strip() in ("", ".", ".."):
+        raise ValueError("a name without / and \\, since runs/NAME is the run folder where --out names no other")
+    return name
+
+
+def _modules(modules: str | list[str]) -> str | list[str]:
+    if not modules or not all(modules):
+        raise ValueError('"all-linear", a regular expression, or at least one name, none of them empty')
+    try:
+        re.compile(modules if isinstance(modules, str) else "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f'"all-linear", a list of names, or a regular expression, which has an error: {error}'
+        ) from None
+    return modules
+
+
+MOST_ORDERED = 7
 ConditionName = Annotated[str, AfterValidator(_known)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
+Modules = Annotated[str | list[str], AfterValidator(_modules)]
 
 
 class _Section(BaseModel):
@@ -33,9 +71,9 @@ class _Section(BaseModel):
 class LoraSection(_Section):
     """LoRA, by PEFT. ``later_rate_factor`` scales the learning rate after the first task."""
 
-    rank: Count = 8
+    rank: Width = 8
     alpha: Count = 16
-    target_modules: str | list[str] = "all-linear"
+    target_modules: Modules = "all-linear"
     learning_rate: Rate = 1e-3
     later_rate_factor: Factor = 1.0
     clip: Positive = 1.0
@@ -53,12 +91,12 @@ class CrmaSection(_Section):
     first task (``limit_displacement``); absent means no limit. ``later_rate_factor`` scales the three learning rates
     after the first task."""
 
-    streams: Count = 4
-    rank: Count = 4
-    iterations: Count = 20
+    streams: Width = 4
+    rank: Width = 4
+    iterations: Annotated[int, Field(ge=1, le=10**5)] = 20
     basis_start: Literal["random", "principal"] = "random"
-    skip_directions: Annotated[int, Field(ge=0)] = 0
-    gate_logit: float = -5.0
+    skip_directions: Annotated[int, Field(ge=0, le=2**14)] = 0
+    gate_logit: Annotated[float, Field(ge=-1e30, le=1e30)] = -5.0
     displacement_budget: Positive | None = None
     later_rate_factor: Factor = 1.0
     log_every: Count = 5
@@ -71,7 +109,7 @@ class ReplaySection(_Section):
     """Experience replay: examples of each finished task that are kept, and how many of all join each batch."""
 
     memory_per_task: Count = 32
-    batch_size: Count = 4
+    batch_size: Rows = 4
 
 
 class EwcSection(_Section):
@@ -116,30 +154,30 @@ class Protocol(_Section):
     trained on, too, and on the bare base model.
     """
 
-    name: str
+    name: Annotated[Name, AfterValidator(_file_name)]
     description: str
     source: str = ""
-    model: str = "smollm2"
+    model: Annotated[str, AfterValidator(_without_nul)] = "smollm2"
     models: list[str] = []
     precision: Literal["float32", "mixed", "bfloat16"] = "float32"
     quantization: Literal["none", "4bit"] = "none"
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[str], Field(min_length=1, max_length=10_000)]
     orderings: Literal["given", "all"] = "given"
     train: Count | None
     holdout: Count | None
-    canaries: Annotated[int, Field(ge=0)] = 0
-    panel: Annotated[int, Field(ge=0)] = 0
+    canaries: CountOrNone = 0
+    panel: CountOrNone = 0
     transfer: bool = False
-    epochs: Count = 1
-    batch_size: Count = 4
-    accumulation: Count = 1
+    epochs: Annotated[int, Field(ge=1, le=10**5)] = 1
+    batch_size: Rows = 4
+    accumulation: Rows = 1
     packing: bool = False
     gradient_checkpointing: bool = False
-    max_tokens: Annotated[int, Field(ge=8)] = 128
-    warmup_steps: Annotated[int, Field(ge=0)] = 2
-    checkpoint_every: Count = 20
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0]
-    conditions: Annotated[list[ConditionName], Field(min_length=1)] = list(PAPER)
+    max_tokens: Annotated[int, Field(ge=8, le=2**24)] = 128  # the longest context of an open model: 10 million
+    warmup_steps: Steps = 2
+    checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 20
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=10_000)] = [0]
+    conditions: Annotated[list[ConditionName], Field(min_length=1, max_length=1000)] = list(PAPER)
     lora: LoraSection = LoraSection()
     crma: CrmaSection = CrmaSection()
     replay: ReplaySection = ReplaySection()
@@ -147,6 +185,15 @@ class Protocol(_Section):
     lwf: LwfSection = LwfSection()
     o_lora: OrthogonalLoraSection = OrthogonalLoraSection()
     full: FullSection = FullSection()
+
+    @model_validator(mode="after")
+    def _few_orders(self) -> Protocol:
+        if self.orderings == "all" and len(self.tasks) > MOST_ORDERED:
+            raise ValueError(
+                f'orderings "all" with at most {MOST_ORDERED} tasks, which have {factorial(MOST_ORDERED):,} orders; '
+                f"{len(self.tasks)} tasks would need a run folder for each of {len(self.tasks)}! orders"
+            )
+        return self
 
 
 def protocols_folder() -> Path:
@@ -168,16 +215,18 @@ def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: 
     _check_settings(settings, given)
     known = {path.stem: path for path in sorted(protocols_folder().glob("*.toml"))}
     path = Path(name_or_path) if name_or_path.endswith(".toml") else known.get(name_or_path)
-    if path is None or not path.is_file():
+    if path is None or not os.path.lexists(path):
         raise ProtocolError(
             "protocol",
-            got=repr(name_or_path) + (", where there is no such file" if path else ""),
+            got=_SHORT.repr(name_or_path) + (", where there is no such file" if path else ""),
             allowed=", ".join(known) + ", or the path of a .toml file",
             remedy="`crma protocols` lists the protocols with their descriptions",
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = parse_toml(read_text(path, ProtocolError))
+    except ProtocolError:  # a ValueError, too
+        raise
+    except ValueError as error:
         raise ProtocolError(
             str(path), got=str(error), allowed="a TOML file in UTF-8", remedy="correct the line that is named"
         ) from error
@@ -197,7 +246,7 @@ def _check_settings(settings: Sequence[str], given: Mapping[str, Any]) -> None:
             twice = "another --set" if field in seen else f"{option}, which sets this field"
             raise ProtocolError(
                 f"--set {field}",
-                got=f"{setting!r} beside {twice}",
+                got=f"{_SHORT.repr(setting)} beside {twice}",
                 allowed="each field once; of tasks from files every line is used",
                 remedy="leave one of the two out",
             )
@@ -209,10 +258,12 @@ def _set(content: dict[str, Any], setting: str) -> None:
     field, equals, text = (part.strip() for part in setting.partition("="))
     *sections, name = field.split(".")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text  # a word without its quotation marks, which a shell takes away
-    for section in sections:
+    if len(sections) > 2:
+        equals = ""  # no section is deeper
+    for section in sections[:2]:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
             equals = ""
@@ -220,7 +271,7 @@ def _set(content: dict[str, Any], setting: str) -> None:
         content = inner
     if not equals or not name:
         raise ProtocolError(
-            "--set", got=repr(setting), allowed="FIELD=VALUE", remedy="write, for instance, --set lora.rank=4"
+            "--set", got=_SHORT.repr(setting), allowed="FIELD=VALUE", remedy="write, for instance, --set lora.rank=4"
         )
     content[name] = value
 
@@ -230,16 +281,27 @@ def _validated(content: dict[str, Any], source: str) -> Protocol:
         return Protocol.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])[:200] or "the whole"
         allowed = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             allowed = f"the fields {', '.join(_fields(first['loc'][:-1]))}"
         raise ProtocolError(
             f"{source}: {field}",
-            got=repr(first.get("input")),
+            got=_SHORT.repr(first.get("input")),
             allowed=allowed,
             remedy=f"correct it; {len(error.errors())} field(s) are wrong in all",
         ) from error
+
+
+class _Short(Repr):
+    """``repr`` of what a protocol holds, of bounded depth and length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong, self.maxother = 3, 8, 8, 200, 60, 200
+
+
+_SHORT = _Short()
 
 
 def _fields(section: Sequence[int | str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from backends.atomic import atomic_write
+from backends.files import printable
 from backends.finetune.figures import paired_rows, seed_rows, signed, summary_rows
 from backends.finetune.labels import RANDOM_WEIGHTS, readable
 from backends.finetune.panels import panel_rows
@@ -51,6 +52,8 @@ _CAPTIONS = {
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    # Turned the other way by a character in a name, a line would say what nobody wrote.
+    finalize=lambda value: printable(value, keep="\n\t") if isinstance(value, str) else value,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

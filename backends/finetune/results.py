@@ -10,10 +10,12 @@ Source: ours. Clauses: CL-1..CL-7.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +27,15 @@ from pydantic import BaseModel, ValidationError
 
 import reference
 from backends.atomic import disk_space_errors
-from backends.files import parse_json, read_bytes
+from backends.files import kind_of, parse_json, read_bytes
 from backends.finetune.conditions import in_order
+from backends.finetune.links import refuse_links
 from backends.finetune.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
 
 RESULTS_NAME = "results.jsonl"
+# O_NOFOLLOW, which Windows lacks: never through a link to a file elsewhere. O_NONBLOCK: never wait for a pipe.
+_APPENDING = os.O_RDWR | os.O_CREAT | sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY"))
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
 _REMEDY = "restore the file from a copy, or start again in another run folder"
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -130,11 +135,15 @@ class RunResults:
 def read_results(path: Path | str) -> RunResults:
     """Read ``results.jsonl``, given as the file or as its run folder. A last line cut short by a crash is left out.
 
-    Raises: RunFolderError if the file is missing or holds no ``run`` record, or naming the line that is damaged.
+    Raises: RunFolderError if the file is missing or holds no ``run`` record, or naming the line that is damaged; as
+    :func:`backends.finetune.links.refuse_links`.
     """
-    file = Path(path) / RESULTS_NAME if Path(path).is_dir() else Path(path)
+    file = Path(path)
+    if os.path.isdir(file):  # unlike Path.is_dir, False for a name that is too long
+        refuse_links(file)
+        file = file / RESULTS_NAME
     try:
-        *lines, tail = read_bytes(file).split(b"\n")
+        *lines, tail = read_bytes(file, follow_links=False).split(b"\n")
     except OSError as error:
         raise RunFolderError(
             str(file),
@@ -215,8 +224,12 @@ def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
 
 
 def _append_line(file: Path, line: bytes) -> None:
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(file, _APPENDING, 0o644)
     try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            what = "a file that has a second name, a hard link" if found.st_nlink > 1 else kind_of(found.st_mode)
+            raise OSError(errno.EINVAL, f"{what}, where a file of this run alone belongs", str(file))
         with os.fdopen(os.dup(descriptor), "rb") as stream:
             content = stream.read()
         tail = content[content.rfind(b"\n") + 1 :]

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.atomic import atomic_write, disk_space_errors
-from backends.files import parse_json, sha256_of
+from backends.files import read_json, sha256_of
+from backends.finetune.links import refuse_links
 from backends.finetune.results import RunResults, read_results
 from reference.errors import DiskSpaceError, RunFolderError
 
@@ -40,10 +41,11 @@ class PhaseFiles(NamedTuple):
 
 
 class RunFolder:
-    """Paths in a run folder, and the check that it is ours. Raises: RunFolderError."""
+    """Paths in a run folder, and the check that it is ours and leads nowhere else. Raises: RunFolderError."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        refuse_links(self.path)
         self.results, self.identity = self.path / "results.jsonl", self.path / "run.json"
 
     def branch(self, seed: int, condition: str) -> Path:
@@ -131,6 +133,7 @@ class RunFolder:
             with disk_space_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._refuse_foreign_folder()
+                self._refuse_full_lock()
                 lock.acquire(timeout=0)
         except DiskSpaceError:
             raise
@@ -179,7 +182,7 @@ class RunFolder:
             atomic_write(file, json.dumps(wanted, indent=2).encode())
             return
         try:
-            found = parse_json(file.read_bytes())
+            found = read_json(file)
         except ValueError as error:
             raise RunFolderError(
                 str(file), got=str(error), allowed="the JSON that this program wrote", remedy="choose another --out"
@@ -203,9 +206,20 @@ class RunFolder:
                 remedy="choose another --out",
             )
 
+    def _refuse_full_lock(self) -> None:
+        """The lock is emptied when it is taken: under its name, a hard link could hold somebody's work."""
+        file = self.path / ".lock"
+        if file.exists() and file.stat().st_size:
+            raise RunFolderError(
+                str(file),
+                got=f"{file.stat().st_size:,} bytes",
+                allowed="the empty file by which `crma finetune` holds its folder",
+                remedy="choose another --out, or move the file away if it is yours",
+            )
+
     def _is_ours(self) -> bool:
         try:
-            identity = json.loads(self.identity.read_bytes())
+            identity = read_json(self.identity)
         except (OSError, ValueError):
             return False
         return isinstance(identity, dict) and {"protocol", "backend", "model"} <= identity.keys()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backends.atomic import disk_space_errors
+from backends.files import printable
 from reference.errors import MissingPackageError
 
 
@@ -150,8 +151,8 @@ NO_LOG: Log = _NoLog()
 
 
 def _tag(name: str) -> str:
-    """A lone surrogate, which JSON can smuggle into a name, has no UTF-8 form."""
-    return name.encode("utf-8", "replace").decode()
+    """Without what steers a page; a lone surrogate, which JSON can smuggle into a name, has no UTF-8 form either."""
+    return printable(name)
 
 
 def _await_next_second(files: list[Path]) -> None:

@@ -549,7 +549,7 @@ def test_a_report_onto_a_folder_is_one_clear_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("Medical", "Medical"), ("x\ny\x07", "x y"), (" \n", "(no name)"), ("Domain number 11", "Domain…11")],
+    [("Medical", "Medical"), ("x\ny\x07", r"x y\x07"), (" \n", "(no name)"), ("Domain number 11", "Domain…11")],
 )
 def test_label_is_one_printable_line(name, shown):
     assert label(name, 9) == shown

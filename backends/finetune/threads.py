@@ -7,6 +7,8 @@ import warnings
 
 from reference.errors import ConfigError
 
+MOST = 1024  # no processor runs more at once, and a library that cannot start one ends the process without a word
+
 
 def set_up_framework(backend: str, threads: int | None) -> int:
     """Set the threads of the backend's framework, and make it and transformers deterministic and quiet.
@@ -14,8 +16,10 @@ def set_up_framework(backend: str, threads: int | None) -> int:
     Returns: how many threads there are. Call it before the framework computes anything: JAX reads the number once.
     Raises: ConfigError.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError("--threads", got=threads, allowed="an integer >= 1", remedy="leave it out to use all cores")
+    if threads is not None and not 1 <= threads <= MOST:
+        raise ConfigError(
+            "--threads", got=threads, allowed=f"an integer from 1 to {MOST}", remedy="leave it out to use all cores"
+        )
     if backend.startswith("jax-"):
         _quiet_transformers()
         if threads is not None:

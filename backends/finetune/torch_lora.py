@@ -97,11 +97,23 @@ def _with_lora(base: Any, section: LoraSection, rank: int) -> Any:
     )
     try:
         # what PEFT adds is in training mode, whatever mode the model is in
-        return get_peft_model(base, config, adapter_name=NAME).train(base.training)
+        model = get_peft_model(base, config, adapter_name=NAME).train(base.training)
     except ValueError as error:
-        raise ProtocolError(
-            "lora.target_modules",
-            got=f"{section.target_modules!r} ({error})",
-            allowed='names of linear layers in this model, or "all-linear"',
-            remedy='use "all-linear"',
-        ) from error
+        raise _unknown_modules(section, str(error)) from error
+    found = model.targeted_module_names
+    names = section.target_modules if isinstance(section.target_modules, list) else []
+    if absent := [name for name in names if not any(f".{path}".endswith(f".{name}") for path in found)]:
+        raise _unknown_modules(section, f"this model has no {absent[0]}")  # PEFT trains the others and does not say so
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer) and NAME not in module.lora_A:
+            raise _unknown_modules(section, f"{path} is no linear layer")
+    return model
+
+
+def _unknown_modules(section: LoraSection, why: str) -> ProtocolError:
+    return ProtocolError(
+        "lora.target_modules",
+        got=f"{section.target_modules!r} ({why})",
+        allowed='names of linear layers in this model, or "all-linear"',
+        remedy='use "all-linear"',
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import spec
+from backends.files import parse_json, read_bytes
 from reference import SPEC_VERSION
 from reference.errors import CRMAError
 
@@ -97,8 +98,8 @@ def encode_json(fields: dict[str, Any], name: str, lines: list[str]) -> bytes:
 def load_files(folder: Path = FOLDER) -> dict[str, bytes]:
     """File name -> bytes, of everything but the README. Raises: GoldenVectorError if the folder cannot be read."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "README.md")
-        return {path.name: path.read_bytes() for path in paths}
+        paths = sorted(path for path in folder.iterdir() if not path.is_dir() and path.name != "README.md")
+        return {path.name: read_bytes(path) for path in paths}
     except OSError as error:
         raise _damaged(str(folder), error.strerror or str(error), "a folder of golden vectors") from error
 
@@ -132,7 +133,7 @@ def read_group(files: Files, name: str) -> Iterator[StoredCase]:
 def read_header(files: Files, name: str) -> dict[str, Any]:
     """The JSON of one header. Raises: GoldenVectorError."""
     try:
-        header = json.loads(_file(files, name))
+        header = parse_json(_file(files, name))
     except ValueError as error:
         raise _damaged(name, f"no JSON ({error})", "a JSON header") from error
     got = {key: header.get(key) for key in FORMAT} if isinstance(header, dict) else type(header).__name__

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.files import printable
 from conformance.golden_vectors.format import (
     FOLDER,
     INDEX,
@@ -129,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _check(options.folder) if options.check else _write(options.folder)
     except (CRMAError, OSError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {printable(error)}", file=sys.stderr)
         return USAGE_ERROR
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance import compare
 from conformance.gaps import PACKAGE, identifier, is_ours
@@ -116,7 +117,7 @@ class ReportPlugin:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("conformance report")
         for line in self.lines:
-            terminalreporter.line(line)
+            terminalreporter.line(printable(line))
 
     def _identities(self) -> dict[str, dict[str, Any]]:
         from conformance.plugin import LOADED

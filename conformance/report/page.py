@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from backends.files import printable
 from conformance.report.picture import draw
 
 Summary = dict[str, Any]
@@ -73,6 +74,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=lambda value: printable(value, keep="\n\t") if isinstance(value, str) else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from backends.files import printable
+
 # Okabe and Ito's palette; line style and marker tell the lines apart without colour.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#000000")
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -117,4 +119,5 @@ def _top(sections: list[dict[str, Any]]) -> float:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 44 else f"{name[:20]}…{name[-22:]}"

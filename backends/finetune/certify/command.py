@@ -25,11 +25,11 @@ def certify(options: argparse.Namespace) -> int:
     import json
 
     import torch
-    from rich.console import Console
 
     from backends.atomic import atomic_write
     from backends.finetune.certify.certification import certify_run
     from backends.finetune.certify.table import show
+    from backends.finetune.terminal import Terminal
     from reference.errors import ConfigError, DiskSpaceError
 
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
@@ -46,5 +46,5 @@ def certify(options: argparse.Namespace) -> int:
                 allowed="a file that can be written",
                 remedy="name a file in a folder of yours",
             ) from error
-    show(certification, Console())
+    show(certification, Terminal())
     return 0 if certification.passed else FAILED

@@ -1,4 +1,8 @@
-"""``crma generate``: text from the adapters of a run, the task named or found by the router."""
+"""``crma generate``: text from the adapters of a run, the task named or found by the router.
+
+A model's text is printed word for word, but for control characters other than line end and tab, and characters that
+turn the direction of writing: these appear as escapes such as ``\\x1b``. ``AdapterRegistry.generate`` has them raw.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +47,13 @@ def add_parser(commands: Any) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Run the command. Raises: the errors of everything it calls."""
-    from rich.console import Console
-
     from backends import load_backend
+    from backends.files import printable
     from backends.finetune.inference.registry import AdapterRegistry
+    from backends.finetune.terminal import Terminal
     from backends.finetune.threads import set_up_framework
 
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     prompts = _prompts(options)
     router = _router(options) if options.route else None  # before the model is loaded: its errors come at once
     set_up_framework(f"torch-{options.device}", options.threads)
@@ -78,7 +82,7 @@ def generate(options: argparse.Namespace) -> None:
             if route is not None and router is not None:
                 console.print(_explained(route, router))
             console.print(_adapter_line(registry, task, no_crma=options.no_crma))
-            console.print(text)
+            print(printable(text, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -95,7 +99,9 @@ def _router(options: argparse.Namespace) -> CentroidRouter:
     from backends.finetune.inference.embeddings import EMBEDDINGS, load_embedding
     from backends.finetune.inference.router import CentroidRouter
     from backends.finetune.inference.router_file import read_router
+    from backends.finetune.links import refuse_links
 
+    refuse_links(options.folder)
     file = options.folder / ROUTER_NAME
     if not file.is_file():
         raise RunFolderError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from backends.files import read_json
 from backends.finetune.named_tasks import NAMED, named_task
 from backends.finetune.protocol import Protocol
 from backends.finetune.run_folder import checked_results
@@ -60,7 +60,7 @@ def _protocol(config: dict) -> Protocol:
 def _fingerprints(folder: Path, seed: int) -> dict[str, str]:
     file = folder / f"tasks-{seed}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         return {str(name): str(value) for name, value in content.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise RunFolderError(

@@ -54,13 +54,12 @@ def add_parser(commands: Any) -> None:
 
 def plan_command(options: argparse.Namespace) -> int:
     """Print the plan; 1 if a condition does not fit the memory that is given or found. Raises: CRMAErrors."""
-    from rich.console import Console
-
     from backends.finetune.check_fits import check_fits
     from backends.finetune.plan.estimate import make_plan
     from backends.finetune.plan.show import GIB, show_plan
     from backends.finetune.protocol import load_protocol
     from backends.finetune.tasks import parse_task_options
+    from backends.finetune.terminal import Terminal
     from backends.finetune.threads import set_up_framework
 
     _check(options)
@@ -82,7 +81,7 @@ def plan_command(options: argparse.Namespace) -> int:
     measured = _measure(options, protocol, folder, work, notes)
     plan = make_plan(folder, protocol, work, machine, measured)
     _explain(options, protocol, machine, notes)
-    show_plan(Console(), plan, protocol, notes, limit)
+    show_plan(Terminal(), plan, protocol, notes, limit)
     too_large = [name for name, condition in plan.conditions.items() if limit and condition.peak > limit]
     if too_large and limit:
         print(f"too large for {limit / GIB:.1f} GiB: {', '.join(too_large)}")
@@ -94,11 +93,12 @@ def _check(options: argparse.Namespace) -> None:
     from reference.errors import ConfigError
 
     check_backend(options.backend)
-    for name in ("devices", "memory", "throughput", "measure_layers"):
+    # In GiB, TFLOP/s and layers: what no machine and no model has.
+    for name, most in {"devices": 1e6, "memory": 1e9, "throughput": 1e9, "measure_layers": 1e3}.items():
         value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not 0 < value <= most:
             raise ConfigError(
-                f"--{name.replace('_', '-')}", got=value, allowed="a finite number > 0", remedy="correct it"
+                f"--{name.replace('_', '-')}", got=value, allowed=f"a number > 0, at most {most:g}", remedy="correct it"
             )
     if options.measure_layers and options.backend.startswith("jax"):
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from backends.finetune.plan.estimate import ConditionPlan, Plan, Range
 from backends.finetune.plan.work import orders
@@ -69,7 +70,7 @@ def _memory(plan: Plan, protocol: Protocol, limit: float | None) -> Table:
     for part in parts:
         table.add_row(part, *(f"{condition.memory[part] / GIB:.2f}" for condition in plan.conditions.values()))
     table.add_section()
-    table.add_row("in all", *(f"[bold]{condition.peak / GIB:.2f}" for condition in plan.conditions.values()))
+    table.add_row("in all", *(f"{each.peak / GIB:.2f}" for each in plan.conditions.values()), style="bold")
     others = (f"{condition.other_memory / GIB:.2f}" for condition in plan.conditions.values())
     table.add_row(f"in all, {state[1]} it", *others)
     if limit is not None:
@@ -77,10 +78,10 @@ def _memory(plan: Plan, protocol: Protocol, limit: float | None) -> Table:
     return table
 
 
-def _verdict(condition: ConditionPlan, limit: float) -> str:
+def _verdict(condition: ConditionPlan, limit: float) -> Text:
     if condition.peak > limit:
-        return "[red]no"
-    return "yes" if condition.peak * HEADROOM < limit else "[yellow]barely"
+        return Text("no", style="red")
+    return Text("yes") if condition.peak * HEADROOM < limit else Text("barely", style="yellow")
 
 
 def _times(plan: Plan, protocol: Protocol) -> Table:
