@@ -251,10 +251,9 @@ def test_the_papers_rows_do_not_depend_on_which_domains_there_are(monkeypatch):
     assert set(FICTIONAL) >= paper.FICTIONAL_DOMAINS
     monkeypatch.setattr("backends.finetune.domains.DOMAINS", (*DOMAINS, "Another"))
     monkeypatch.setattr("backends.finetune.fictional.FICTIONAL", (*FICTIONAL, "Another"))
-    about = {"protocol": "p", "model": "m", "backend": "b", "conditions": [], "seeds": []}
 
     def run(tasks):
-        return RunRecord(tasks=sorted(tasks), **about)
+        return RunRecord(protocol="p", model="m", backend="b", tasks=sorted(tasks), conditions=[], seeds=[])
 
     assert paper.paper_rows(run(paper.FIVE_DOMAINS)) == paper.TABLE_7
     assert paper.paper_rows(run(paper.FOUR_DOMAINS)) == paper.TABLE_6

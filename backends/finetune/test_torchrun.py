@@ -361,7 +361,7 @@ def test_an_error_in_one_process_ends_the_others(together, tmp_path, arguments, 
     ended = torchrun(arguments(tmp_path / "run"), failing(fail))
     assert ended.code != 0
     for message in messages:
-        assert message in ended.error
+        assert message in ended.error, ended.error
     assert "backends/finetune/cli.py" not in ended.error  # no traceback of ours; torchrun adds its own
     if fail == NOT_FINITE:
         assert not records(tmp_path / "run", "phase")[1:]
@@ -439,3 +439,57 @@ def test_a_lost_process_is_a_clear_error_and_any_other_error_itself():
         raise RuntimeError(lost)
     with pytest.raises(RuntimeError, match="shapes"), world.joined():
         raise RuntimeError("shapes do not fit")
+
+
+DIFFERENT = """
+import os, shutil, sys, time
+from backends.finetune import torch_world
+from backends.finetune.cli import main
+arguments = sys.argv[1:]
+torch_world.AGREE_SECONDS = 20
+if os.environ["RANK"] == "1":
+    {change}
+sys.exit(main(arguments))
+"""
+ANOTHER_TEXT = """
+    task = arguments.index("--task") + 1
+    name, _, files = arguments[task].partition("=")
+    train, _, holdout = files.partition(":")
+    shutil.copy(train, train + ".other")
+    with open(train + ".other", "a") as file:
+        file.write('{"prompt": "say 77:", "response": " something else"}\\n')
+    arguments[task] = f"{name}={train}.other:{holdout}"
+"""
+ANOTHER_MODEL = """
+    protocol = open(arguments[1]).read()
+    model = protocol.split('model = "')[1].split('"')[0]
+    shutil.copytree(model, model + "-other")
+    tokenizer = model + "-other/tokenizer.json"
+    text = open(tokenizer).read()
+    open(tokenizer, "w").write(text.replace('"a"', '"b"', 1).replace('"b"', '"a"', 1) + " ")
+    arguments += ["--model", model + "-other"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(ANOTHER_TEXT, "process 1 with another data than process 0", id="data"),
+        pytest.param(ANOTHER_MODEL, "process 1 with another model than process 0", id="model", marks=pytest.mark.slow),
+        pytest.param(
+            'arguments += ["--set", "lora.learning_rate=0.5"]', "with another protocol", id="protocol",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "torch_world.TorchWorld.agree = lambda *_: time.sleep(90)", "does not answer", id="silence",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_processes_that_were_given_different_work_do_not_start(tmp_path, arguments, change, message):
+    program = tmp_path / "different.py"
+    program.write_text(DIFFERENT.replace("{change}", change.strip()))
+    ended = torchrun(arguments(tmp_path / "run", conditions=("frozen",)), (str(program),))
+    assert ended.code != 0
+    assert message in ended.error, ended.error
+    assert not (tmp_path / "run" / "results.jsonl").exists()

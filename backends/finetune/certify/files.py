@@ -112,8 +112,8 @@ class RunFiles:
             said = results.run.config.get(field, "nothing")
             if said != value:
                 faults.append(f"run.json: {field} {value!r}, results.jsonl: {said!r}"[:300])
-        wanted = {"run.json", *(f"tasks-{seed}.json" for seed in results.seeds)}
-        faults += [f"{name}: its digest is not in results.jsonl" for name in sorted(wanted - results.files.keys())]
+        needed = {"run.json", *(f"tasks-{seed}.json" for seed in results.seeds)}
+        faults += [f"{name}: its digest is not in results.jsonl" for name in sorted(needed - results.files.keys())]
         faults += [f"{name}: {reason}" for name, reason in self.places.changed_files(results, "")]
         for seed in results.seeds:
             path = self.folder / f"tasks-{seed}.json"
