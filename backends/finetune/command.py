@@ -42,6 +42,7 @@ from backends.finetune.world import World
 from reference import SPEC_VERSION
 from reference.errors import ProtocolError
 
+WORDS = ("description", "source", "model", "models")  # of a protocol; what the model holds is compared by itself
 PACKAGES = {
     "torch": ("crma", "torch", "transformers", "peft", "numpy"),
     "jax": ("crma", "jax", "jaxlib", "optax", "transformers", "numpy"),
@@ -156,8 +157,7 @@ class _Run:
         record = _run_record(protocol, self.backend, self.model_path, self.threads)
         self.world.agree(
             {
-                # every field but the words, and where this machine has the model: what is in it is compared
-                "protocol": _digest({**record["config"], **dict.fromkeys(("description", "source", "model", "models"))}),
+                "protocol": _digest({**record["config"], **dict.fromkeys(WORDS)}),
                 "model": _digest(identity["model"]),
                 "data": _digest(prints),
                 "versions": _digest(record["versions"]),

@@ -164,15 +164,16 @@ def read_results(path: Path | str) -> RunResults:
             continue
         place = f"{file}, line {number}"
         digest, entry = _verified(line, digest, place)
-        files |= entry.get("files") or {} if isinstance(entry.get("files"), dict) else {}
         if entry.get("kind") == "run":
             runs.append(_validated(RunRecord, entry, place))
+            files |= runs[-1].files
             if runs[-1].tasks != runs[0].tasks:
                 _damaged(place, f"tasks {runs[-1].tasks}", f"the tasks of the first line, {runs[0].tasks}")
         elif entry.get("kind") == "phase":
             record = _validated(PhaseRecord, entry, place)
             _check_phase(record, runs, place)
             phases[record.condition, record.seed, record.phase] = record
+            files |= record.files
         elif entry.get("kind") == "base":
             bare = _validated(BaseRecord, entry, place)
             base[bare.seed] = bare

@@ -112,12 +112,7 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
     "negative seconds": (RECORD, record("naive", 0, lambda r: r.update(seconds=-1.0))),
     "fewer tokens than steps": (RECORD, record("frozen", 1, lambda r: r.update(tokens=1))),
     "more parameters": (RECORD, record("modular", 1, lambda r: r["parameters"].update(lora=13))),
-    "more parameters in every phase": (
-        RECORD,
-        lambda run: (
-            [edit_record(run, "modular", p, lambda r: r["parameters"].update(crma=99)) for p in range(3)] and None
-        ),
-    ),
+    "more parameters in every phase": (RECORD, lambda run: _more_parameters(run)),
     "loss of a task to come": (RECORD, record("frozen", 0, lambda r: r["holdout"].update(C=1.0))),
     "exact match without canaries": (RECORD, record("frozen", 1, lambda r: r.update(exact_match={"A": 1.0}))),
     "loss before a phase that was not asked for": (RECORD, record("frozen", 1, lambda r: r.update(before=1.5))),
@@ -150,6 +145,11 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
         added("0-modular/checkpoint.safetensors", "0-modular/crma-2.safetensors"),
     ),
 }
+
+
+def _more_parameters(run: Path) -> None:
+    for phase in range(3):
+        edit_record(run, "modular", phase, lambda r: r["parameters"].update(crma=99))
 
 
 def _give_spectrum(run: Path) -> None:
