@@ -64,13 +64,18 @@ def load_weights(
             **options,
         )
         if "device_map" not in options:
-            model.to(device)
+            _into_memory(model.to(device))
     check_loaded(folder, model.eval(), found)
-    if (
-        "device_map" not in options
-    ):  # bitsandbytes settles how it computes when it first does, so that is left to the run
+    if "device_map" not in options:  # bitsandbytes settles how it computes when it first does: that is left to the run
         _check_computes(folder, model)
     return model
+
+
+def _into_memory(model: Any) -> None:
+    """Weights on a CPU may be a map of their file, and would change, or end the process, when somebody writes to it."""
+    if model.device.type == "cpu":
+        for value in (*model.parameters(), *model.buffers()):
+            value.data = value.data.clone()
 
 
 def default_attention(config: Any, device: str) -> str | None:

@@ -325,3 +325,13 @@ def test_weights_that_are_drawn_are_held_against_the_memory(folder):
         build_random(folder, torch.float32, "cpu")
     with pytest.raises(ProtocolError, match="random weights"):
         check_fits(folder, protocol(quantization="4bit"))
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tiny_model, tmp_path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    model = load_weights(folder, torch.float32, torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes((folder / "model.safetensors").stat().st_size - 4096))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
