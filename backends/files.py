@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tomllib
@@ -53,19 +54,45 @@ def opened(path: Path | str, *, follow_links: bool = True) -> Iterator[BinaryIO]
 def read_bytes(path: Path | str, *, limit: int | None = None, follow_links: bool = True) -> bytes:
     """The content of a regular file, in memory: what happens to the file later does not reach it.
 
-    Raises: OSError; also where the file has more than ``limit`` bytes.
+    Raises: OSError; also where the file has more than ``limit`` bytes, or more than the machine has memory: a file of
+    holes takes no room on a disk, whatever its size.
     """
     with opened(path, follow_links=follow_links) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise OSError(errno.EFBIG, f"a file of {size:,} bytes, where at most {limit:,} make sense", str(path))
-        return file.read()
+        if size > memory():
+            raise _beyond_memory(size, path)
+        try:
+            return file.read()
+        except MemoryError as error:
+            raise _beyond_memory(size, path) from error
 
 
-def sha256_of(path: Path | str, *, follow_links: bool = True) -> str:
-    """SHA-256 of a regular file in hex, read piece by piece. Raises: OSError."""
+def memory() -> float:
+    """Bytes of memory of this machine; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def _beyond_memory(size: int, path: Path | str) -> OSError:
+    return OSError(errno.EFBIG, f"a file of {size:,} bytes, more than there is memory for", str(path))
+
+
+def sha256_of(path: Path | str, *, follow_links: bool = True, to_load: bool = False) -> str:
+    """SHA-256 of a regular file in hex, read piece by piece.
+
+    Args:
+        to_load: the file will be loaded; one larger than the machine's memory is refused rather than read for hours.
+
+    Raises: OSError.
+    """
     digest = hashlib.sha256()
     with opened(path, follow_links=follow_links) as file:
+        if to_load and (size := os.fstat(file.fileno()).st_size) > memory():
+            raise _beyond_memory(size, path)
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()

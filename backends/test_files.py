@@ -51,6 +51,27 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
         read_json(tmp_path / "sparse")
 
 
+def test_a_file_beyond_the_memory_is_neither_read_nor_hashed(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**43)
+    for read in (read_bytes, lambda path: sha256_of(path, to_load=True), lambda path: load_files(path.parent)):
+        with pytest.raises((OSError, GoldenVectorError), match="more than there is memory for"):
+            read(tmp_path / "sparse")
+
+
+def test_memory_that_a_limit_of_the_process_denies_is_named_too(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**30)
+    earlier = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**28, earlier[1]))
+    try:
+        with pytest.raises(OSError, match="memory"):
+            read_bytes(tmp_path / "sparse")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, earlier)
+
+
 @pytest.mark.parametrize(
     "text",
     ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', "NaN", '{"a": -Infinity}', "[" * 10**6, "1" * 5000, "", b"\xff"],

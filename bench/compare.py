@@ -92,7 +92,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         times = [f"{1e6 * seconds:.1f} us" for seconds in (row.baseline_seconds, row.new_seconds)]
         ratios = [f"{value:.3f}" for value in (row.ratio, row.allowed, row.median_ratio)]
-        lines.append([row.name, *times, *ratios, "REGRESSED" if row.regressed else ""])
+        lines.append([printable(row.name), *times, *ratios, "REGRESSED" if row.regressed else ""])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         line[0].ljust(widths[0]) + "".join("  " + c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))
@@ -119,9 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     for title, one, other in (("missing in the new timings", baseline, new), ("not in the baseline", new, baseline)):
         for name in sorted(one.medians.keys() - other.medians.keys()):
-            print(f"{title}: {name}")
+            print(f"{title}: {printable(name)}")
     if baseline.versions != new.versions:
-        print(f"versions differ: {_text({**baseline.versions})} then, {_text({**new.versions})} now")
+        print(printable(f"versions differ: {_text({**baseline.versions})} then, {_text({**new.versions})} now"))
     regressed = sum(row.regressed for row in rows)
     print(f"{len(rows)} compared, {regressed} slower than noise explains")
     return 1 if regressed else 0

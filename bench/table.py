@@ -31,13 +31,13 @@ def tables(content: dict[str, Any]) -> str:
 def _table(group: str, entries: list[dict[str, Any]]) -> str:
     entries.sort(key=lambda entry: entry["stats"]["median"])
     figures = list(dict.fromkeys(key for entry in entries for key in entry["extra_info"] if key not in _NOT_SHOWN))
-    lines = [["", "median", "fastest", *(key.replace("_", " ") for key in figures)]]
+    lines = [["", "median", "fastest", *(printable(key).replace("_", " ") for key in figures)]]
     lines.append(["---"] * len(lines[0]))
     for entry in entries:
         info, stats = entry["extra_info"], entry["stats"]
         times = [f"{1e6 * stats[key]:,.1f} us" for key in ("median", "min")]
-        lines.append([info["contender"], *times, *(_figure(info.get(key)) for key in figures)])
-    return f"**{group}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([printable(info["contender"]), *times, *(_figure(info.get(key)) for key in figures)])
+    return f"**{printable(group)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(value: float | None) -> str:

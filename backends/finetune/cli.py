@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from backends.files import printable
 from backends.finetune.certify.command import add_parser as add_certify
@@ -74,10 +75,15 @@ def _refused(why: object) -> int:
     return USAGE_ERROR
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, and those of its commands, whose messages quote an argument so that it steers no terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="crma", description="CRMA: continual fine-tuning on a shared, bounded backbone."
-    )
+    parser = _Parser(prog="crma", description="CRMA: continual fine-tuning on a shared, bounded backbone.")
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -93,7 +93,8 @@ def paired_rows(results: RunResults, subject: str = "modular") -> list[PairedRow
     others = [name for name in results.conditions if name != subject and not name.startswith("modular@")]
     rows = []
     for name in others if subject in results.conditions else []:
-        seeds = [seed for seed in results.complete_seeds(subject) if seed in results.complete_seeds(name)]
+        both = set(results.complete_seeds(name))
+        seeds = [seed for seed in results.complete_seeds(subject) if seed in both]
         for key, measure, form in (("holdout", "final holdout, nats", signed), ("drift", "drift, %", percent)):
             ours, theirs = (values_of(results, condition, seeds)[key] for condition in (subject, name))
             if len(ours) != len(theirs) or len(ours) < 2:

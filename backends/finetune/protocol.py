@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import bench
-from backends.files import parse_toml
+from backends.files import TEXT_LIMIT, parse_toml
 from backends.finetune.conditions import PAPER, parse_condition
 from backends.finetune.text_file import read_text
 from reference.errors import ProtocolError
@@ -223,7 +223,7 @@ def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: 
             remedy="`crma protocols` lists the protocols with their descriptions",
         )
     try:
-        content = parse_toml(read_text(path, ProtocolError))
+        content = parse_toml(read_text(path, ProtocolError, limit=TEXT_LIMIT))
     except ProtocolError:  # a ValueError, too
         raise
     except ValueError as error:

@@ -20,9 +20,9 @@ class RunRecord(BaseModel):
     protocol: str
     model: str
     backend: str
-    tasks: list[str] = Field(min_length=1)
-    conditions: list[str]
-    seeds: list[int]
+    tasks: list[str] = Field(min_length=1, max_length=10_000)  # as many as a protocol may have
+    conditions: list[str] = Field(max_length=1000)
+    seeds: list[int] = Field(max_length=10_000)
     versions: dict[str, str] = {}
     machine: str = ""
     config: dict[str, Any] = {}

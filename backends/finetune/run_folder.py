@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.atomic import atomic_write, disk_space_errors
-from backends.files import read_json, sha256_of
+from backends.files import read_bytes, read_json, sha256_of
 from backends.finetune.links import refuse_links
 from backends.finetune.results import RunResults, read_results
 from reference.errors import DiskSpaceError, RunFolderError
@@ -103,7 +103,7 @@ class RunFolder:
                 yield name, "a name that no file of a run has"
                 continue
             try:
-                if sha256_of(self.path / name, follow_links=False) != digest:
+                if sha256_of(self.path / name, follow_links=False, to_load=True) != digest:
                     yield name, "bytes that do not give the recorded SHA-256"
             except FileNotFoundError:
                 if not _may_be_gone(file, folder, results):
@@ -225,7 +225,7 @@ class RunFolder:
         return isinstance(identity, dict) and {"protocol", "backend", "model"} <= identity.keys()
 
     def _holds_work(self) -> bool:
-        recorded = self.results.exists() and b'"kind": "phase"' in self.results.read_bytes()
+        recorded = self.results.exists() and b'"kind": "phase"' in read_bytes(self.results, follow_links=False)
         return recorded or any(self.path.glob("*/checkpoint.safetensors"))
 
 

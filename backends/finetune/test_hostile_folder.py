@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.finetune.records import RunRecord
 from backends.finetune.results import append_record, read_results
 from backends.finetune.run_folder import RunFolder
 from backends.finetune.test_results import run_record
@@ -173,3 +174,58 @@ def test_a_lock_that_a_killed_process_left_is_taken_again(run):
     (run / ".lock").touch()
     with RunFolder(run).locked():
         pass
+
+
+@pytest.mark.parametrize("command", ["report", "certify", "route", "generate"])
+def test_results_beyond_the_memory_are_one_message(crma, run, command):
+    os.truncate(run / "results.jsonl", 2**43)  # a hole, which takes no room on the disk
+    code, _, error = crma(COMMANDS[command](str(run)))
+    assert code == (1 if command == "certify" else 2), error
+    if code == 2:
+        assert error.startswith("crma: ")
+        assert error.count("\n") == 1
+    with pytest.raises(OSError, match="more than there is memory for"):
+        RunFolder(run).claim("run.json", {})
+
+
+@pytest.mark.parametrize("place", ["0-modular/crma-0.safetensors", "run.json"])
+def test_a_recorded_file_beyond_the_memory_is_not_hashed_for_hours(run, place):
+    (run / place).parent.mkdir(exist_ok=True)
+    (run / place).touch()
+    os.truncate(run / place, 2**43)
+    append_record(run / "results.jsonl", run_record(files={place: "0" * 64}))
+    assert dict(RunFolder(run).changed_files(read_results(run)))[place].endswith("more than there is memory for")
+
+
+@pytest.mark.parametrize(
+    "lists", [{"seeds": [*range(10**5)]}, {"conditions": ["naive"] * 10**4}, {"tasks": [str(i) for i in range(10**5)]}]
+)
+def test_more_of_a_run_than_a_protocol_may_ask_for_is_refused(tmp_path, lists):
+    with pytest.raises(RunFolderError, match="faulty " + next(iter(lists))):
+        append_record(tmp_path / "results.jsonl", run_record(**lists))
+
+
+def test_the_report_of_many_seeds_takes_time_in_proportion(tmp_path, monkeypatch):
+    from backends.finetune.figures import paired_rows, summary_rows
+    from backends.finetune.results import RunResults
+
+    asked = []
+    phases_of = RunResults.phases_of
+
+    def counted(*given):
+        asked.append(given)
+        return phases_of(*given)
+
+    monkeypatch.setattr(RunResults, "phases_of", counted)
+    seen = []
+    for count in (100, 200):
+        results = RunResults(run_record_of(count), ("modular", "frozen", "naive"), tuple(range(count)), {})
+        asked.clear()
+        summary_rows(results)
+        paired_rows(results)
+        seen.append(len(asked))
+    assert seen[1] <= 2.2 * seen[0]
+
+
+def run_record_of(seeds: int) -> RunRecord:
+    return RunRecord.model_validate(run_record(seeds=[*range(seeds)]))

@@ -154,3 +154,24 @@ def test_tags_of_the_log_are_escaped(tmp_path):
     tags = [value.tag for event in loader.LegacyEventFileLoader(str(file)).Load() for value in event.summary.value]
     assert [tag for tag in tags if SHOWN in tag]
     assert not any(map(steering, tags))
+
+
+def test_an_argument_that_is_none_is_quoted_so_too(capsys):
+    for arguments in (["finetune", "quickstart", HOSTILE], ["report", "a", f"--{HOSTILE}"], [HOSTILE]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        said = capsys.readouterr().err
+        assert r"\x1b[2J" in said
+        assert not steering(said)
+
+
+def test_the_tables_of_timings_show_names_as_text(tmp_path, capsys):
+    from bench.table import main as table
+
+    figures = {"median": 1.0, "min": 1.0}
+    entry = {"group": HOSTILE, "stats": figures, "extra_info": {"contender": HOSTILE, HOSTILE: 1.0}}
+    (tmp_path / "t.json").write_text(json.dumps({"benchmarks": [entry]}))
+    assert table([str(tmp_path / "t.json")]) == 0
+    said = capsys.readouterr().out
+    assert said.count(SHOWN) == 3
+    assert not steering(said)

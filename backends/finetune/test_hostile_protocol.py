@@ -132,12 +132,16 @@ def test_a_protocol_may_begin_with_a_byte_order_mark(tmp_path):
     assert load_protocol(str(tmp_path / "p.toml")) == load_protocol("quickstart")
 
 
-@pytest.mark.parametrize("name", ["zero.toml", "a\0.toml", "x" * 5000 + ".toml", "\x1b.toml", "fifo.toml", "dir.toml"])
+@pytest.mark.parametrize(
+    "name", ["zero.toml", "a\0.toml", "x" * 5000 + ".toml", "\x1b.toml", "fifo.toml", "dir.toml", "holes.toml"]
+)
 def test_a_path_that_is_no_file_is_refused_at_once(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     os.symlink("/dev/zero", "zero.toml")
     os.mkfifo("fifo.toml")
     os.mkdir("dir.toml")
+    with open("holes.toml", "wb") as file:
+        file.truncate(2**43)
     with pytest.raises(ProtocolError):
         load_protocol(name)
 

@@ -34,13 +34,16 @@ _BEGINNINGS = {
 }
 
 
-def read_text(path: Path | str, error: type[CRMAError]) -> str:
+def read_text(path: Path | str, error: type[CRMAError], *, limit: int | None = None) -> str:
     """The text of a file in UTF-8, without a byte order mark.
+
+    Args:
+        limit: the most bytes that make sense, if fewer than the machine has memory.
 
     Raises: ``error``, which names the file, what was found in it, and the line where it is a text in another encoding.
     """
     try:
-        content = read_bytes(path)
+        content = read_bytes(path, limit=limit)
     except OSError as failure:
         raise error(
             str(path),

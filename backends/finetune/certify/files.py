@@ -184,7 +184,7 @@ class RunFiles:
         return content
 
     def _digest(self, path: Path) -> None:
-        self.digests[self._name(path)] = sha256_of(path, follow_links=False)
+        self.digests[self._name(path)] = sha256_of(path, follow_links=False, to_load=True)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

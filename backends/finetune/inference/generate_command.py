@@ -11,6 +11,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.files import TEXT_LIMIT, printable
 from backends.finetune.text_file import read_text
 from reference.errors import ConfigError, RunFolderError
 
@@ -48,7 +49,6 @@ def add_parser(commands: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Run the command. Raises: the errors of everything it calls."""
     from backends import load_backend
-    from backends.files import printable
     from backends.finetune.inference.registry import AdapterRegistry
     from backends.finetune.terminal import Terminal
     from backends.finetune.threads import set_up_framework
@@ -87,7 +87,7 @@ def generate(options: argparse.Namespace) -> None:
 
 def _prompts(options: argparse.Namespace) -> list[str]:
     prompts = list(options.prompt or [])
-    prompts += [read_text(file, ConfigError).rstrip("\r\n") for file in options.prompt_file or []]
+    prompts += [read_text(file, ConfigError, limit=TEXT_LIMIT).rstrip("\r\n") for file in options.prompt_file or []]
     if not prompts:
         raise ConfigError(
             "--prompt", got="none", allowed="--prompt TEXT or --prompt-file FILE", remedy="give one of the two"
