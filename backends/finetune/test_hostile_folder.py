@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def put(path: Path, what: str, outside: Path) -> None:
     if what == "fifo":
         os.mkfifo(path)
     elif what == "socket":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(os.path.relpath(path))  # its path may have 107 bytes
+        with socket.socket(socket.AF_UNIX) as server, chdir(path.parent):
+            server.bind(path.name)  # a path to a socket may have 107 bytes
     else:
         path.symlink_to({"folder": outside, "file": outside / "mine", "nowhere": outside / "new"}[what])
 

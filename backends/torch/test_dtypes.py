@@ -20,7 +20,8 @@ REFUSED = (*FLOAT8, "int8", "int64", "uint16", "bool", "complex64")
 
 
 def tensor(dtype: str, *shape: int) -> torch.Tensor:
-    return torch.empty(shape, dtype=getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    return torch.zeros(*shape[:-1], shape[-1] * kind.itemsize, dtype=torch.uint8).view(kind)
 
 
 def in_each_place(dtype: str, project: Callable[..., Any], mix: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
