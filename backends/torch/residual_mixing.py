@@ -26,7 +26,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
         mixing: M, shape (n, n). strength: alpha, one value. basis: A, shape (n, r, d). All float32 (or float64).
 
     Returns:
-        y, shape and dtype of x. What is added to x is computed in the parameters' dtype.
+        y, shape and dtype of x; computed in the parameters' dtype, or in float64 if x is.
 
     Raises: DtypeError; ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     Source: ours.
@@ -39,6 +39,8 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
         )
+    if x.dtype == torch.float64:  # which float32 would round
+        mixing, strength, basis = mixing.double(), strength.double(), basis.double()
     if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
         return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
     y: Tensor = outputs_of(_ResidualMixing, x, mixing, strength, basis)[0]

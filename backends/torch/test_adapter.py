@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_autocast_does_not_lower_the_precision_inside() -> None:
 def prepared(adapter: CRMAAdapter, strength: torch.Tensor, *, with_graph: bool) -> Prepared:
     """M = I, which shows in y whether it was used."""
     made_of = [parameter.detach().clone()[None] for parameter in adapter.parameters()]
-    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False)
+    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False, thread=get_ident())
 
 
 def test_prepared_tensors_are_not_used_after_the_forward_pass() -> None:
