@@ -210,9 +210,13 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
     """
     require_floats(gate_logit=gate_logit, basis=basis)
+    if basis.ndim < 3:
+        raise ShapeError(
+            "basis", got=tuple(basis.shape), allowed="(..., n, r, d)", remedy="give each stream r directions"
+        )
     strength: Tensor = outputs_of(_Strength, gate_logit, basis)[0]
     return strength
 

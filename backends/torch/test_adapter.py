@@ -13,6 +13,7 @@ import torch
 import reference
 from backends.torch import CRMAAdapter
 from backends.torch.prepared import Prepared
+from backends.torch.residual_mixing import adapter_strength
 from reference.errors import ConfigError, ShapeError
 
 
@@ -130,3 +131,9 @@ def test_the_example_of_the_readme_runs() -> None:
     example = [block for block in blocks if "CRMAAdapter" in block]
     assert len(example) == 1
     exec(compile(example[0], "README.md", "exec"), {})
+
+
+@pytest.mark.clause("MIX-1")
+def test_a_basis_without_streams_is_refused_by_name() -> None:
+    with pytest.raises(ShapeError, match="basis"):
+        adapter_strength(torch.zeros(()), torch.ones(2, 8))
