@@ -28,7 +28,8 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Returns:
         y, shape and dtype of x; computed in the parameters' dtype, or in float64 if x is.
 
-    Raises: DtypeError; ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
+    Raises: DtypeError; ShapeError if the sizes do not fit, or there is more than one strength.
+    Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     Source: ours.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
@@ -38,6 +39,13 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             got=tuple(strength.shape),
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
+        )
+    if basis.ndim != 3 or mixing.shape != (len(basis),) * 2 or x.shape[-1:] != basis.shape[2:]:
+        raise ShapeError(
+            "x",
+            got=f"{tuple(x.shape)} with mixing {tuple(mixing.shape)} and basis {tuple(basis.shape)}",
+            allowed="(..., d) with (n, n) and (n, r, d)",
+            remedy="build the adapter with the model's hidden_size",
         )
     if x.dtype == torch.float64:  # which float32 would round
         mixing, strength, basis = mixing.double(), strength.double(), basis.double()

@@ -13,7 +13,7 @@ import torch
 import reference
 from backends.torch import CRMAAdapter
 from backends.torch.prepared import Prepared
-from backends.torch.residual_mixing import adapter_strength
+from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from reference.errors import ConfigError, ShapeError
 
 
@@ -137,3 +137,12 @@ def test_the_example_of_the_readme_runs() -> None:
 def test_a_basis_without_streams_is_refused_by_name() -> None:
     with pytest.raises(ShapeError, match="basis"):
         adapter_strength(torch.zeros(()), torch.ones(2, 8))
+
+
+@pytest.mark.clause("MIX-1")
+@pytest.mark.parametrize(
+    ("x", "mixing", "basis"), [((3, 7), 2, (2, 2, 8)), ((3, 8), 1, (2, 2, 8)), ((3, 8), 2, (2, 8))]
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(x: Any, mixing: int, basis: Any) -> None:
+    with pytest.raises(ShapeError, match="with mixing"):
+        residual_mixing(torch.ones(x), torch.eye(mixing), torch.ones(1), torch.ones(basis))
