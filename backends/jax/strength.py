@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from backends.jax.dtypes import floats, widened
+from reference.errors import ShapeError
 
 
 def adapter_strength(gate_logit: Array, basis: Array) -> Array:
@@ -21,9 +22,13 @@ def adapter_strength(gate_logit: Array, basis: Array) -> Array:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
     """
     gate_logit, basis = widened(*floats(gate_logit=gate_logit, basis=basis))
+    if basis.ndim < 3:
+        raise ShapeError(
+            "basis", got=tuple(basis.shape), allowed="(..., n, r, d)", remedy="give each stream r directions"
+        )
     strength: Array = _strength(gate_logit, basis)
     return strength
 

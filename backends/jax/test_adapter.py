@@ -207,3 +207,9 @@ def test_four_devices_give_what_one_gives() -> None:
     finished = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split() == ["4", "devices:", "same"]
+
+
+@pytest.mark.clause("MIX-1")
+def test_a_basis_without_streams_is_refused_by_name() -> None:
+    with pytest.raises(ShapeError, match="basis"):
+        adapter_strength(0.0, jnp.ones((2, 8)))

@@ -121,10 +121,11 @@ class CRMAAdapter(nn.Module):
             mixing = chosen.sinkhorn_projection(self.mix_logits, self.config.iterations)
             return chosen.residual_mixing(x, mixing, adapter_strength(self.gate_logit, self.basis), self.basis)
         is_plain = chosen.residual_mixing is residual_mixing
-        if prepared.mixed is not None and is_plain:
-            return add_mixed(x, self.basis, prepared.mixed)
-        if prepared.mixed is not None and x[..., 0].numel() * self.config.streams * self.config.rank <= FEW_ENTRIES:
-            return add_mixed_by_sums(x, self.basis, prepared.mixed)
+        mixed = prepared.mixed if x.dtype != torch.float64 or self.basis.dtype == x.dtype else None
+        if mixed is not None and is_plain:
+            return add_mixed(x, self.basis, mixed)
+        if mixed is not None and x[..., 0].numel() * self.config.streams * self.config.rank <= FEW_ENTRIES:
+            return add_mixed_by_sums(x, self.basis, mixed)
         return chosen.residual_mixing(x, prepared.mixing, prepared.strength, self.basis)
 
     def bypassed(self, *, remembered: bool = False, prepared: Prepared | None = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -249,8 +249,20 @@ class CRMABackbone(nn.Module):
         return _stack(self._layers())
 
     def _gather_none(self) -> None:
-        """Let FSDP drop the gathered copies of the parameters: what is written into these is lost."""
-        managed = [adapter for adapter in self._layers() if adapter._is_fsdp_managed_module]
+        """Let FSDP drop the gathered copies of the parameters: what is written into these is lost.
+
+        Raises: BackendError where it keeps them, and for parameters on the meta device, where everything is lost.
+        """
+        layers = self._layers()
+        if any(adapter.basis.is_meta for adapter in layers):
+            raise BackendError(
+                "parameters of the adapters",
+                got="tensors without values, on the meta device",
+                allowed="parameters in memory",
+                remedy="offload the model before attach_crma, which leaves the adapters in memory; to a model that was "
+                "built on the meta device call to_empty first",
+            )
+        managed = [adapter for adapter in layers if adapter._is_fsdp_managed_module]
         if managed and self._reshard is not None:
             self._reshard()
         if not all(is_sharded(adapter.basis) for adapter in managed):
@@ -304,9 +316,10 @@ def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
     if not torch.is_grad_enabled():
         mixed = mixed_basis(mixing, strength, state.bases).unbind()
     grad, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
+    thread = None if compiling else get_ident()
     layers = zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True)
     for layer, (adapter, m, alpha, c) in enumerate(layers):
-        adapter.prepare(Prepared(m, alpha, c, state, layer, with_graph=grad, traced=compiling))
+        adapter.prepare(Prepared(m, alpha, c, state, layer, with_graph=grad, traced=compiling, thread=thread))
 
 
 def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:

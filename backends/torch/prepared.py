@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Prepared:
     layer: int
     with_graph: bool
     traced: bool
+    thread: int | None  # a graph can be followed back only once, so each thread has its own; None where traced
     in_forward_pass: bool = True
 
     def serves(self, parameters: Sequence[Any]) -> bool:
@@ -38,10 +40,12 @@ class Prepared:
         """
         if self.traced != torch.compiler.is_compiling():
             return False  # the tensors of a graph that torch.compile traces exist in it alone
+        if self.mixing.device != parameters[0].device:
+            return False  # accelerate brings offloaded parameters from the meta device for the call of an adapter alone
         if torch.is_grad_enabled() and not self.with_graph:
             return False  # they would cut the parameters off from their gradients
         if self.in_forward_pass:
-            return True
+            return self.traced or self.thread == get_ident()
         if backward_pass() == NO_BACKWARD_PASS:
             return False  # a block or an adapter that is called by itself
         self.require_unchanged(parameters)

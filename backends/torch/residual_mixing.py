@@ -26,9 +26,10 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
         mixing: M, shape (n, n). strength: alpha, one value. basis: A, shape (n, r, d). All float32 (or float64).
 
     Returns:
-        y, shape and dtype of x. What is added to x is computed in the parameters' dtype.
+        y, shape and dtype of x; computed in the parameters' dtype, or in float64 if x is.
 
-    Raises: DtypeError; ShapeError if there is more than one strength. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
+    Raises: DtypeError; ShapeError if the sizes do not fit, or there is more than one strength.
+    Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     Source: ours.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
@@ -39,6 +40,15 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
         )
+    if basis.ndim != 3 or mixing.shape != (len(basis),) * 2 or x.shape[-1:] != basis.shape[2:]:
+        raise ShapeError(
+            "x",
+            got=f"{tuple(x.shape)} with mixing {tuple(mixing.shape)} and basis {tuple(basis.shape)}",
+            allowed="(..., d) with (n, n) and (n, r, d)",
+            remedy="build the adapter with the model's hidden_size",
+        )
+    if x.dtype == torch.float64:  # which float32 would round
+        mixing, strength, basis = mixing.double(), strength.double(), basis.double()
     if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
         return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
     y: Tensor = outputs_of(_ResidualMixing, x, mixing, strength, basis)[0]
@@ -208,9 +218,13 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
     """
     require_floats(gate_logit=gate_logit, basis=basis)
+    if basis.ndim < 3:
+        raise ShapeError(
+            "basis", got=tuple(basis.shape), allowed="(..., n, r, d)", remedy="give each stream r directions"
+        )
     strength: Tensor = outputs_of(_Strength, gate_logit, basis)[0]
     return strength
 

@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import reference
 from backends.torch import CRMAAdapter
 from backends.torch.prepared import Prepared
+from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from reference.errors import ConfigError, ShapeError
 
 
@@ -72,7 +74,7 @@ def test_autocast_does_not_lower_the_precision_inside() -> None:
 def prepared(adapter: CRMAAdapter, strength: torch.Tensor, *, with_graph: bool) -> Prepared:
     """M = I, which shows in y whether it was used."""
     made_of = [parameter.detach().clone()[None] for parameter in adapter.parameters()]
-    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False)
+    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False, thread=get_ident())
 
 
 def test_prepared_tensors_are_not_used_after_the_forward_pass() -> None:
@@ -129,3 +131,18 @@ def test_the_example_of_the_readme_runs() -> None:
     example = [block for block in blocks if "CRMAAdapter" in block]
     assert len(example) == 1
     exec(compile(example[0], "README.md", "exec"), {})
+
+
+@pytest.mark.clause("MIX-1")
+def test_a_basis_without_streams_is_refused_by_name() -> None:
+    with pytest.raises(ShapeError, match="basis"):
+        adapter_strength(torch.zeros(()), torch.ones(2, 8))
+
+
+@pytest.mark.clause("MIX-1")
+@pytest.mark.parametrize(
+    ("x", "mixing", "basis"), [((3, 7), 2, (2, 2, 8)), ((3, 8), 1, (2, 2, 8)), ((3, 8), 2, (2, 8))]
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(x: Any, mixing: int, basis: Any) -> None:
+    with pytest.raises(ShapeError, match="with mixing"):
+        residual_mixing(torch.ones(x), torch.eye(mixing), torch.ones(1), torch.ones(basis))

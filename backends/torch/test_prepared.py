@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -289,3 +293,61 @@ def test_what_is_not_finite_has_not_changed(reentrant: bool) -> None:
     with torch.no_grad():
         backbone.parameter_groups()["gate"][1].fill_(torch.nan)
     assert all(gradient.isnan().any() for gradient in gradients(model, backbone)[:3])
+
+
+@contextmanager
+def forward_pass_of_another_thread(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Stands still between the blocks and the head, with everything prepared, while the ``with`` block runs."""
+    losses: list[torch.Tensor] = []
+    inside, go_on = Event(), Event()
+
+    def wait(*_: Any) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    hook = model.model.layers[0].register_forward_hook(wait)
+    thread = Thread(target=lambda: losses.append(model(IDS, labels=IDS).loss))
+    thread.start()
+    assert inside.wait(60)
+    hook.remove()
+    yield losses
+    go_on.set()
+    thread.join()
+
+
+@pytest.mark.clause("GRAD-7")
+def test_threads_share_no_graph() -> None:
+    model, backbone = open_model()
+    expected = gradients(model, backbone)
+    with forward_pass_of_another_thread(model) as losses:
+        backbone.zero_grad()
+        alone = backbone.adapters[1]
+        assert isinstance(alone, CRMAAdapter)
+        alone(torch.randn(3, 32)).sum().backward()  # would free the graph that the other thread has prepared
+        backbone.zero_grad()
+    losses[0].backward()
+    assert_same([p.grad for p in backbone.parameters() if p.grad is not None], expected)
+
+
+@pytest.mark.clause("MIX-2")
+def test_offloaded_adapters_compute_and_refuse_to_be_read(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, backbone = open_model()
+    backbone.save(tmp_path / "crma.safetensors")
+    with torch.no_grad():
+        expected = model(IDS).logits
+        accelerate.cpu_offload(model, execution_device="cpu")
+        torch.testing.assert_close(model(IDS).logits, expected)
+    for use in (backbone.state, backbone.certificate, lambda: backbone.load(tmp_path / "crma.safetensors")):
+        with pytest.raises(BackendError, match="meta device"):
+            use()
+
+
+@pytest.mark.clause("MIX-10")
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_float64_model_is_not_rounded_to_float32(grad: bool) -> None:
+    model = tiny_model("llama").double()
+    with torch.set_grad_enabled(grad):
+        bare = model(IDS).logits
+        attach_crma(model, gate_logit=-60.0)
+        torch.testing.assert_close(model(IDS).logits, bare, rtol=1e-13, atol=1e-13)
