@@ -32,6 +32,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_FILES = (
     "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
     "merges.txt", "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*.model", "chat_template*",
+    "additional_chat_templates/*",
 )  # fmt: skip
 _OF_NO_EFFECT = ("_name_or_path", "transformers_version")  # where the folder lay, and what wrote it
 
@@ -110,8 +111,8 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
     weights = {path.name: cached_sha256(path) for path in shards}
     if is_random(folder):
         weights[MARKER] = sha256_of(folder / MARKER)
-    names = {path.name for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
-    tokenizer = {name: cached_sha256(folder / name) for name in names}
+    read = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    tokenizer = {path.relative_to(folder).as_posix(): cached_sha256(path) for path in read}
     parts = {"config": config, "weights": weights, "tokenizer": tokenizer}
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
 

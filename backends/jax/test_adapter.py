@@ -212,4 +212,4 @@ def test_four_devices_give_what_one_gives() -> None:
 @pytest.mark.clause("MIX-1")
 def test_a_basis_without_streams_is_refused_by_name() -> None:
     with pytest.raises(ShapeError, match="basis"):
-        adapter_strength(0.0, jnp.ones((2, 8)))
+        adapter_strength(jnp.zeros(()), jnp.ones((2, 8)))
