@@ -79,7 +79,7 @@ def test_what_decides_a_result_changes_its_part_alone(model: Path, part: str, ed
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda folder: [os.utime(path, (1, 1)) for path in folder.iterdir()],
+        lambda folder: os.utime(folder / "model.safetensors", (1, 1)),
         lambda folder: shutil.copy(folder / "model.safetensors", folder / "optimizer.safetensors"),
         written("README.md", "text"),
         written("generation_config.json", '{"top_p": 0.5, "eos_token_id": 0}'),
