@@ -2,8 +2,9 @@
 
     python -m bench.collect_runs runs/quickstart --out bench/results/quickstart.json
 
-Per condition and seed: the holdout matrix in nats per answer token, drift, final holdout, advantage over FROZEN of the
-same seed (from the same folder, or from ``--frozen``), seconds and tokens of training.
+Per condition and seed: the holdout matrix in nats per answer token and, where it was measured, the loss of each task
+before its own phase; drift, final holdout, advantage over FROZEN of the same seed (from the same folder, or from
+``--frozen``), seconds and tokens of training. Per seed, where it was measured: the holdout losses of the bare model.
 
 Source: ours. Clauses: CL-1..CL-4.
 """
@@ -45,6 +46,7 @@ def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
                     "final_holdout": metrics.final_holdout,
                     "advantage": baseline and reference.advantage(baseline.final_holdout, metrics.final_holdout),
                     "holdout": [row[~np.isnan(row)].tolist() for row in matrix],
+                    "before": [phase.before for phase in phases],
                     "training_seconds": sum(phase.seconds for phase in phases),
                     "training_tokens": sum(phase.tokens for phase in phases),
                     "largest_mixing_norm": max((max(p.spectral.norm_max) for p in phases if p.spectral), default=None),
@@ -59,6 +61,7 @@ def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
         "machine": run.machine,
         "versions": run.versions,
         "config": run.config,
+        "base": [{"seed": seed, "holdout": record.holdout} for seed, record in results.base.items()],
         "rows": rows,
     }
 

@@ -1,0 +1,69 @@
+"""Every figure of the READMEs' tables of results is what a stored file gives, and one file gives them all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft", reason="pip install 'crma[bench]'")
+
+import reference
+from backends.finetune.protocol import load_protocol
+from bench import evidence
+
+if not (evidence.ROOT / "README.md").is_file():
+    pytest.skip("the READMEs lie in a checkout", allow_module_level=True)
+
+FILES = ("comparison.json", "baselines_tried.json", "quickstart.json", "quickstart_tried.json", "quickstart-jax.json")
+
+
+def test_tables_and_pictures_show_what_is_stored() -> None:
+    assert evidence.stale() == []
+
+
+@pytest.mark.parametrize("name", evidence.TABLES)
+def test_a_figure_that_differs_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rows = evidence.TABLES[name]
+    text, table = path.read_text(encoding="utf-8"), evidence.markdown(rows())
+    place = text.index(table) + max(table.rindex(digit) for digit in "0123456789" if digit in table)
+    wrong = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
+    (tmp_path / path.name).write_text(wrong, encoding="utf-8")
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.setitem(evidence.TABLES, name, (tmp_path / path.name, rows))
+    monkeypatch.setattr(evidence, "TABLES", {name: evidence.TABLES[name]})
+    monkeypatch.setattr(evidence, "PICTURES", {})
+    assert evidence.stale() == [f"table {name} of {path.name}"]
+
+
+def test_a_picture_of_other_results_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "comparison.json"
+    other.write_text(evidence.COMPARISON.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    monkeypatch.setattr(evidence, "COMPARISON", other)
+    assert evidence.stale() == [f"picture {name}" for name in evidence.PICTURES.values()]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_stored_figures_are_those_of_their_holdout_matrices(name: str) -> None:
+    for entry in evidence.stored(evidence.RESULTS / name):
+        frozen = {row["seed"]: row["final_holdout"] for row in entry["rows"] if row["condition"] == "frozen"}
+        for row in entry["rows"]:
+            metrics = reference.continual_metrics(evidence._matrix(row))
+            assert row["drift"] == pytest.approx(metrics.drift, abs=1e-12)
+            assert row["final_holdout"] == pytest.approx(metrics.final_holdout, abs=1e-12)
+            if row["seed"] in frozen:
+                gain = reference.advantage(frozen[row["seed"]], metrics.final_holdout)
+                assert row["advantage"] == pytest.approx(gain, abs=1e-12)
+
+
+def test_the_command_that_is_named_repeats_the_stored_comparison() -> None:
+    """Every setting that decides a result is the protocol's of today, so the command gives the stored file again."""
+    (entry,) = evidence.stored(evidence.COMPARISON)
+    today = json.loads(load_protocol("comparison").model_dump_json())
+    assert {key: entry["config"][key] for key in today if key != "description"} == {
+        key: value for key, value in today.items() if key != "description"
+    }
+    assert {(row["condition"], row["seed"]) for row in entry["rows"]} == {
+        (condition, seed) for condition in today["conditions"] for seed in today["seeds"]
+    }
