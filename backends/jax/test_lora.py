@@ -74,7 +74,8 @@ def test_what_is_saved_here_answers_the_same_in_peft(phi3, tmp_path):
     rng = np.random.default_rng()
     drawn = init_lora(config, list(config.projections), 3, rng)
     assert all(not factors.up.any() for factors in drawn.values())
-    lora = jax.tree.map(lambda v: v + 0.3 * rng.standard_normal(v.shape).astype(np.float32), drawn)
+    # So large a LoRA that it matters, and not so large that float32 itself loses more digits than the tolerance.
+    lora = jax.tree.map(lambda v: v + 0.1 * rng.standard_normal(v.shape).astype(np.float32), drawn)
     save_lora(tmp_path, lora, alpha=12, base_model=str(path))
     model = peft.PeftModel.from_pretrained(fresh(path), tmp_path).eval()
     same_logits(model, params, config, lora, 4.0)
