@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from backends import load_backend
 from backends.torch import CRMAAdapter
 from backends.torch.backbone import prepare_adapters
 from backends.torch.residual_mixing import adapter_strength
@@ -46,6 +47,7 @@ def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
 
     if kind == "triton":
         pytest.importorskip("triton")
+        load_backend("torch-triton")  # without a GPU it sets up the interpreter, before the kernels are imported
     for place, call in in_each_place(dtype, *functions(kind, "cpu")).items():
         with pytest.raises(DtypeError, match=f"got dtype {dtype}; allowed: a float of 16 bits") as caught:
             call()
