@@ -19,6 +19,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from conformance.design.axes import Axis
+
 Array = NDArray[Any]
 STREAMS = range(1, 9)
 SIZES = range(1, 65)
@@ -267,6 +269,13 @@ def adapters(
         orthonormal=st.booleans() if orthonormal is None else orthonormal,
         seed=SEEDS,
     )
+
+
+def free_layouts(axes: tuple[Axis, ...], fits: Callable[[dict[str, Any]], bool], table: Any) -> st.SearchStrategy[Any]:
+    """A row of values by the names of ``axes``: one of ``table``, or drawn freely within the same limits."""
+    values = {axis.name: [value for values in axis.classes.values() for value in values] for axis in axes}
+    drawn = {name: st.sampled_from(of_axis) for name, of_axis in values.items()}
+    return _profile(lambda: st.sampled_from(table), lambda: st.fixed_dictionaries(drawn).filter(fits))
 
 
 #: bases of every rank from one on: (generator, orthonormal rows) -> rows
