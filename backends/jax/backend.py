@@ -48,24 +48,24 @@ class JaxBackend:
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            return np.array(self._compiled("projection", iterations)(self._array(mix_logits)))
+            return np.array(self._compiled(sinkhorn_projection, iterations)(self._array(mix_logits)))
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            pull_back = self._compiled("projection", iterations, gradient=True)
+            pull_back = self._compiled(sinkhorn_projection, iterations, gradient=True)
             return np.array(pull_back(self._array(cotangent), self._array(mix_logits))[0])
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         with self._placed(x, basis):
             inputs = (self._array(value) for value in (x, mix_logits, gate_logit, basis))
-            return np.array(self._compiled("adapter", iterations)(*inputs))
+            return np.array(self._compiled(adapter_forward, iterations)(*inputs))
 
     def adapter_vjp(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         with self._placed(x, basis):
             inputs = (self._array(value) for value in (cotangent, x, mix_logits, gate_logit, basis))
-            return Gradients(*map(np.array, self._compiled("adapter", iterations, gradient=True)(*inputs)))
+            return Gradients(*map(np.array, self._compiled(adapter_forward, iterations, gradient=True)(*inputs)))
 
     def adapter_autodiff(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
@@ -73,7 +73,7 @@ class JaxBackend:
         wide = [value.astype(np.float64) for value in (x, mix_logits, gate_logit, basis, cotangent)]
         with self._placed(*wide):
             *inputs, upstream = map(self._array, wide)
-            gradients = _plain_pull_back(inputs, upstream, checked_iterations(iterations))
+            gradients = self._compiled(plain_adapter, iterations, gradient=True)(upstream, *inputs)
             dtypes = (x.dtype, *[self.parameter_dtype] * 3)
             return Gradients(*(np.array(value).astype(dtype) for value, dtype in zip(gradients, dtypes, strict=True)))
 
@@ -85,16 +85,20 @@ class JaxBackend:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
 
-    def _compiled(self, function: str, iterations: int, *, gradient: bool = False) -> Callable[..., Any]:
-        """One program for each function, K and set of shapes, as a training step that calls it would be compiled."""
+    def _compiled(
+        self, function: Callable[..., jax.Array], iterations: int, *, gradient: bool = False
+    ) -> Callable[..., Any]:
+        """One program for each function, K and set of shapes, as a training step that calls it would be compiled.
+
+        All are kept. A run of the whole suite compiles under a thousand of them, one or two MB each.
+        """
         key = (function, checked_iterations(iterations), gradient)
         if key not in self._programs:
-            called = {"projection": sinkhorn_projection, "adapter": adapter_forward}[function]
-            forward = functools.partial(called, iterations=key[1], kernels=self._kernels)
+            kernels = {} if function is plain_adapter else {"kernels": self._kernels}
+            forward = functools.partial(function, iterations=key[1], **kernels)
             options = COMPILER_OPTIONS if self._device.platform == "cpu" else None
-            self._programs[key] = jax.jit(
-                functools.partial(_pull_back, forward) if gradient else forward, compiler_options=options
-            )
+            called = functools.partial(_pull_back, forward) if gradient else forward
+            self._programs[key] = jax.jit(called, compiler_options=options)
         return self._programs[key]
 
     def _placed(self, *arrays: Array) -> AbstractContextManager[Any]:
@@ -108,11 +112,6 @@ class JaxBackend:
 
 def _pull_back(function: Callable[..., jax.Array], cotangent: jax.Array, *inputs: jax.Array) -> tuple[Any, ...]:
     return tuple(jax.vjp(function, *inputs)[1](cotangent))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _plain_pull_back(inputs: list[jax.Array], cotangent: jax.Array, iterations: int) -> tuple[Any, ...]:
-    return _pull_back(functools.partial(plain_adapter, iterations=iterations), cotangent, *inputs)
 
 
 def _device(name: str, kind: str) -> jax.Device:
