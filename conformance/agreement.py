@@ -5,7 +5,7 @@ Clauses: ACC-1, ACC-3. Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -231,6 +231,17 @@ def fails_or_all_nan(call: Callable[[], Array]) -> bool:
     except Exception:
         return True
     return bool(np.isnan(result).all())
+
+
+def fails_or_nowhere_finite(call: Callable[[], Iterable[Array]]) -> bool:
+    """Whether a port refuses, or none of the numbers of its results is finite."""
+    try:
+        results = [np.asarray(result).astype(np.float64) for result in call()]
+    except PortStoppedError:
+        raise
+    except Exception:
+        return True
+    return not any(np.isfinite(result).any() for result in results)
 
 
 def fails(call: Callable[[], object]) -> bool:

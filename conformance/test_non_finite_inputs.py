@@ -1,6 +1,6 @@
 """Values that are not finite: never hidden where they are a parameter's, never spread where they are a token's.
 
-Clauses: MIX-11, SINK-9.
+Clauses: MIX-11, SINK-9, GRAD-8, GRAD-9.
 """
 
 from __future__ import annotations
@@ -8,16 +8,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.agreement import fails_or_all_nan, inputs_of
+from conformance.agreement import INPUTS, fails_or_all_nan, fails_or_nowhere_finite, inputs_of
 from conformance.compare import assert_within
 from conformance.strategies import Adapter, Logits
 from conformance.tolerances import tolerance_for
 
 BAD = [np.nan, np.inf, -np.inf]
+PARAMETERS = INPUTS[1:]
+STREAMS = [1, 3]  # with one stream nothing is mixed, and a shortcut may lose what is not finite
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow", "ignore:divide by zero")
 
 
-def inputs(backend, leading=(5,)):
-    return inputs_of(backend, Adapter(Logits("normal", 1.0, 3, (), 4), 1, 1, leading, 0.0, 1.0, 1.0, False, 5))
+def inputs(backend, streams=3, leading=(5,)):
+    case = Adapter(Logits("normal", 1.0, streams, (), 4), 1, 1, leading, 0.0, 1.0, 1.0, False, 5)
+    return dict(zip(INPUTS, map(np.array, inputs_of(backend, case)), strict=True))
+
+
+def corners(array):
+    """The first, the last and one place in between."""
+    shape = np.asarray(array.shape, int)
+    return {tuple(0 * shape), tuple(shape - 1), tuple(shape // 2)}
 
 
 def assert_same(backend, actual, expected, context):
@@ -26,48 +36,110 @@ def assert_same(backend, actual, expected, context):
     assert_within(actual, expected, tolerance, clause="MIX-11", scale=size, context=context)
 
 
-@pytest.mark.clause("MIX-11")
-@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.clause("MIX-11", "SINK-9", "GRAD-9")
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("index", [(0, 0, 0), (2, 0, 3)])
-def test_a_basis_that_is_not_finite_never_gives_a_finite_y(backend, bad, index):
-    x, logits, gate, basis = inputs(backend)
-    basis[index] = bad
-    assert fails_or_all_nan(lambda: backend.adapter_forward(x, logits, gate, basis, 3))
+@pytest.mark.parametrize("name", ["mix_logits", "basis"])
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_parameter_that_is_not_finite_never_gives_a_finite_number(backend, streams, name, bad):
+    """Neither in y nor in any cotangent, wherever in the parameter it is."""
+    for index in corners(inputs(backend, streams)[name]):
+        given = inputs(backend, streams)
+        given[name][index] = bad
+        assert fails_or_all_nan(lambda given=given: backend.adapter_forward(*given.values(), 3)), index
+        assert fails_or_nowhere_finite(lambda given=given: backend.adapter_vjp(*given.values(), given["x"], 3)), index
 
 
-@pytest.mark.clause("MIX-11")
+@pytest.mark.clause("SINK-9", "GRAD-9")
 @pytest.mark.parametrize("bad", BAD)
-def test_a_gate_that_is_not_finite_is_never_a_number_in_between(backend, bad):
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (2, 1, 1), (2, 3, 3)], ids=str)
+def test_logits_that_are_not_finite_never_give_a_finite_number(backend, shape, bad):
+    for index in corners(np.zeros(shape)):
+        logits = np.zeros(shape, backend.parameter_dtype)
+        logits[index] = bad
+        of, cotangent = index[:-2], np.ones_like(logits)
+        assert fails_or_all_nan(lambda logits=logits, of=of: backend.sinkhorn_projection(logits, 3)[of]), index
+        pulled_back = lambda logits=logits, cotangent=cotangent, of=of: [  # noqa: E731
+            backend.sinkhorn_projection_vjp(logits, cotangent, 3)[of]
+        ]
+        assert fails_or_nowhere_finite(pulled_back), f"GRAD-9: {index}"
+
+
+@pytest.mark.clause("MIX-11", "GRAD-9")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_gate_that_is_not_finite_is_never_a_number_in_between(backend, streams, bad):
     """NaN is refused or gives NaN; an infinity may also be taken at its limit, fully open or closed."""
-    x, logits, gate, basis = inputs(backend)
+    given = inputs(backend, streams)
 
     def forward(value):
-        return backend.adapter_forward(x, logits, np.asarray(value, gate.dtype), basis, 3)
+        given["gate_logit"] = np.asarray(value, backend.parameter_dtype)
+        return [backend.adapter_forward(*given.values(), 3)]
 
-    if not fails_or_all_nan(lambda: forward(bad)):
+    def gradients(value):
+        given["gate_logit"] = np.asarray(value, backend.parameter_dtype)
+        return backend.adapter_vjp(*given.values(), given["x"], 3)
+
+    if not fails_or_nowhere_finite(lambda: forward(bad)):
         assert not np.isnan(bad)
-        assert_same(backend, forward(bad), forward(np.sign(bad) * 1e4), bad)
+        assert_same(backend, forward(bad)[0], forward(np.sign(bad) * 1e4)[0], bad)
+    if not fails_or_nowhere_finite(lambda: gradients(bad)):
+        assert not np.isnan(bad), "GRAD-9"
+        for actual, expected in zip(gradients(bad), gradients(np.sign(bad) * 1e4), strict=True):
+            size = np.abs(np.float64(expected)).max(initial=0.0)
+            assert (np.abs(np.float64(actual) - expected) <= 1e-5 * size).all(), f"GRAD-9: {bad}"
 
 
-@pytest.mark.clause("MIX-11")
-@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.clause("MIX-11", "GRAD-8")
 @pytest.mark.parametrize("bad", BAD)
-def test_a_token_that_is_not_finite_passes_through_and_touches_no_other(backend, bad):
-    x, logits, gate, basis = inputs(backend)
-    clean = backend.adapter_forward(x, logits, gate, basis, 3)
-    spoilt = x.copy()
-    spoilt[2, 1] = bad
-    y = backend.adapter_forward(spoilt, logits, gate, basis, 3)
-    assert not np.isfinite(y[2, 1])
-    others = [0, 1, 3, 4]
-    assert_same(backend, y[others], clean[others], bad)
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_token_that_is_not_finite_passes_through_and_touches_no_other(backend, streams, bad):
+    """The cotangents of the parameters, which are sums over tokens, hold it; that of x does not depend on x."""
+    clean = inputs(backend, streams)
+    others, cotangent = [0, 1, 3, 4], np.ones_like(clean["x"])
+    y = backend.adapter_forward(*clean.values(), 3)
+    gradients = backend.adapter_vjp(*clean.values(), cotangent, 3)
+    for place in range(clean["x"].shape[-1]):
+        given = inputs(backend, streams)
+        given["x"][2, place] = bad
+        spoilt = backend.adapter_forward(*given.values(), 3)
+        assert not np.isfinite(spoilt[2, place])
+        assert_same(backend, spoilt[others], y[others], bad)
+        pulled_back = backend.adapter_vjp(*given.values(), cotangent, 3)
+        assert_same(backend, pulled_back.x, gradients.x, bad)
+        for name in PARAMETERS:
+            assert not np.isfinite(getattr(pulled_back, name)).all(), f"GRAD-8: {name}"
 
 
-@pytest.mark.clause("SINK-9")
+@pytest.mark.clause("GRAD-8")
 @pytest.mark.parametrize("bad", BAD)
-def test_non_finite_logits_never_give_a_finite_y(backend, bad):
-    x, logits, gate, basis = inputs(backend)
-    logits[1, 2] = bad
-    assert fails_or_all_nan(lambda: backend.adapter_forward(x, logits, gate, basis, 3))
-    assert fails_or_all_nan(lambda: backend.adapter_vjp(x, logits, gate, basis, x, 3).mix_logits)
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_cotangent_of_the_adapter_that_is_not_finite_is_not_hidden(backend, streams, bad):
+    given = inputs(backend, streams)
+    others, cotangent = [0, 1, 3, 4], np.ones_like(given["x"])
+    clean = backend.adapter_vjp(*given.values(), cotangent, 3)
+    for place in range(given["x"].shape[-1]):
+        spoilt = np.array(cotangent)
+        spoilt[2, place] = bad
+        gradients = backend.adapter_vjp(*given.values(), spoilt, 3)
+        assert not np.isfinite(gradients.x[2, place])
+        assert_same(backend, gradients.x[others], clean.x[others], bad)
+        for name in PARAMETERS:
+            assert not np.isfinite(getattr(gradients, name)).all(), f"GRAD-8: {name}"
+
+
+@pytest.mark.clause("GRAD-8")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (2, 1, 1), (2, 3, 3)], ids=str)
+def test_a_cotangent_of_the_projection_that_is_not_finite_is_not_hidden(backend, shape, bad):
+    """No entry of its matrix is finite. Other matrices of the batch are as they are."""
+    logits = np.random.default_rng(3).standard_normal(shape).astype(backend.parameter_dtype)
+    cotangent = np.random.default_rng(4).standard_normal(shape).astype(backend.parameter_dtype)
+    clean = backend.sinkhorn_projection_vjp(logits, cotangent, 3)
+    for index in corners(logits):
+        spoilt = np.array(cotangent)
+        spoilt[index] = bad
+        gradient = backend.sinkhorn_projection_vjp(logits, spoilt, 3)
+        assert not np.isfinite(gradient[index[:-2]]).any(), index
+        for other in range(len(shape) == 3 and 2):
+            if other != index[0]:
+                assert np.allclose(gradient[other], clean[other], rtol=0, atol=1e-5)

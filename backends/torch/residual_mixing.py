@@ -40,7 +40,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             allowed="a single value",
             remedy="use one gate per layer: one per stream would let the adapter expand",
         )
-    if basis.ndim != 3 or mixing.shape != (len(basis),) * 2 or x.shape[-1:] != basis.shape[2:]:
+    if basis.ndim != 3 or 0 in basis.shape or mixing.shape != (len(basis),) * 2 or x.shape[-1:] != basis.shape[2:]:
         raise ShapeError(
             "x",
             got=f"{tuple(x.shape)} with mixing {tuple(mixing.shape)} and basis {tuple(basis.shape)}",

@@ -45,7 +45,7 @@ class ProjectionLayout(NamedTuple):
         return math.prod(self.leading) * self.n**2 * self.iterations
 
     def __str__(self) -> str:
-        return f"{self.number}-n={self.n}-{_shape(self.leading)}-K={self.iterations}-{_word(self.memory)}"
+        return f"{self.number}-n{self.n}-batch{_shape(self.leading)}-K{self.iterations}-{_word(self.memory)}"
 
 
 class AdapterLayout(NamedTuple):
@@ -88,17 +88,17 @@ class AdapterLayout(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.number}-n={self.n}-r={self.rank}-d={self.hidden_size}-{_shape(self.leading)}-K={self.iterations}-"
-            f"gate={self.gate:g}-{self.dtype}-{_word(self.tokens)}-{_word(self.memory)}"
+            f"{self.number}-n{self.n}-r{self.rank}-d{self.hidden_size}-tokens{_shape(self.leading)}-K{self.iterations}-"
+            f"gate{self.gate:g}-{self.dtype}-x_{_word(self.tokens)}-{_word(self.memory)}-{_word(self.basis)}"
         )
 
 
 def _shape(leading: tuple[int, ...]) -> str:
-    return "x".join(map(str, leading)) or "single"
+    return "x".join(map(str, leading)) or "1"
 
 
 def _word(value: Any) -> str:
-    return f"{value}".replace(" ", "_")
+    return f"{value}".replace(" ", "_").replace("/", ":")
 
 
 Layout = ProjectionLayout | AdapterLayout

@@ -173,7 +173,7 @@ def products(left, right):
 
 def adapter_vjp(layer, x, logits, cotangent, iterations):
     tokens, upstream = layer.tokens(x), layer.tokens(cotangent)
-    demand(len(tokens) == len(upstream), "cotangent is not shaped as x")
+    demand(shape(x) == shape(cotangent), "cotangent is not shaped as x")  # GRAD-9: also where it would broadcast
     z, w = [layer.read(token) for token in tokens], [layer.read(token) for token in upstream]
     moved = [layer.change(streams, layer.mixing) for streams in z]
     moved_back = [layer.change(streams, list(zip(*layer.mixing))) for streams in w]  # by the transpose of M

@@ -158,7 +158,7 @@ MUTANTS = tuple(
         (
             "nan_in_the_basis_becomes_zero",
             NanInTheBasisBecomesZero,
-            ("test_a_basis_that_is_not_finite_never_gives_a_finite_y",),
+            ("test_a_parameter_that_is_not_finite_never_gives_a_finite_number",),
             _BOTH,
         ),
         ("first_gate_for_all", FirstGateForAll, ("test_a_gate_per_stream_is_refused",), _BOTH),

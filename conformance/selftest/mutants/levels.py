@@ -1,0 +1,164 @@
+"""Faults at one level of one axis of the covering design: right everywhere but for n = 24, K = 7, Fortran order, ...
+
+Each is made by a factory from a condition on the arguments. It is tried on the layouts that have the level alone: the
+full profile has them all. Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backends.interface import Gradients
+from conformance.design.axes import ADAPTER, class_of
+from conformance.design.layouts import adapter_layouts, rows
+from conformance.selftest.mutants.base import PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.port import Array, NumpyPort
+
+
+class Call(NamedTuple):
+    """What a function is called with; of the projection only S and K."""
+
+    logits: Array
+    iterations: int
+    x: Array | None = None
+    gate: float = 0.0
+    basis: Array | None = None
+
+
+Condition = Callable[[Call], bool]
+
+
+class WrongAt(NumpyPort):
+    """Where ``condition`` holds, one of the four functions is wrong: M by its transpose, anything else by two percent."""
+
+    def __init__(self, condition: Condition, function: str) -> None:
+        super().__init__()
+        self.condition, self.function = condition, function
+
+    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
+        mixing = super().sinkhorn_projection(mix_logits, iterations)
+        wrong = self._is_wrong("projection", mix_logits, iterations)
+        return np.ascontiguousarray(np.swapaxes(mixing, -1, -2)) if wrong else mixing
+
+    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
+        gradient = super().sinkhorn_projection_vjp(mix_logits, cotangent, iterations)
+        wrong = self._is_wrong("projection_vjp", mix_logits, iterations)
+        return np.asarray(gradient * gradient.dtype.type(0.98)) if wrong else gradient
+
+    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
+        y = super().adapter_forward(x, mix_logits, gate_logit, basis, iterations)
+        if not self._is_wrong("adapter", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
+            return y
+        with np.errstate(all="ignore"):
+            return np.asarray(y - (0.1 * (y.astype(np.float64) - x.astype(np.float64))).astype(y.dtype))
+
+    def adapter_vjp(
+        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
+    ) -> Gradients:
+        gradients = super().adapter_vjp(x, mix_logits, gate_logit, basis, cotangent, iterations)
+        if not self._is_wrong("adapter_vjp", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
+            return gradients
+        return Gradients(gradients.x, *(np.asarray(g * g.dtype.type(0.98)) for g in gradients[1:]))
+
+    def _is_wrong(self, function: str, *arguments: Any) -> bool:
+        return function == self.function and self.condition(Call(*arguments))
+
+
+def _tokens(call: Call) -> int:
+    return math.prod(call.x.shape[:-1]) if call.x is not None else math.prod(call.logits.shape[:-2])
+
+
+def _array(call: Call) -> Array:
+    return call.logits if call.x is None else call.x
+
+
+def _strided(array: Array) -> bool:
+    return array.size > 0 and array.ndim > 0 and abs(array.strides[-1]) == 2 * array.itemsize and array.strides[-1] > 0
+
+
+_LOGITS = [7, 10, 11, 13, 20, 24, 29, 37, 40, 48, 50, 63]
+_ITERATIONS = [2, 6, 7, 13, 19, 37, 45, 64, 100]
+_RANKS = [3, 6, 7, 9, 11, 12, 17, 24, 32]
+_GATES = [-104, -60, -25, -20, -16, -14, 14, 18, 20, 30, 60]
+_SIZES = [512, 1023, 1024, 2048, 4096, 5120, 8192]
+_MEMORY: dict[str, Callable[[Array], bool]] = {
+    "Fortran": lambda array: array.flags.f_contiguous and not array.flags.c_contiguous,
+    "strided": _strided,
+    "reversed": lambda array: array.size > 0 and array.ndim > 0 and array.strides[-1] < 0,
+    "stride_0": lambda array: array.size > 0 and 0 in array.strides,
+    "read-only": lambda array: not array.flags.writeable,
+    "unaligned": lambda array: not array.flags.aligned,
+}
+#: level -> condition, and what of a layout's id says that it has the level
+PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
+    **{f"n_is_{n}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
+    **{f"k_is_{k}": (lambda call, k=k: call.iterations == k, f"K{k}-") for k in _ITERATIONS},
+    **{f"{name}_logits": (lambda call, holds=holds: holds(call.logits), name) for name, holds in _MEMORY.items()},
+    "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch"),
+    "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch"),
+    "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
+}
+ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
+    **{f"n_is_{n}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
+    **{f"rank_is_{r}": (lambda call, r=r: call.basis.shape[1] == r, f"r{r}-") for r in _RANKS},
+    **{f"d_is_{d}": (lambda call, d=d: call.basis.shape[2] == d, f"d{d}-") for d in _SIZES},
+    **{f"{name}_x": (lambda call, holds=holds: holds(call.x), f"{name}-") for name, holds in _MEMORY.items()},
+    "d_over_4100": (lambda call: call.basis.shape[2] > 4100, "d8192"),
+    "more_than_1024_tokens": (lambda call: _tokens(call) > 1024, "tokens1030"),
+    "more_than_2048_tokens": (lambda call: _tokens(call) > 2048, "tokens2050"),
+    "more_than_4096_tokens": (lambda call: _tokens(call) > 4096, "tokens4099"),
+    "four_axes_of_tokens": (lambda call: call.x.ndim == 5, "tokens1x2x1x5"),
+    "float16": (lambda call: call.x.dtype == np.float16, "float16"),
+    "bfloat16": (lambda call: call.x.dtype.name == "bfloat16", "bfloat16"),
+    "basis_of_norm_over_1000": (lambda call: float(np.abs(call.basis).max()) > 1000.0, "times_1000"),
+    "repeated_rows": (
+        lambda call: call.basis.shape[1] > 1 and np.array_equal(call.basis[0, 0], call.basis[0, 1]),
+        "repeated_rows",
+    ),
+    "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
+}
+GATE_LEVELS: dict[str, tuple[Condition, str]] = {
+    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (lambda call, gate=gate: call.gate == gate, f"gate{gate}-")
+    for gate in _GATES
+    if abs(gate) < 87
+}
+
+
+def _pairs() -> dict[str, tuple[Condition, str]]:
+    """Faults where two levels meet: a third of the layouts that mix something, each with two of its classes."""
+    found = {}
+    axes = {axis.name: axis for axis in ADAPTER}
+    for layout, row in list(zip(adapter_layouts(), rows("adapter"), strict=True))[::9]:
+        if layout.n == 1 or 0 in layout.leading or layout.memory == "stride 0":
+            continue
+        streams = axes["n"].classes[class_of(axes["n"], row["n"])]
+        rank = axes["r"].classes[class_of(axes["r"], row["r"])]
+        found[f"streams_and_rank_of_layout_{layout.number}_"] = (
+            lambda call, streams=streams, rank=rank: (
+                call.basis is not None and call.basis.shape[0] in streams and call.basis.shape[1] in rank
+            ),
+            f"n{layout.n}-r{layout.rank}-",
+        )
+    return found
+
+
+def _mutants(
+    function: str, test: str, levels: dict[str, tuple[Condition, str]], passes: tuple[str, ...]
+) -> list[Mutant]:
+    return [
+        Mutant(f"{function}_where_{name}", partial(WrongAt, condition, function), (test,), passes, layouts=layouts)
+        for name, (condition, layouts) in levels.items()
+    ]
+
+
+MUTANTS = (
+    *_mutants("projection", "test_projection", PROJECTION_LEVELS, (STATE_FILE,)),
+    *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS, (STATE_FILE,)),
+    *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}, (PROJECTION, STATE_FILE)),
+    *_mutants("adapter_vjp", "test_adapter_gradient", {**ADAPTER_LEVELS, **GATE_LEVELS}, (PROJECTION, STATE_FILE)),
+)
