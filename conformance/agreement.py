@@ -21,7 +21,7 @@ from conformance.compare import assert_close, assert_within, is_resolvable
 from conformance.strategies import Adapter, Logits
 from conformance.tolerances import EPS, tolerance_for
 from reference.adapter import adapter_strength
-from reference.errors import PortStoppedError
+from reference.errors import PortResultError, PortStoppedError
 from reference.residual_mixing import residual_mixing_vjp
 
 Array = NDArray[Any]
@@ -182,8 +182,8 @@ def fails_or_all_nan(call: Callable[[], Array]) -> bool:
     """What a port may do with values it cannot use: raise, or answer NaN throughout; never a finite value."""
     try:
         result = np.asarray(call())
-    except PortStoppedError:
-        raise  # a program that died has refused nothing
+    except (PortStoppedError, PortResultError):
+        raise  # a program that died has refused nothing, nor has one that answers something else than an array
     except Exception:
         return True
     return bool(np.isnan(result).all())
@@ -193,7 +193,7 @@ def fails(call: Callable[[], object]) -> bool:
     """Whether a port refuses; which exception is its own affair."""
     try:
         call()
-    except PortStoppedError:
+    except (PortStoppedError, PortResultError):
         raise
     except Exception:
         return True

@@ -66,11 +66,12 @@ def test_optional_functions_are_there_exactly_where_the_program_has_them(started
 def test_state_files_arrive_whole(started):
     backend = started(
         "import base64\n"
-        'one = {"shape": [1], "data": [len(base64.b64decode(arguments["data"]))]}\n'
-        'say({"id": number, "result": {"mix_logits": one, "gate_logits": one, "bases": one, "iterations": 7}})'
+        'length = [len(base64.b64decode(arguments["data"]))]\n'
+        'logits, gates, bases = ({"shape": [1] * axes, "data": length} for axes in (3, 1, 4))\n'
+        'say({"id": number, "result": {"mix_logits": logits, "gate_logits": gates, "bases": bases, "iterations": 7}})'
     )
     state = backend.load_state(bytes(range(256)) * 4)
-    assert (state.mix_logits.tolist(), state.iterations) == ([1024.0], 7)
+    assert (state.mix_logits.tolist(), state.gate_logits.tolist(), state.iterations) == ([[[1024.0]]], [1024.0], 7)
 
 
 def test_a_refusal_names_the_function_and_the_program_is_asked_again(started):
