@@ -147,7 +147,7 @@ def _file(number: int) -> object:
 
 
 def _numpy() -> State:
-    kind, key, *rest = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002
     return {"NumPy's global random generator": str((kind, hash(np.asarray(key).tobytes()), rest))}
 
 
@@ -243,6 +243,9 @@ def framework_settings(usual: bool) -> Iterator[None]:
         for get, put, values in (*_settings_of_torch(), *(_settings_of_jax() if usual else ())):
             stack.callback(put, get())
             put(values[0] if usual else values[1])
+        if (torch := _loaded("torch")) is not None:
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(20261127 + usual)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
