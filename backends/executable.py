@@ -73,6 +73,8 @@ def start_executable(command: str) -> ExecutablePort:
 class ExecutablePort:
     """NumPy arrays in and out; in between, lines of JSON. One process, one request at a time."""
 
+    keeps_time = True  # by itself: nobody has to interrupt a call
+
     def __init__(self, command: str, words: list[str]) -> None:
         self.command, self._failure, self._calls = command, "", 0
         self._timeout, self._lock = _timeout(), threading.Lock()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.interface import DTYPES, OPTIONAL, REQUIRED, REQUIRED_ATTRIBUTES, Gradients, State, dtype_named, rounded
+from backends.watch import Watch
 from reference.errors import BackendError, CRMAError, PortResultError, ShapeError
 
 Array = NDArray[Any]
@@ -55,7 +56,7 @@ class Port:
         self.thread_safe = getattr(raw, "thread_safe", True)
         if type(self.thread_safe) is not bool:
             raise self._wrong("thread_safe", repr(self.thread_safe), "True or False")
-        self._said = self._says()
+        self._said, self._watch = self._says(), None if getattr(raw, "keeps_time", False) else Watch(source)
         for function in OPTIONAL:  # present here exactly where the port has it
             if callable(getattr(raw, function, None)):
                 setattr(self, function, getattr(self, f"_{function}"))
@@ -119,7 +120,8 @@ class Port:
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
-            result = getattr(self.raw, function)(*arguments)
+            call = getattr(self.raw, function)
+            result = self._watch.call(call, function, *arguments) if self._watch else call(*arguments)
             said = self._says()
         except (KeyboardInterrupt, CRMAError):
             raise

@@ -267,10 +267,9 @@ _TRACES: list[tuple[str, Callable[[], NumpyPort], tuple[str, ...], tuple[str, ..
     (name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
     for name, trace in {**TRACES, **OF_FRAMEWORKS}.items()
 ]
-MUTANTS = tuple(
+MUTANTS = tuple(Mutant(*trace) for trace in _TRACES) + tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
-        *_TRACES,
         ("seeds_in_loading", partial(LeavesBehind, lambda: random.seed(0), "load_state"), _STATE, _BOTH),
         ("seeds_in_saving", partial(LeavesBehind, lambda: random.seed(0), "save_state"), _STATE, _BOTH),
         (
