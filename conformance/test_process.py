@@ -7,7 +7,6 @@ a shape compiles little. Clauses: BACK-3, BACK-7 to BACK-12.
 from __future__ import annotations
 
 import gc
-import itertools
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 
 from backends.interface import OPTIONAL, dtype_named
-from backends.state_file import encode_state
+from backends.state_file import decode_state, encode_state
 from conformance.agreement import (
     INPUTS,
     adapter_change,
@@ -48,7 +47,7 @@ from reference.errors import PortResultError, PortStoppedError
 
 K = 3
 CALLS, SECONDS = 1000, 2.0  # of each function, as long as they are done in this time
-THREADS, REPEATS, THREADED_SECONDS = 6, 8, 1.0  # every function at least once; no longer than that if they are slow
+THREADS, PHASE = 6, 0.15  # threads, and seconds for each function: each call at least once
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,14 @@ def bits_of(result: Any) -> list[tuple[Any, ...]]:
 
 def layout_of(array: np.ndarray) -> tuple[Any, ...]:
     return array.shape, array.strides, array.dtype.str, str(array.flags), array.tobytes()
+
+
+def assert_owned(call: Call, result: Any) -> None:
+    """No array of the result shares memory with an argument, or is one."""
+    for number, part in enumerate(parts_of(result)):
+        for array in call.arrays:
+            shared = part is array or part.base is array or np.shares_memory(part, array)
+            assert not shared, f"BACK-8: {call.function}, part {number}, shares memory with an argument"
 
 
 def other_calls(backend: Any) -> list[Call]:
@@ -235,7 +242,9 @@ def test_what_may_not_be_written_to_is_read(backend, where):
     for call, bits in zip(calls, expected, strict=True):
         for array in call.arrays:
             array.flags.writeable = False
-        assert bits_of(call(backend)) == bits, f"BACK-3: {call.function}"
+        result = call(backend)
+        assert bits_of(result) == bits, f"BACK-3: {call.function}"
+        assert_owned(call, result)
 
 
 @pytest.mark.clause("BACK-7")
@@ -270,7 +279,9 @@ def test_arrays_are_read_however_they_lie_in_memory(backend, layout):
         laid = Call(call.function, tuple(map(LAYOUTS[layout], call.arguments)))
         plain = Call(call.function, tuple(np.array(a) if isinstance(a, np.ndarray) else a for a in call.arguments))
         before = [layout_of(array) for array in laid.arrays]
-        assert_same_up_to_rounding(backend, laid(backend), plain(backend), plain)
+        result = laid(backend)
+        assert_same_up_to_rounding(backend, result, plain(backend), plain)
+        assert_owned(laid, result)
         assert [layout_of(array) for array in laid.arrays] == before, f"BACK-7: {call.function}"
 
 
@@ -331,10 +342,10 @@ def test_a_result_shares_no_memory(backend, where):
     """With an argument, with another array of the same result, or with one of another call, be it the same call."""
     held: list[tuple[str, np.ndarray]] = []
     for call in (*tempting_calls(backend, where), *tempting_calls(backend, where), *other_calls(backend)) * 2:
-        parts = parts_of(call(backend))
+        parts = parts_of(result := call(backend))
+        assert_owned(call, result)
         for number, part in enumerate(parts):
-            others = [(f"argument {i}", array) for i, array in enumerate(call.arrays)]
-            others += [(f"part {i} of the same result", other) for i, other in enumerate(parts[:number])]
+            others = [(f"part {i} of the same result", other) for i, other in enumerate(parts[:number])]
             for name, other in (*others, *held):
                 shared = part is other or part.base is other or np.shares_memory(part, other)
                 assert not shared, f"BACK-8: {call.function}, part {number}, shares memory with {name}, {where}"
@@ -433,18 +444,43 @@ class Alike(Adapter):
 
 
 @pytest.mark.clause("BACK-9", "MIX-2", "GRAD-7")
-@pytest.mark.parametrize("exchanged", ["x", "cotangent", "basis", "values"])
+@pytest.mark.parametrize("exchanged", ["x", "cotangent", "basis", "values", "gate"])
 def test_what_a_port_keeps_is_found_by_all_of_its_content(backend, exchanged):
     """Two arguments of the same shape, sum, norm, extremes, first and last numbers are still two."""
     base = case_of()
     drawn = {name: getattr(base, name) for name in base.__dataclass_fields__}
-    for case in (Alike(**drawn), Alike(**drawn, exchanged=exchanged), Alike(**drawn)):
+    changed = Alike(**drawn | {"gate": 0.25}) if exchanged == "gate" else Alike(**drawn, exchanged=exchanged)
+    for case in (Alike(**drawn), changed, Alike(**drawn)):
         assert_agrees(adapter_change(backend, case, K), ("adapter y - x", "forward"), backend, "BACK-9", case)
         for name, comparison in adapter_gradients(backend, case, K).items():
             assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, "BACK-9", (name, case))
         logits: Any = SameValues(case.mix_logits)
         row = ("sinkhorn_projection", "forward")
         assert_agrees(projection(backend, logits, K), row, backend, "BACK-9", case)
+
+
+@pytest.mark.clause("BACK-9", "SINK-2")
+def test_what_a_port_keeps_is_found_by_k_too(backend):
+    """The same arrays with another K give other results, whichever was asked for first."""
+    many, one, again = (calls_of(backend, case_of(), iterations) for iterations in (K, 1, K))
+    for calls in zip(many, one, again, strict=True):
+        first, other, last = (bits_of(call(backend)) for call in calls)
+        assert first == last, f"BACK-9: {calls[0].function}"
+        assert first != other, f"BACK-9: {calls[0].function} gives the same for K = {K} and K = 1"
+
+
+@pytest.mark.clause("BACK-9", "STATE-1")
+def test_states_of_the_same_size_are_still_two(backend):
+    """What is read or written is what this file or these arrays hold, and not those of the same sizes before."""
+    for seed in (4, 9, 4):
+        calls = {call.function: call for call in calls_of(backend, case_of(seed=seed))}
+        expected = decode_state(calls["load_state"].arguments[0])
+        for found, wanted in zip(calls["load_state"](backend)[:3], expected, strict=False):
+            assert np.array_equal(np.asarray(found, np.float32), wanted), f"BACK-9: load_state, {seed}"
+        if "save_state" in calls:
+            written = decode_state(calls["save_state"](backend))
+            for array, given in zip(written, calls["save_state"].arrays, strict=False):
+                assert np.array_equal(array, np.asarray(given, np.float32)), f"BACK-9: save_state, {seed}"
 
 
 class SameValues:
@@ -457,19 +493,19 @@ class SameValues:
 # -- the rest of the process --
 
 
-@pytest.mark.clause("BACK-10")
+@pytest.mark.clause("BACK-9", "BACK-10")
 @pytest.mark.parametrize("usual", [True, False], ids=["usual", "unusual"])
 def test_the_state_of_the_process_is_left_alone(backend, usual):
     """Of what :mod:`conformance.process_state` can see, whether a call returns or is refused."""
     calls, refused = [*calls_of(backend, case_of()), *other_calls(backend)], refused_calls(backend)
-    for call in calls:  # what a port imports at its first call is its own affair
-        call(backend)
+    expected = [bits_of(call(backend)) for call in calls]  # what a port imports at its first call is its own affair
     try_refused(backend, refused)
     with surroundings(usual, 20261123 + usual):
-        for call in calls:
+        for call, bits in zip(calls, expected, strict=True):
             before = process_state()
-            call(backend)
+            result = call(backend)
             assert not changes(before, process_state()), f"BACK-10: {call.function}"
+            assert bits_of(result) == bits, f"BACK-9: {call.function}"
         for call in refused:
             before = process_state()
             try_refused(backend, [call])
@@ -522,28 +558,27 @@ def test_threads_get_the_bits_of_calls_one_after_another(backend):
     layouts = [layout_of(array) for call in shared for array in call.arrays]
     faults: list[str] = []
     stopped: list[BaseException] = []
-    barrier, until = threading.Barrier(THREADS), time.monotonic() + THREADED_SECONDS
+    barrier = threading.Barrier(THREADS)
     state = process_state()
 
     def ask(own: int) -> None:
         settings, rng = thread_state(), np.random.default_rng(own)
-        functions = [call.function for call in shared]
-        for number in itertools.count():
+        for function in (*(call.function for call in shared), ""):
+            chosen = [i for i, call in enumerate(work[own]) if function in ("", call.function)]
             barrier.wait()
-            late, which = time.monotonic() > until, number % (len(functions) + 1)
-            if late and number > len(functions):
-                return
-            chosen = [i for i, call in enumerate(work[own]) if call.function == (*functions, call.function)[which]]
-            order = rng.permutation(chosen if late else REPEATS * chosen)
-            results = [(i, work[own][i](backend)) for i in order]
-            faults.extend(
-                f"BACK-11: {work[own][i].function} gives other bits in a thread"
-                for i, result in results
-                if bits_of(result) != expected[own][i]
-            )
+            until = time.monotonic() + PHASE
+            while not faults:
+                results = [(i, work[own][i](backend)) for i in rng.permutation(chosen)]
+                faults.extend(
+                    f"BACK-11: {work[own][i].function} gives other bits in a thread"
+                    for i, result in results
+                    if bits_of(result) != expected[own][i]
+                )
+                if time.monotonic() > until:
+                    break
             faults.extend(f"BACK-10, in a thread: {change}" for change in changes(settings, thread_state()))
             if faults:
-                barrier.abort()
+                return
 
     def run(own: int) -> None:
         try:
@@ -552,7 +587,8 @@ def test_threads_get_the_bits_of_calls_one_after_another(backend):
             return
         except BaseException as error:
             stopped.append(error)
-        barrier.abort()  # whoever has come to an end lets nobody wait
+        if faults or stopped:
+            barrier.abort()  # nobody waits for a thread that has come to an end
 
     threads = [threading.Thread(target=run, args=(t,), daemon=True) for t in range(THREADS)]
     with eager_switching():
@@ -589,11 +625,15 @@ def test_every_number_of_16_bits_arrives_and_returns(backend, name):
     _, logits, gate, basis = inputs_of(backend, case_of())
     d = basis.shape[-1]
     x = numbers[: len(numbers) // d * d].reshape(-1, d)
-    y = Call("adapter_forward", (x, logits, np.full_like(gate, -1e4), basis, K))(backend)
+    forward = Call("adapter_forward", (x, logits, np.full_like(gate, -1e4), basis, K))
+    y = forward(backend)
+    assert_owned(forward, y)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     wrong = np.flatnonzero(np.asarray(y).view(np.uint16) != x.view(np.uint16))
     assert not [i for i in wrong if x.flat[i] != 0], f"BACK-12: {x.flat[wrong[0]]} came back as {y.flat[wrong[0]]}"
-    ones = np.ones_like(x)
-    gradient = Call("adapter_vjp", (ones, logits, np.full_like(gate, -1e4), basis, x, K))(backend).x
+    backward = Call("adapter_vjp", (np.ones_like(x), logits, np.full_like(gate, -1e4), basis, x, K))
+    gradients = backward(backend)
+    assert_owned(backward, gradients)
+    gradient = gradients.x
     assert gradient.dtype == x.dtype
     assert np.array_equal(gradient, x), "BACK-12: the cotangent of x"

@@ -336,7 +336,7 @@ def test_a_loop_is_ended_where_the_signal_is_ignored(monkeypatch):
     monkeypatch.setenv("CRMA_PORT_TIMEOUT", "0.3")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(PortStoppedError, match="no result within 0.3 s"):
+        with pytest.raises(PortStoppedError, match="no result within"):
             port_with(adapter_forward=loop).adapter_forward(*ADAPTER, 3)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -141,18 +141,46 @@ class OtherBits(Around):
 class KeptBy(Around):
     """Results are kept, and found again by less than the content of the arguments."""
 
-    def __init__(self, function: str, key: Callable[[Array], object]) -> None:
+    def __init__(self, function: str, key: Callable[[Array], object], with_iterations: bool = True) -> None:
         super().__init__()
-        self.function, self.key = function, key
+        self.function, self.key, self.with_iterations = function, key, with_iterations
         self.kept: dict[Any, Any] = {}
 
     def call(self, function: str, *arguments: Any) -> Any:
         if function != self.function:
             return super().call(function, *arguments)
-        key = tuple((a.shape, a.dtype.str, self.key(a)) for a in arrays_of(arguments)), arguments[-1]
+        last = arguments[-1] if self.with_iterations else 0
+        key = tuple((a.shape, a.dtype.str, self.key(a)) for a in arrays_of(arguments)), last
         if key not in self.kept:
             self.kept[key] = super().call(function, *arguments)
         return each_array(np.array, self.kept[key])
+
+
+class ReadsTheFirstOfASize(Around):
+    """A file that is as long as one before is taken for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, Any] = {}
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        if function != "load_state":
+            return super().call(function, *arguments)
+        result = super().call(function, *arguments)
+        return each_array(np.array, self.kept.setdefault(len(arguments[0]), result))
+
+
+class DependsOnTheGenerator(Around):
+    """A jitter of the last bit is drawn from the global generator, whose state is then put back."""
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        result = super().call(function, *arguments)
+        if function != "adapter_vjp":
+            return result
+        state = np.random.get_state()  # noqa: NPY002
+        factor = 1 + np.random.randint(0, 3, result.basis.shape) * np.finfo(np.float32).eps  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002
+        return result._replace(basis=(result.basis * factor).astype(result.basis.dtype))
 
 
 class EvictsTheWrongOne(Around):
@@ -262,6 +290,8 @@ _THREADS = ("test_threads_get_the_bits_of_calls_one_after_another",)
 _THOUSAND = ("test_the_same_arguments_give_the_same_bits_a_thousand_times",)
 _CONTENT = ("test_what_a_port_keeps_is_found_by_all_of_its_content",)
 _STAYS = ("test_a_result_stays_as_it_is",)
+_WITH_K = ("test_what_a_port_keeps_is_found_by_k_too",)
+_M_AND_Y = (PROJECTION, ADAPTER)
 FORWARD, VJP = "adapter_forward", "adapter_vjp"
 _TRACES: list[tuple[str, Callable[[], NumpyPort], tuple[str, ...], tuple[str, ...]]] = [
     (name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
@@ -299,6 +329,9 @@ MUTANTS = tuple(Mutant(*trace) for trace in _TRACES) + tuple(
             _CONTENT,
             _BOTH,
         ),
+        ("kept_without_k", partial(KeptBy, VJP, lambda a: a.tobytes(), False), _WITH_K, (PROJECTION, STATE_FILE)),
+        ("reads_the_first_of_a_size", ReadsTheFirstOfASize, ("test_states_of_the_same_size_are_still_two",), _M_AND_Y),
+        ("depends_on_the_generator", DependsOnTheGenerator, _STATE, _BOTH),
         ("kept_by_identity", partial(KeptBy, VJP, id), ("test_an_array_changed_in_place_is_read_anew",), (STATE_FILE,)),
     )
 )

@@ -153,6 +153,14 @@ def is_closed(x: Array, logits: Array, gate: Array, *_: Any) -> bool:
     return float(np.exp(np.minimum(gate.reshape(-1)[0], 0))) == 0.0
 
 
+def is_closed_and_frozen(x: Array, *others: Any) -> bool:
+    return is_closed(x, *others) and not x.flags.writeable
+
+
+def is_closed_in_16_bits(x: Array, *others: Any) -> bool:
+    return is_closed(x, *others) and x.dtype.itemsize == 2
+
+
 def shifted_there_and_back(array: Array) -> None:
     array += array.dtype.type(0.1)
     array -= array.dtype.type(0.1)
@@ -204,6 +212,7 @@ _SHARES = ("test_a_result_shares_no_memory",)
 _STAYS = ("test_a_result_stays_as_it_is",)
 _ARGUMENTS = ("test_arguments_stay_as_they_are",)
 _READ = ("test_what_may_not_be_written_to_is_read",)
+_BITS = ("test_every_number_of_16_bits_arrives_and_returns",)
 _KEPT = ("test_no_argument_is_kept",)
 _LIES = ("test_arrays_are_read_however_they_lie_in_memory",)
 _THREADS = ("test_threads_get_the_bits_of_calls_one_after_another",)
@@ -216,6 +225,8 @@ MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
         ("y_is_x_at_a_closed_gate", partial(Shortcut, FORWARD, is_closed, the_first), _SHARES, _BOTH),
+        ("y_is_x_that_nobody_can_write_to", partial(Shortcut, FORWARD, is_closed_and_frozen, the_first), _READ, _BOTH),
+        ("y_is_x_in_16_bits", partial(Shortcut, FORWARD, is_closed_in_16_bits, the_first), _BITS, _BOTH),
         ("y_is_x_without_tokens", partial(Shortcut, FORWARD, is_no_tokens, the_first), _SHARES, _BOTH),
         (
             "y_is_x_for_one_stream",
