@@ -16,6 +16,7 @@ import pytest
 from backends.interface import Gradients
 from backends.port import Port
 from conformance.agreement import fails, fails_or_all_nan
+from conformance.plugin import _offers
 from conformance.selftest.port import NumpyPort
 from reference.errors import BackendError, PortResultError, PortStoppedError, ShapeError
 
@@ -224,6 +225,8 @@ def test_a_state_whose_k_is_no_integer_is_one_clear_error(iterations):
 def test_a_port_may_say_that_it_is_not_thread_safe():
     assert port_with().thread_safe is True
     assert port_with(thread_safe=False).thread_safe is False
+    assert "not thread-safe" in _offers(port_with(thread_safe=False))  # in the header of a run
+    assert "thread" not in _offers(port_with())
 
 
 @pytest.mark.clause("BACK-12", "MIX-10")
