@@ -474,11 +474,11 @@ def test_states_of_the_same_size_are_still_two(backend):
     """What is read or written is what this file or these arrays hold, and not those of the same sizes before."""
     for seed in (4, 9, 4):
         calls = {call.function: call for call in calls_of(backend, case_of(seed=seed))}
-        expected = decode_state(calls["load_state"].arguments[0])
+        expected: Any = decode_state(calls["load_state"].arguments[0])
         for found, wanted in zip(calls["load_state"](backend)[:3], expected, strict=False):
             assert np.array_equal(np.asarray(found, np.float32), wanted), f"BACK-9: load_state, {seed}"
         if "save_state" in calls:
-            written = decode_state(calls["save_state"](backend))
+            written: Any = decode_state(calls["save_state"](backend))
             for array, given in zip(written, calls["save_state"].arrays, strict=False):
                 assert np.array_equal(array, np.asarray(given, np.float32)), f"BACK-9: save_state, {seed}"
 
