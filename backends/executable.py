@@ -3,15 +3,17 @@
 Request: ``{"id": 7, "function": "adapter_forward", "arguments": {"x": ARRAY, ..., "iterations": 20}}``
 Reply: ``{"id": 7, "result": ...}`` or ``{"id": 7, "error": "what is wrong"}``, where
 
-- ARRAY is ``{"shape": [2, 3], "data": [...]}``, row by row; NaN and the infinities are the strings "NaN", "Infinity"
-  and "-Infinity", since JSON has no numbers for them;
+- ARRAY is ``{"shape": [2, 3], "data": [...]}``, row by row, in a request with ``"dtype": "float32"``; NaN and the
+  infinities are the strings "NaN", "Infinity" and "-Infinity", since JSON has no numbers for them;
 - the first request is ``describe``, whose result holds name, version, device and parameter_dtype, and may hold x_dtypes
   and optional: the names of further functions that the program has;
 - ``adapter_vjp`` answers an object with x, mix_logits, gate_logit and basis;
 - ``load_state`` gets ``{"data": "<base64>"}`` and answers mix_logits, gate_logits, bases and iterations;
 - end of input means: exit. Standard error is free for messages, and its end is shown if the program fails.
 
-Clauses: BACK-5, ERR-2. Source: ours.
+Several threads may ask at once: each question waits for the answer to the one before.
+
+Clauses: BACK-5, BACK-11, BACK-12, ERR-2. Source: ours.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, OPTIONAL, REQUIRED_ATTRIBUTES, Gradients, State
+from backends.interface import DTYPES, OPTIONAL, REQUIRED_ATTRIBUTES, Gradients, State, rounded
 from backends.line_program import BrokenProgramError, LineProgram
 from reference.errors import BackendError, ConfigError, PortStoppedError
 
@@ -70,6 +72,8 @@ def start_executable(command: str) -> ExecutablePort:
 
 class ExecutablePort:
     """NumPy arrays in and out; in between, lines of JSON. One process, one request at a time."""
+
+    keeps_time = True  # by itself: nobody has to interrupt a call
 
     def __init__(self, command: str, words: list[str]) -> None:
         self.command, self._failure, self._calls = command, "", 0
@@ -140,8 +144,7 @@ class ExecutablePort:
             array = _decode(encoded)
         except ValueError as error:
             self._stop(f"a result of {what} that is no array: {error}")
-        with np.errstate(over="ignore"):  # MIX-10: in float16 what is too large becomes an infinity
-            return array.astype(dtype or self.parameter_dtype)
+        return rounded(array, np.dtype(dtype or self.parameter_dtype))
 
     def _part(self, function: str, result: Any, field: str) -> Any:
         if not isinstance(result, dict) or field not in result:
@@ -225,7 +228,7 @@ def _encode(name: str, value: Any) -> Any:
     values: list[Any] = array.astype(np.float64).ravel().tolist()
     if not np.isfinite(array).all():
         values = [number if math.isfinite(number) else _name(number) for number in values]
-    return {"shape": list(array.shape), "data": values}
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "data": values}
 
 
 def _name(value: float) -> str:

@@ -1,8 +1,10 @@
 """The backend interface: what a port provides.
 
-Clauses: BACK-1, BACK-3, BACK-4, BACK-6. Source: ours. A port of another framework converts at this border, and runs
-its own code, its own automatic differentiation included, inside. Here arrays are NumPy's; ``backends.port`` serves
-ports that would rather have plain lists, and ``backends.executable`` those that are programs of their own.
+A port of another framework converts at this border, and runs its own code, its own automatic differentiation included,
+inside. Here arrays are NumPy's; ``backends.port`` serves ports that would rather have plain lists, and
+``backends.executable`` those that are programs of their own.
+
+Clauses: BACK-1, BACK-3, BACK-4, BACK-6 to BACK-12. Source: ours.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Backend(Protocol):
     A port may also have
         x_dtypes: names of the dtypes it takes for x; without it, that of ``parameter_dtype`` alone.
         arrays: "numpy" (the default) or "lists", what it wants to be given.
+        thread_safe: False if several threads may not call it at once (BACK-11); True is the default.
         save_state(mix_logits, gate_logits, bases, iterations) -> bytes of a state file.
         adapter_autodiff(x, mix_logits, gate_logit, basis, cotangent, iterations) -> as ``adapter_vjp``, found by the
         framework's automatic differentiation of the plain forward formulas, without any closed form.
@@ -92,6 +95,23 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
         return np.dtype(bfloat16)
     return np.dtype(name)
+
+
+def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
+    """float64 to ``dtype``, to nearest and in one step. Clauses: MIX-10, BACK-12. Source: ours.
+
+    ml_dtypes rounds float64 to float32 on its way to bfloat16. What float32 could not hold is marked there in the last
+    bit, which is never that of a number halfway between two of bfloat16, so the second step decides as a single one.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # MIX-10: too large becomes an infinity
+        if array.dtype != np.float64 or dtype.name != "bfloat16":
+            return array.astype(dtype)
+        single = array.astype(np.float32)
+        inexact = np.isfinite(single) & (single != array)
+        bits = single.view(np.uint32)
+        too_far = inexact & (np.abs(single) > np.abs(array))
+        odd = np.where(inexact, (bits - too_far.astype(np.uint32)) | np.uint32(1), bits)
+        return np.asarray(odd.view(np.float32).astype(dtype)).reshape(array.shape)
 
 
 def x_dtypes(backend: Backend) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Somebody's port behind the interface: what it asks for goes in, and plain NumPy arrays of its own come out.
 
-Clauses: BACK-1, BACK-3, BACK-6. Source: ours.
+Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12. Source: ours.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, OPTIONAL, REQUIRED, REQUIRED_ATTRIBUTES, Gradients, State, dtype_named
-from reference.errors import BackendError, CRMAError, ShapeError
+from backends.interface import DTYPES, OPTIONAL, REQUIRED, REQUIRED_ATTRIBUTES, Gradients, State, dtype_named, rounded
+from backends.watch import Watch
+from reference.errors import BackendError, CRMAError, PortResultError, ShapeError
 
 Array = NDArray[Any]
 ARRAYS = ("numpy", "lists")
+#: what a port says of itself, which no call may change
+REMEDY = "see spec/80-backend-interface.md"
+ATTRIBUTES = (*REQUIRED_ATTRIBUTES, "x_dtypes", "arrays", "thread_safe")
 
 
 class Port:
@@ -23,9 +27,10 @@ class Port:
     With ``arrays = "lists"`` it is given numbers and nested lists, and its results are read as such. Results are
     handed on without a copy: whether a later call changes them is for the suite to see.
 
-    Raises: BackendError, naming what is missing or wrong, here and in every function whose result is not what the
-    interface says, or that raises. Whatever a port raises, an exit or a test framework's way to skip a test
-    included, is the same refusal: it must not be able to leave out a test. Clauses: BACK-1, BACK-3. Source: ours.
+    Raises: BackendError, naming what is missing or wrong, here and in every function that raises. Whatever a port
+    raises, an exit or a test framework's way to skip a test included, is the same refusal: it must not be able to leave
+    out a test. A result that is none, and an attribute that a call has changed, is a PortResultError: no refusal.
+    Clauses: BACK-1, BACK-3. Source: ours.
     """
 
     def __init__(self, raw: Any, source: str) -> None:
@@ -39,9 +44,7 @@ class Port:
             got = f"{source!r} without {', '.join(missing)}"
             raise BackendError("backend", got=got, allowed="everything in backends.interface.Backend", remedy=remedy)
         self.raw, self.source = raw, source
-        self.name, self.version, self.device = (
-            " ".join(str(text).split()) for text in (raw.name, raw.version, raw.device)
-        )
+        self.name, self.version, self.device = (self._text(field) for field in ("name", "version", "device"))
         self.parameter_dtype = dtype_named(self._dtype("parameter_dtype", raw.parameter_dtype))
         names = getattr(raw, "x_dtypes", None) or (self.parameter_dtype,)
         if isinstance(names, str) or not isinstance(names, (tuple, list, set, frozenset)):
@@ -50,6 +53,10 @@ class Port:
         self.arrays = getattr(raw, "arrays", "numpy")
         if self.arrays not in ARRAYS:
             raise self._wrong("arrays", repr(self.arrays), " or ".join(map(repr, ARRAYS)))
+        self.thread_safe = getattr(raw, "thread_safe", True)
+        if type(self.thread_safe) is not bool:
+            raise self._wrong("thread_safe", repr(self.thread_safe), "True or False")
+        self._said, self._watch = self._says(), None if getattr(raw, "keeps_time", False) else Watch(source)
         for function in OPTIONAL:  # present here exactly where the port has it
             if callable(getattr(raw, function, None)):
                 setattr(self, function, getattr(self, f"_{function}"))
@@ -82,14 +89,19 @@ class Port:
 
     def load_state(self, data: bytes) -> State:
         *arrays, iterations = self._parts("load_state", self._call("load_state", data), State._fields)
-        names = State._fields[:3]
-        logits, gates, bases = (self._array(f"load_state, {n}", a) for n, a in zip(names, arrays, strict=True))
-        return State(logits, gates, bases, _plain(iterations))
+        logits, gates, bases = (
+            self._stored(f"load_state, {name}", array, axes)
+            for name, array, axes in zip(State._fields, arrays, (3, 1, 4), strict=False)
+        )
+        iterations = _plain(iterations)
+        if type(iterations) is not int:
+            raise self._no_result("load_state, iterations", _shown(iterations), "an integer")
+        return State(logits, gates, bases, iterations)
 
     def _save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
         result = self._call("save_state", *map(self._in, (mix_logits, gate_logits, bases)), _plain(iterations))
         if not isinstance(result, (bytes, bytearray, memoryview)):
-            raise self._wrong("save_state", f"a result of type {type(result).__name__}", "bytes")
+            raise self._no_result("save_state", _shown(result), "bytes")
         return bytes(result)
 
     def _adapter_autodiff(self, *inputs: Any) -> Gradients:
@@ -108,7 +120,9 @@ class Port:
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
-            return getattr(self.raw, function)(*arguments)
+            call = getattr(self.raw, function)
+            result = self._watch.call(call, function, *arguments) if self._watch else call(*arguments)
+            said = self._says()
         except (KeyboardInterrupt, CRMAError):
             raise
         except BaseException as error:  # SystemExit, pytest's and unittest's skips
@@ -118,6 +132,13 @@ class Port:
                 allowed="a result, or an error for an input that is to be refused",
                 remedy="call it by hand; the error above is the port's own",
             ) from error
+        for field, before, after in zip(ATTRIBUTES, self._said, said, strict=True):
+            if before != after:
+                raise self._no_result(f"{function}, after which {field}", after, f"{before}, as before it (BACK-1)")
+        return result
+
+    def _says(self) -> list[str]:
+        return [str(getattr(self.raw, field, None)) for field in ATTRIBUTES]
 
     def _in(self, array: Array, name: str = "", shape: tuple[int, ...] = ()) -> Any:
         """What the port is given. ``shape``: the last axes that it needs, as a list may not be able to say."""
@@ -135,34 +156,61 @@ class Port:
         array = self._array(what, result, dtype)
         if self.arrays == "lists" and array.size == np.size(like) == 0:
             return array.reshape(np.shape(like))  # the list has lost the axes after the 0 again
+        if array.shape != np.shape(like) or array.dtype != dtype:
+            got, allowed = f"an array {array.shape} of {array.dtype}", f"an array {np.shape(like)} of {dtype}"
+            raise self._no_result(what, got, allowed)
         return array
 
-    def _array(self, what: str, result: Any, dtype: Any = None) -> Array:
+    def _stored(self, what: str, result: Any, axes: int) -> Array:
+        """An array of a state: float32 as in the file, or in the dtype of the parameters."""
+        array = self._array(what, result, self.parameter_dtype)
+        if array.ndim != axes or array.dtype not in (np.dtype(np.float32), self.parameter_dtype):
+            got = f"an array {array.shape} of {array.dtype}"
+            raise self._no_result(what, got, f"an array of {axes} axes, float32 or {self.parameter_dtype}")
+        return array
+
+    def _array(self, what: str, result: Any, dtype: Any) -> Array:
         """A result as an array. Numbers in lists have no dtype of their own, and get ``dtype``."""
         try:
+            if isinstance(result, np.ma.MaskedArray):
+                raise TypeError("a masked array: what is masked is no number")
+            if _holds_a_truth_value(result):
+                raise TypeError("a truth value among numbers")
             array = np.asarray(result)
             if array.dtype.kind not in "fiu" and array.dtype.name not in DTYPES:
-                raise ValueError(f"dtype {array.dtype}")
-        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            got = f"a result of type {type(result).__name__} that is no array of numbers ({error})"
-            raise self._wrong(what, got, f"arrays as {self.arrays}") from error
-        if self.arrays == "numpy":
-            return array
-        with np.errstate(over="ignore"):  # MIX-10: in float16 what is too large becomes an infinity
-            return array.astype(dtype or self.parameter_dtype)
+                raise TypeError(f"dtype {array.dtype}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever its __array__ raises, a skip included
+            got = f"{_shown(result)} that is no array of numbers ({type(error).__name__}: {error})"
+            raise self._no_result(what, got, f"arrays as {self.arrays}") from error
+        return array if self.arrays == "numpy" else rounded(array, np.dtype(dtype))
 
     def _parts(self, function: str, result: Any, names: tuple[str, ...]) -> list[Any]:
         """The members of a result, in order; it is a sequence, or a mapping by name."""
-        if isinstance(result, dict):
-            missing = [name for name in names if name not in result]
-            parts = [result[name] for name in names if name in result]
-        else:
-            parts = list(result) if isinstance(result, (tuple, list)) else []
-            missing = [] if len(parts) == len(names) else [f"{len(names)} members"]
+        try:
+            if isinstance(result, dict):
+                missing = [name for name in names if name not in result]
+                parts = [result[name] for name in names if name in result]
+            else:
+                parts = list(result) if isinstance(result, (tuple, list)) else []
+                missing = [] if len(parts) == len(names) else [f"{len(names)} members"]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            got = f"{_shown(result)} that cannot be read ({type(error).__name__}: {error})"
+            raise self._no_result(function, got, ", ".join(names)) from error
         if missing:
-            got = f"a result of type {type(result).__name__} without {', '.join(missing)}"
-            raise self._wrong(function, got, ", ".join(names))
+            raise self._no_result(function, f"{_shown(result)} without {', '.join(missing)}", ", ".join(names))
         return parts
+
+    def _text(self, field: str) -> str:
+        """An attribute for people to read. An object that stands for a device, say, is what it prints as."""
+        value = getattr(self.raw, field)
+        text = "" if value is None or callable(value) else " ".join(str(value).split())
+        if not text:
+            raise self._wrong(field, repr(value), "text")
+        return text
 
     def _dtype(self, field: str, value: Any) -> str:
         """Its name. Types of other frameworks, such as torch.float32, name it last."""
@@ -176,9 +224,21 @@ class Port:
         return name
 
     def _wrong(self, field: str, got: str, allowed: str) -> BackendError:
-        return BackendError(
-            f"backend {self.source}, {field}", got=got, allowed=allowed, remedy="see spec/80-backend-interface.md"
-        )
+        return BackendError(f"backend {self.source}, {field}", got=got, allowed=allowed, remedy=REMEDY)
+
+    def _no_result(self, what: str, got: str, allowed: str) -> PortResultError:
+        return PortResultError(f"backend {self.source}, {what}", got=got, allowed=allowed, remedy=REMEDY)
+
+
+def _shown(result: Any) -> str:
+    return f"a result of type {type(result).__name__}"
+
+
+def _holds_a_truth_value(result: Any) -> bool:
+    """In lists, where NumPy would make a number of it without a word."""
+    if isinstance(result, (list, tuple)):
+        return any(map(_holds_a_truth_value, result))
+    return isinstance(result, (bool, np.bool_))
 
 
 def _last(array: Any) -> int:

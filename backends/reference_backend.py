@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import reference
-from backends.interface import DTYPES, Gradients, State
+from backends.interface import DTYPES, Gradients, State, rounded
 
 Array = NDArray[Any]
 
@@ -30,14 +30,14 @@ class ReferenceBackend:
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         parameters = reference.AdapterParameters(mix_logits, gate_logit, basis)
-        return reference.adapter_forward(x, parameters, iterations).astype(x.dtype)
+        return rounded(reference.adapter_forward(x, parameters, iterations), x.dtype)
 
     def adapter_vjp(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         parameters = reference.AdapterParameters(mix_logits, gate_logit, basis)
         gradients = reference.adapter_vjp(x, parameters, cotangent, iterations)
-        return Gradients(gradients.x.astype(x.dtype), *gradients[1:])
+        return Gradients(rounded(gradients.x, x.dtype), *gradients[1:])
 
     def load_state(self, data: bytes) -> State:
         from backends.state_file import decode_state  # needs safetensors, which the mathematics does not

@@ -22,7 +22,7 @@ from conformance.memory import laid_out
 from conformance.strategies import Adapter, Logits
 from conformance.tolerances import EPS, tolerance_for
 from reference.adapter import adapter_strength, sigmoid
-from reference.errors import PortStoppedError
+from reference.errors import PortResultError, PortStoppedError
 from reference.residual_mixing import residual_mixing_vjp
 from reference.sinkhorn_projection import kink_of_projection
 
@@ -226,8 +226,8 @@ def fails_or_all_nan(call: Callable[[], Array]) -> bool:
     """What a port may do with values it cannot use: raise, or answer NaN throughout; never a finite value."""
     try:
         result = np.asarray(call())
-    except PortStoppedError:
-        raise  # a program that died has refused nothing
+    except (PortStoppedError, PortResultError):
+        raise  # a program that died has refused nothing, nor has one that answers something else than an array
     except Exception:
         return True
     return bool(np.isnan(result).all())
@@ -237,7 +237,7 @@ def fails_or_nowhere_finite(call: Callable[[], Iterable[Array]]) -> bool:
     """Whether a port refuses, or none of the numbers of its results is finite."""
     try:
         results = [np.asarray(result).astype(np.float64) for result in call()]
-    except PortStoppedError:
+    except (PortStoppedError, PortResultError):
         raise
     except Exception:
         return True
@@ -248,7 +248,7 @@ def fails(call: Callable[[], object]) -> bool:
     """Whether a port refuses; which exception is its own affair."""
     try:
         call()
-    except PortStoppedError:
+    except (PortStoppedError, PortResultError):
         raise
     except Exception:
         return True

@@ -143,7 +143,8 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 
 def _offers(backend: Backend) -> str:
     offered = [function for function in OPTIONAL if hasattr(backend, function)]
-    return f", with {' and '.join(offered)}" if offered else ""
+    alone = "" if getattr(backend, "thread_safe", True) else ", not thread-safe"
+    return (f", with {' and '.join(offered)}" if offered else "") + alone
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,8 @@
-"""The interface: attributes, shapes, dtypes, and calls that leave no trace. Clauses: BACK-1, MIX-1, MIX-10, SINK-1."""
+"""The interface: attributes, shapes, dtypes, and calls that leave no trace, for arguments of many kinds.
+
+What all functions are asked for small and special arguments is in test_process.py. Clauses: BACK-1, BACK-3, BACK-4,
+BACK-7 to BACK-9, MIX-1, MIX-10, SINK-1.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from backends.interface import REQUIRED, Gradients
+from backends.interface import REQUIRED, REQUIRED_ATTRIBUTES, Gradients
 from conformance.agreement import (
     INPUTS,
     assume_settled,
@@ -55,6 +59,7 @@ def test_attributes(backend):
     assert isinstance(backend.device, str)
     assert np.dtype(backend.parameter_dtype).kind == "f"
     assert all(callable(getattr(backend, function)) for function in REQUIRED)
+    assert type(getattr(backend, "thread_safe", True)) is bool, "BACK-11"
 
 
 @pytest.mark.clause("BACK-1", "SINK-1")
@@ -93,7 +98,7 @@ def test_no_tokens_give_no_output_and_zero_gradients(backend, batch):
     assert not any(np.any(gradient) for gradient in gradients)
 
 
-@pytest.mark.clause("MIX-10", "BACK-3", "ERR-4")
+@pytest.mark.clause("MIX-10", "BACK-7", "BACK-9", "ERR-4")
 @given(case=adapters(), iterations=ITERATIONS)
 def test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits(backend, case, iterations):
     first, second = every_call(backend, case, iterations), every_call(backend, case, iterations)
@@ -101,7 +106,7 @@ def test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits(backend,
         assert left.tobytes() == right.tobytes(), f"another result for the same inputs: {case}"
 
 
-@pytest.mark.clause("MIX-10", "BACK-3")
+@pytest.mark.clause("MIX-10", "BACK-8", "BACK-9")
 @given(case=adapters(), other=adapters())
 def test_calls_share_no_state(backend, case, other):
     """A call between two equal ones changes nothing, nor do results change after they were returned."""
@@ -117,13 +122,13 @@ def test_calls_share_no_state(backend, case, other):
     every_call(backend, other, 2)
     every_result(backend, [*(array + np.ones_like(array) for array in inputs), inputs[0], inputs[1]])  # of these shapes
     for result, copy in zip(held, copies, strict=True):
-        assert np.asarray(result).tobytes() == copy.tobytes(), f"BACK-3: a result was changed by a later call: {case}"
+        assert np.asarray(result).tobytes() == copy.tobytes(), f"BACK-8: a result was changed by a later call: {case}"
     again = every_call(backend, case, 3)
     for left, right in zip(first, again, strict=True):
         assert left.tobytes() == right.tobytes(), (case, other)
 
 
-@pytest.mark.clause("BACK-3")
+@pytest.mark.clause("BACK-9")
 @given(case=adapters())
 def test_a_gradient_is_that_of_its_own_arguments(backend, case):
     """And not of the forward pass before it, which was of other values in the same sizes."""
@@ -136,7 +141,7 @@ def test_a_gradient_is_that_of_its_own_arguments(backend, case):
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes(), (case, other)
 
 
-@pytest.mark.clause("BACK-3")
+@pytest.mark.clause("BACK-7")
 @given(case=adapters(), other=adapters())
 def test_an_array_changed_in_place_is_read_anew(backend, case, other):
     """An optimizer changes parameters in place: a result kept for the same array would be a stale one."""
@@ -204,3 +209,12 @@ def test_device_is_the_one_that_the_name_promises(backend):
     if promised not in DEVICES:
         pytest.skip(f"the name {backend.name} promises no device")
     assert backend.device.lower().startswith(promised), f"BACK-4: {backend.name} computes on {backend.device}"
+
+
+@pytest.mark.clause("BACK-1", "BACK-4")
+def test_a_call_does_not_change_what_a_port_says_of_itself(backend):
+    """A port that falls back to another device in the middle of a run does not do so in silence."""
+    fields = (*REQUIRED_ATTRIBUTES, "x_dtypes", "arrays", "thread_safe")
+    before = [str(getattr(backend, field, None)) for field in fields]
+    every_call(backend, Adapter(Logits("normal", 1.0, 3, (), 7), 2, 4, (2, 3), 0.5, 1.0, 1.0, False, 8), 3)
+    assert [str(getattr(backend, field, None)) for field in fields] == before

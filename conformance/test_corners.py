@@ -1,11 +1,10 @@
-"""Corners that random drawing seldom meets: degenerate bases, zeros, far magnitudes, what a port may not touch.
+"""Corners that random drawing seldom meets: degenerate bases, zeros, far magnitudes.
 
-Clauses: MIX-2, MIX-6, GRAD-7, GRAD-8, SINK-2, BACK-3.
+Clauses: MIX-2, MIX-6, GRAD-7, GRAD-8, SINK-2, BACK-9.
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,53 +122,7 @@ def test_many_leading_axes(backend):
         assert_agrees(comparison, ("sinkhorn_projection", "forward"), backend, "SINK-1", index)
 
 
-@pytest.mark.clause("BACK-3")
-def test_what_may_not_be_written_to_is_read(backend):
-    case = case_of()
-    arrays = [*inputs_of(backend, case), case.cotangent.astype(backend.parameter_dtype)]
-    for array in arrays:
-        array.flags.writeable = False
-    x, logits, gate, basis, cotangent = arrays
-    backend.sinkhorn_projection(logits, 3)
-    backend.sinkhorn_projection_vjp(logits, logits, 3)
-    backend.adapter_forward(x, logits, gate, basis, 3)
-    backend.adapter_vjp(x, logits, gate, basis, cotangent, 3)
-
-
-@pytest.mark.clause("BACK-3", "MIX-8")
-def test_a_result_shares_no_memory_with_an_argument(backend):
-    """Not even where the result is the argument: one stream, which mixing leaves alone."""
-    case = Adapter(Logits("normal", 1.0, 1, (), 4), 2, 1, (5,), 1.0, 1.0, 1.0, True, 4)
-    x, logits, gate, basis = inputs_of(backend, case)
-    results = [
-        backend.sinkhorn_projection(logits, 3),
-        backend.sinkhorn_projection_vjp(logits, logits, 3),
-        backend.adapter_forward(x, logits, gate, basis, 3),
-        *backend.adapter_vjp(x, logits, gate, basis, x, 3),
-    ]
-    assert np.array_equal(results[2], x)
-    for result in results:
-        assert not any(np.shares_memory(result, argument) for argument in (x, logits, gate, basis)), "BACK-3"
-
-
-@pytest.mark.clause("BACK-3")
-def test_the_state_of_the_process_is_left_alone(backend):
-    inputs = inputs_of(backend, case_of())
-    np.random.seed(20261123)  # noqa: NPY002  what others in the process may use; not what an earlier call has left
-
-    def state():
-        return str(np.random.get_state()), random.getstate(), np.geterr()  # noqa: NPY002
-
-    with np.errstate(divide="print", over="warn", under="print", invalid="print"):
-        before = state()
-        backend.sinkhorn_projection(inputs[1], 3)
-        backend.sinkhorn_projection_vjp(inputs[1], inputs[1], 3)
-        backend.adapter_forward(*inputs, 3)
-        backend.adapter_vjp(*inputs, inputs[0], 3)
-        assert state() == before, "BACK-3"
-
-
-@pytest.mark.clause("BACK-3", "MIX-2")
+@pytest.mark.clause("BACK-9", "MIX-2")
 @pytest.mark.parametrize("changed", range(4))
 def test_the_last_number_of_every_argument_counts(backend, changed):
     """What is computed from a part of an argument, or kept under one, shows where only its last number differs."""
@@ -184,4 +137,4 @@ def test_the_last_number_of_every_argument_counts(backend, changed):
     size = np.linalg.norm(x, axis=-1, keepdims=True)
     assert_agrees(Comparison(actual, expected, 4 * size), FORWARD, backend, "MIX-2", changed)
     mixing = Comparison(backend.sinkhorn_projection(inputs[1], 20), reference.sinkhorn_projection(inputs[1], 20), 4.0)
-    assert_agrees(mixing, ("sinkhorn_projection", "forward"), backend, "BACK-3", changed)
+    assert_agrees(mixing, ("sinkhorn_projection", "forward"), backend, "BACK-9", changed)

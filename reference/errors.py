@@ -57,6 +57,10 @@ class PortStoppedError(BackendError):
     """The program behind an executable backend died, hung, or answered something that is not the protocol."""
 
 
+class PortResultError(BackendError):
+    """A port returned something that is no result of its function, or changed what it says of itself: no refusal."""
+
+
 class MissingPackageError(CRMAError, ImportError):
     """A package that the chosen option needs is not installed."""
 

@@ -34,6 +34,7 @@ class TorchBackend:
 
     parameter_dtype: np.dtype[Any] = np.dtype(np.float32)
     x_dtypes = DTYPES
+    thread_safe = True
 
     def __init__(self, name: str, device: str, kernels: Kernels = "auto") -> None:
         if device == "cuda" and not torch.cuda.is_available():
@@ -137,6 +138,7 @@ def triton_backend() -> TorchBackend:
             remedy="load this backend before backends.torch.kernels is used, or set TRITON_INTERPRET=1",
         )
     backend.device = "cpu (Triton interpreter)"
+    backend.thread_safe = False  # BACK-11: the interpreter exchanges functions of Triton's modules for its own
     return backend
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from backends.executable import PortRefusalError
+from backends.interface import dtype_named
 from conformance.selftest.programs import ECHO, LOGITS
 from reference.errors import ConfigError, PortStoppedError
 
@@ -53,6 +55,36 @@ def test_y_has_the_dtype_of_x_and_parameters_their_own(started, dtype):
     assert gradients.basis.shape == basis.shape
 
 
+@pytest.mark.clause("BACK-12")
+@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
+def test_a_request_names_the_dtype_of_each_array(started, name):
+    """So that a program can round y itself; its numbers are exact."""
+    backend = started(
+        'say({"id": number, "error": json.dumps({k: v["dtype"] for k, v in arguments.items() if k != "iterations"})})',
+        'DESCRIPTION["x_dtypes"] = ["float64", "float32", "float16", "bfloat16"]',
+    )
+    x = np.ones((2, 4)).astype(dtype_named(name))
+    parameters = (LOGITS, np.asarray(0.5, np.float32), np.ones((3, 1, 4), np.float32))
+    with pytest.raises(PortRefusalError) as refusal:
+        backend.adapter_forward(x, *parameters, 3)
+    named = {"x": name, "mix_logits": "float32", "gate_logit": "float32", "basis": "float32"}
+    assert json.dumps(named)[:90] in str(refusal.value)
+
+
+@pytest.mark.clause("BACK-12", "MIX-10")
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float16, 10), (ml_dtypes.bfloat16, 7)])
+def test_an_answer_is_rounded_once_whatever_dtype_it_names(started, dtype, bits):
+    """A little more than halfway between two numbers, which float32 would take for halfway."""
+    number = 1 + 2.0 ** -(bits + 1) + 2.0**-40
+    backend = started(
+        f'say({{"id": number, "result": {{"shape": [1, 4], "dtype": "float64", "data": [{number!r}] * 4}}}})',
+        'DESCRIPTION["x_dtypes"] = ["float16", "bfloat16"]',
+    )
+    x = np.ones((1, 4)).astype(dtype)
+    y = backend.adapter_forward(x, LOGITS, np.asarray(0.5, np.float32), np.ones((3, 1, 4), np.float32), 3)
+    assert y.astype(np.float64).tolist() == [[1 + 2.0**-bits] * 4]
+
+
 @pytest.mark.clause("BACK-6")
 def test_optional_functions_are_there_exactly_where_the_program_has_them(started):
     plain = started(ECHO)
@@ -66,11 +98,12 @@ def test_optional_functions_are_there_exactly_where_the_program_has_them(started
 def test_state_files_arrive_whole(started):
     backend = started(
         "import base64\n"
-        'one = {"shape": [1], "data": [len(base64.b64decode(arguments["data"]))]}\n'
-        'say({"id": number, "result": {"mix_logits": one, "gate_logits": one, "bases": one, "iterations": 7}})'
+        'length = [len(base64.b64decode(arguments["data"]))]\n'
+        'logits, gates, bases = ({"shape": [1] * axes, "data": length} for axes in (3, 1, 4))\n'
+        'say({"id": number, "result": {"mix_logits": logits, "gate_logits": gates, "bases": bases, "iterations": 7}})'
     )
     state = backend.load_state(bytes(range(256)) * 4)
-    assert (state.mix_logits.tolist(), state.iterations) == ([1024.0], 7)
+    assert (state.mix_logits.tolist(), state.gate_logits.tolist(), state.iterations) == ([[[1024.0]]], [1024.0], 7)
 
 
 def test_a_refusal_names_the_function_and_the_program_is_asked_again(started):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance.agreement import fails
 from conformance.selftest.programs import ECHO, LOGITS, assert_stops
-from reference.errors import PortStoppedError
+from reference.errors import PortResultError, PortStoppedError
 
 pytestmark = pytest.mark.clause("BACK-5")
 
@@ -123,6 +124,16 @@ def test_a_result_that_is_no_array_is_one_clear_error(started, result, part):
 def test_a_state_that_is_none_is_one_clear_error(started, result, part):
     backend = started(f'array = {{"shape": [], "data": [1]}}\nsay({{"id": number, "result": {result}}})')
     assert_stops(backend, "load_state", part, call=lambda: backend.load_state(b"1"))
+
+
+@pytest.mark.clause("BACK-1")
+@pytest.mark.parametrize("shape", [[9], [1, 3, 3], [3, 3, 1]])
+def test_an_array_of_another_shape_is_no_result_and_no_refusal(started, shape):
+    backend = started(f'say({{"id": number, "result": {{"shape": {shape}, "data": array["data"]}}}})')
+    with pytest.raises(
+        PortResultError, match=r"sinkhorn_projection: got an array .*allowed: an array \(3, 3\) of float32"
+    ):
+        fails(lambda: backend.sinkhorn_projection(LOGITS, 3))
 
 
 def test_gradients_and_files_that_are_none_are_one_clear_error(started):

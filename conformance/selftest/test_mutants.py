@@ -27,7 +27,9 @@ TESTS = {path.stem: path for path in sorted((ROOT / "conformance").glob("test_*.
 BATCH = 10
 #: a result that was compared and found wrong, or a state file that the suite's own reader refuses; anything else, such
 #: as a crash of the port, would prove nothing
-COMPARED = re.compile(r"(AssertionError|assert |.*ToleranceError|reference\.errors\.StateFileError: state file: )")
+COMPARED = re.compile(
+    r"(AssertionError|assert |.*ToleranceError|.*PortResultError|reference\.errors\.StateFileError: state file: )"
+)
 
 
 class Run(NamedTuple):

@@ -13,13 +13,26 @@ from conformance.selftest.mutants.border import MUTANTS as BORDER
 from conformance.selftest.mutants.gradients import MUTANTS as GRADIENTS
 from conformance.selftest.mutants.memory import MUTANTS as MEMORY
 from conformance.selftest.mutants.mixing import MUTANTS as MIXING
+from conformance.selftest.mutants.process import MUTANTS as PROCESS
 from conformance.selftest.mutants.projection import MUTANTS as PROJECTION
+from conformance.selftest.mutants.sharing import MUTANTS as SHARING
 from conformance.selftest.mutants.sizes import MUTANTS as SIZES
 from conformance.selftest.mutants.state_file import MUTANTS as STATE_FILE
 from conformance.selftest.mutants.state_writer import MUTANTS as STATE_WRITER
 from conformance.selftest.port import NumpyPort
 
-MUTANTS: tuple[Mutant, ...] = (*PROJECTION, *MIXING, *GRADIENTS, *BORDER, *SIZES, *MEMORY, *STATE_FILE, *STATE_WRITER)
+MUTANTS: tuple[Mutant, ...] = (
+    *PROJECTION,
+    *MIXING,
+    *GRADIENTS,
+    *BORDER,
+    *SIZES,
+    *MEMORY,
+    *STATE_FILE,
+    *STATE_WRITER,
+    *SHARING,
+    *PROCESS,
+)
 _FACTORIES = {mutant.name: mutant.factory for mutant in MUTANTS}
 
 

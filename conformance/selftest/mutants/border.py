@@ -145,7 +145,7 @@ MUTANTS = tuple(
         ("two_roundings_of_y", TwoRoundingsOfY, _HALF, _BOTH),
         ("float32_out", Float32Out, _DTYPE, _BOTH),
         ("float32_gradient_out", Float32GradientOut, _DTYPE, _BOTH),
-        ("float64_out", Float64Out, ("test_projection_keeps_shape_and_dtype",), _BOTH),
+        ("float64_out", Float64Out, ("test_projection_keeps_shape_and_dtype",), (STATE_FILE,)),
         ("silent_fallback", SilentFallback, ("test_device_is_the_one_that_the_name_promises",), _BOTH),
         ("nan_in_x_becomes_zero", NanInXBecomesZero, _TOKEN, _BOTH),
         ("one_token_spoils_all", OneTokenSpoilsAll, _TOKEN, _BOTH),

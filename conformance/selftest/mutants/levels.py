@@ -34,7 +34,7 @@ Condition = Callable[[Call], bool]
 
 
 class WrongAt(NumpyPort):
-    """Where ``condition`` holds, one of the four functions is wrong: M by its transpose, anything else by two percent."""
+    """Where ``condition`` holds one of the four functions is wrong: M is transposed, anything else is off by a little."""
 
     def __init__(self, condition: Condition, function: str) -> None:
         super().__init__()

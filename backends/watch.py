@@ -1,0 +1,85 @@
+"""A call of a port in Python that does not come back is interrupted, and ends in one message.
+
+Clauses: BACK-1, ERR-2. Source: ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from reference.errors import BackendError, PortStoppedError
+
+TIMEOUT = "CRMA_PORT_TIMEOUT"  # seconds for one call
+DEFAULT_TIMEOUT = 600.0  # a call may compile a program
+POLL = 0.2
+
+
+class Watch:
+    """Makes calls, and interrupts the main thread, as Ctrl-C would, where one takes longer than it may.
+
+    A call from another thread, or one that Python cannot interrupt, is not ended by it. Raises: BackendError for a time
+    that is none.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source, self.seconds = source, _seconds()
+        self._until, self._late = float("inf"), False
+        threading.Thread(target=_look, args=(weakref.ref(self),), daemon=True, name="crma-watch").start()
+
+    def call(self, function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+        """The result. Raises: PortStoppedError after the time; what the function raises."""
+        if threading.current_thread() is not threading.main_thread() or self._until != float("inf"):
+            return function(*arguments)
+        self._until = time.monotonic() + self.seconds
+        try:
+            return function(*arguments)
+        except BaseException as error:  # whatever the port makes of the interrupt
+            if self._late:
+                raise self._stopped(name) from error
+            raise
+        finally:
+            self._until = float("inf")
+
+    def look(self) -> None:
+        if time.monotonic() > self._until:
+            self._late = True
+            self._until = time.monotonic() + self.seconds  # once more, if the port has taken it for something else
+            main = threading.main_thread().ident or 0
+            if os.name == "posix" and callable(signal.getsignal(signal.SIGINT)):
+                signal.pthread_kill(main, signal.SIGINT)  # which ends a wait as well
+            else:  # a shell that starts a program in the background lets it ignore the signal
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt))
+
+    def _stopped(self, name: str) -> PortStoppedError:
+        return PortStoppedError(
+            f"{self.source}, {name}",
+            got=f"no result within {self.seconds:g} s",
+            allowed="a call that comes back",
+            remedy=f"call it by hand, and look where it waits; {TIMEOUT} sets the seconds it may take",
+        )
+
+
+def _look(watched: weakref.ref[Watch]) -> None:
+    """In a thread of its own, which ends with the port."""
+    while (watch := watched()) is not None:
+        watch.look()
+        del watch
+        time.sleep(POLL)
+
+
+def _seconds() -> float:
+    text = os.environ.get(TIMEOUT, "")
+    try:
+        seconds = float(text or DEFAULT_TIMEOUT)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise BackendError(TIMEOUT, got=repr(text), allowed="a number of seconds > 0 and < 1e6", remedy="unset it")
+    return seconds
