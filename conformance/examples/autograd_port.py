@@ -9,6 +9,7 @@ Clauses: BACK-1, GRAD-2, GRAD-6, SINK-5. Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from backends.interface import Gradients, State
 from conformance.examples.pure_python_port import load_state
 
 Array = NDArray[Any]
+Formula = Callable[[Tensor], Tensor]
 
 
 def largest(row_sums: Tensor) -> Tensor:
@@ -32,10 +34,11 @@ def largest(row_sums: Tensor) -> Tensor:
 
 
 def sigmoid(gate_logit: Tensor) -> Tensor:
-    """As spec/10 writes it: the derivative keeps its digits where the gate is open.
+    """As spec/10 writes it, so that the derivative keeps its digits where the gate is open.
 
     ``torch.sigmoid`` has the derivative s (1 - s), taken from the rounded s: at a gate of 12 two digits of it are left
-    in float32, and from 17 on it is 0 (GRAD-6). Autograd's derivative of 1 / (1 + exp(-v)) is exp(-v) / (1 + exp(-v))^2.
+    in float32, and from 17 on it is 0 (GRAD-6). Autograd's derivative of 1 / (1 + exp(-v)), which is exp(-v) / (1 +
+    exp(-v))^2, has them all.
     """
     if gate_logit >= 0:
         return 1 / (1 + torch.exp(-gate_logit))
@@ -45,7 +48,9 @@ def sigmoid(gate_logit: Tensor) -> Tensor:
 class AutogradPort:
     name, version, device = "autograd-cpu", f"example, torch {torch.__version__}", "cpu"  # BACK-4
     parameter_dtype: np.dtype[Any] = np.dtype(np.float32)  # and, without x_dtypes, that of x (BACK-6)
-    largest, spread_gate = staticmethod(largest), staticmethod(sigmoid)
+
+    def __init__(self, largest: Formula = largest, sigmoid: Formula = sigmoid) -> None:
+        self.largest, self.sigmoid = largest, sigmoid
 
     # -- the formulas --------------------------------------------------------------------------------------------------
 
@@ -70,7 +75,7 @@ class AutogradPort:
         kappa = tau * (fourth * fourth).sum() ** 0.125
         streams = (x @ rows.T).unflatten(-1, basis.shape[:2])  # z = A x
         moved = (mixing @ streams - streams).flatten(-2)  # MIX-3: over the second index of M
-        return x + self.spread_gate(gate_logit) / kappa * (moved @ rows)  # MIX-2, MIX-5
+        return x + self.sigmoid(gate_logit) / kappa * (moved @ rows)  # MIX-2, MIX-5
 
     # -- the interface (spec/80-backend-interface.md) -----------------------------------------------------------------
 
@@ -112,7 +117,8 @@ def tensor(value: Array) -> Tensor:
 
 
 def array(result: Tensor) -> Array:
-    return np.asarray(result.detach().numpy())
+    """Memory of its own: a gradient may be a broadcast tensor, whose numbers are one number (BACK-3)."""
+    return np.array(result.detach().numpy())
 
 
 def demand(condition: Any, otherwise: str) -> None:

@@ -7,6 +7,7 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from conformance.selftest.mutants.base import Mutant
 from conformance.selftest.mutants.border import MUTANTS as BORDER
@@ -20,6 +21,10 @@ from conformance.selftest.mutants.state_writer import MUTANTS as STATE_WRITER
 from conformance.selftest.port import NumpyPort
 
 MUTANTS: tuple[Mutant, ...] = (*PROJECTION, *MIXING, *GRADIENTS, *BORDER, *SIZES, *MEMORY, *STATE_FILE, *STATE_WRITER)
+if find_spec("torch"):  # an extra, which the suite itself does without
+    from conformance.selftest.mutants import autograd
+
+    MUTANTS += autograd.MUTANTS
 _FACTORIES = {mutant.name: mutant.factory for mutant in MUTANTS}
 
 
