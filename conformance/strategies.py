@@ -1,28 +1,49 @@
 """Inputs: hypothesis chooses sizes, kinds, magnitudes and a seed; a NumPy Generator with this seed draws the numbers.
 
-Every input is float32, so that a float32 port and the float64 reference start from the same values.
+Every input is float32, so that a float32 port and the float64 reference start from the same values. Sizes are those of
+a short list, since a port may compile a program for each of them; the covering design (:mod:`conformance.design`) sees
+to all others. With ``--profile random`` they are drawn freely.
 
-Clauses: SINK-1, MIX-1. Source: ours.
+Clauses: SINK-1, MIX-1, CONF-14. Source: ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-STREAMS = st.integers(1, 8)
-#: n from 1 to 64, and seldom the large ones: what goes wrong there goes wrong in a few examples
-SIZES = st.sampled_from((*range(1, 9), *range(1, 9), *range(1, 9), 12, 16, 17, 31, 32, 33, 64))
+STREAMS = range(1, 9)
+SIZES = range(1, 65)
 SEEDS = st.integers(0, 2**32 - 1)
-ITERATIONS = st.sampled_from((1, 2, 3, 20))
 LEADING = ((), (3,), (2, 3), (1,))
 LEADING_WITH_EMPTY = (*LEADING, (0,), (2, 0, 3))
+FREE = "crma-random"  # the hypothesis profile in which sizes are drawn freely
+#: n and the leading axes of logits that are drawn: each n from 1 to 6 alone, each shape of a batch, a few large ones
+LOGITS_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
+    *((n, ()) for n in (1, 2, 3, 4, 5, 6, 8, 16, 33, 64)),
+    *((2, (3,)), (3, (2, 3)), (4, (3,)), (5, (1,)), (7, (2, 3)), (12, (3,)), (3, (0,)), (4, (2, 0, 3))),
+)
+#: n, r, what d has beyond n r, and the leading axes of x
+ADAPTER_SIZES: tuple[tuple[int, int, int, tuple[int, ...]], ...] = (
+    *((1, 2, 1, (3,)), (2, 1, 0, ()), (2, 3, 9, (2, 3)), (3, 2, 1, (1,)), (3, 1, 9, (3,)), (4, 4, 0, (2, 3))),
+    *((4, 2, 9, ()), (5, 3, 1, (3,)), (6, 1, 0, (1,)), (8, 2, 9, (3,)), (3, 2, 4, (0,)), (2, 2, 1, (2, 0, 3))),
+)
+
+
+def _profile(fixed: Any, free: Any) -> st.SearchStrategy[Any]:
+    """``free()`` in the profile that draws freely, and ``fixed()`` in all others."""
+    return st.deferred(lambda: free() if settings.get_current_profile_name() == FREE else fixed())
+
+
+ITERATIONS = _profile(lambda: st.sampled_from((1, 3, 20)), lambda: st.integers(1, 100))
 
 #: kinds of logits whose values are compared with the reference; the magnitude keeps their range below about 1e3
 KINDS = ("normal", "near permutation", "triangular", "block", "rank one", "constant")
@@ -41,6 +62,7 @@ class Logits:
     n: int
     leading: tuple[int, ...]
     seed: int
+    memory: str = "C"
 
     @cached_property
     def values(self) -> Array:
@@ -114,25 +136,33 @@ _DRAW: dict[str, Any] = {
 }
 
 
-def _logits(kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Any, leading: Any) -> st.SearchStrategy[Logits]:
-    def build(kind: str, magnitude: float, n: int, leading: tuple[int, ...], seed: int) -> Logits:
-        return Logits(kind, magnitude, n, leading if n <= 16 else leading[-1:], seed)
+def _logits(
+    kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Sequence[int], leading: tuple[tuple[int, ...], ...]
+) -> st.SearchStrategy[Logits]:
+    def build(kind: str, magnitude: float, sizes: tuple[int, tuple[int, ...]], seed: int) -> Logits:
+        return Logits(kind, magnitude, *sizes, seed)
 
-    return st.builds(build, st.sampled_from(kinds), st.sampled_from(magnitudes), n, st.sampled_from(leading), SEEDS)
+    sizes = _profile(
+        lambda: st.sampled_from([pair for pair in LOGITS_SIZES if pair[0] in n and pair[1] in leading]),
+        lambda: st.tuples(st.sampled_from(n), st.sampled_from(leading)),
+    )
+    return st.builds(build, st.sampled_from(kinds), st.sampled_from(magnitudes), sizes, SEEDS)
 
 
-def logits_of(kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Any) -> st.SearchStrategy[Logits]:
+def logits_of(kinds: tuple[str, ...], magnitudes: tuple[float, ...], n: Sequence[int]) -> st.SearchStrategy[Logits]:
     """Single matrices of some kinds alone."""
     return _logits(kinds, magnitudes, n, ((),))
 
 
-def lattice_logits(n: Any = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING) -> st.SearchStrategy[Logits]:
+def lattice_logits(
+    n: Sequence[int] = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING
+) -> st.SearchStrategy[Logits]:
     """Logits of any magnitude for which float32 and float64 must agree."""
     return _logits(("lattice",), tuple(2.0**k for k in LATTICE_EXPONENTS), n, leading)
 
 
 def comparable_logits(
-    n: Any = SIZES,
+    n: Sequence[int] = SIZES,
     leading: tuple[tuple[int, ...], ...] = LEADING_WITH_EMPTY,
     magnitudes: tuple[float, ...] = MODERATE,
 ) -> st.SearchStrategy[Logits]:
@@ -140,15 +170,15 @@ def comparable_logits(
     return _logits(KINDS, magnitudes, n, leading) | lattice_logits(n, leading)
 
 
-def every_logits(n: Any = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING) -> st.SearchStrategy[Logits]:
+def every_logits(n: Sequence[int] = SIZES, leading: tuple[tuple[int, ...], ...] = LEADING) -> st.SearchStrategy[Logits]:
     """Logits of every magnitude up to 1e37, n up to 64: for the invariants."""
     return _logits(KINDS, EVERY_MAGNITUDE, n, leading) | lattice_logits(n, leading)
 
 
-SEVERAL_STREAMS = comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 5.0))
+SEVERAL_STREAMS = comparable_logits(n=range(2, 7), leading=((),), magnitudes=(0.5, 1.0, 5.0))
 OPEN_GATES = st.floats(-2.0, 12.0, width=32)
 #: logits without a kink or a saturated entry nearby, so that a difference quotient is a derivative
-SMOOTH = logits_of(("normal", "rank one"), (0.1, 1.0, 3.0), st.integers(1, 4))
+SMOOTH = logits_of(("normal", "rank one"), (0.1, 1.0, 3.0), range(1, 5))
 
 
 def random_cotangent(shape: tuple[int, ...], seed: int) -> Array:
@@ -169,6 +199,7 @@ class Adapter:
     x_scale: float
     orthonormal: bool
     seed: int
+    memory: str = "C"
 
     @property
     def hidden_size(self) -> int:
@@ -212,16 +243,41 @@ def adapters(
     gates: Any = None,
     orthonormal: Any = None,
 ) -> st.SearchStrategy[Adapter]:
-    """Adapter inputs; by default with logits that can be compared."""
+    """Adapter inputs; by default with logits that can be compared. ``logits``: of single matrices."""
+    allowed = [row for row in ADAPTER_SIZES if row[3] in leading]
+
+    def build(logits: Logits, pick: Any, **others: Any) -> Adapter:
+        if isinstance(pick, int):
+            rows = [row for row in allowed if row[0] == logits.n] or allowed
+            n, *pick = rows[pick % len(rows)]
+            logits = replace(logits, n=n)
+        return Adapter(logits, *pick, **others)
+
+    ranks = st.sampled_from((1, 2, 3, 4, 5, 8))
     return st.builds(
-        Adapter,
+        build,
         comparable_logits(STREAMS, leading=((),)) if logits is None else logits,
-        rank=st.sampled_from((1, 2, 3, 4, 1, 2, 3, 4, 5, 8)),
-        spare=st.sampled_from((0, 1, 9)),
-        leading=st.sampled_from(leading),
+        pick=_profile(
+            lambda: st.integers(0, 11),
+            lambda: st.tuples(ranks, st.integers(0, 9), st.sampled_from(leading)),
+        ),
         gate=st.floats(-12.0, 12.0, width=32) if gates is None else gates,
         basis_scale=st.sampled_from((1e-3, 1.0, 1e3)),
         x_scale=st.sampled_from((1e-2, 1.0, 300.0)),
         orthonormal=st.booleans() if orthonormal is None else orthonormal,
         seed=SEEDS,
     )
+
+
+#: bases of every rank from one on: (generator, orthonormal rows) -> rows
+BASES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
+    "orthonormal": lambda rng, rows: rows,
+    "normal": lambda rng, rows: rng.standard_normal(rows.shape),
+    "times 1/1000": lambda rng, rows: rng.standard_normal(rows.shape) / 1000.0,
+    "times 1000": lambda rng, rows: rng.standard_normal(rows.shape) * 1000.0,
+    "nearly orthonormal": lambda rng, rows: rows + 0.02 * rng.standard_normal(rows.shape) / np.sqrt(rows.shape[1]),
+    "of two sizes": lambda rng, rows: rows * np.where(np.arange(len(rows)) < 2, 1.0, 1e-3)[:, None],
+    "repeated rows": lambda rng, rows: rows[np.arange(len(rows)) // 2],
+    "zero rows": lambda rng, rows: rows * (np.arange(len(rows)) % 3 != 1)[:, None],
+    "one row": lambda rng, rows: rows * (np.arange(len(rows)) == len(rows) // 2)[:, None],
+}

@@ -21,7 +21,7 @@ from conformance.agreement import (
     fails,
     inputs_of,
 )
-from conformance.strategies import Adapter, Logits
+from conformance.strategies import BASES, Adapter, Logits
 
 FORWARD = ("adapter y - x", "forward")
 FAR = (-40, -20, 14, 40)
@@ -31,36 +31,13 @@ FAR = (-40, -20, 14, 40)
 class WithBasis(Adapter):
     """A case whose basis is made by one of ``BASES``."""
 
-    kind: str = ""
+    kind: str = "orthonormal"
 
     @property
     def basis(self) -> np.ndarray:
         rng, n, d = np.random.default_rng(self.seed), self.logits.n, self.hidden_size
         rows = np.linalg.qr(rng.standard_normal((d, n * self.rank)))[0].T
         return np.asarray(BASES[self.kind](rng, rows), np.float32).reshape(n, self.rank, d)
-
-
-def repeated(rng, rows):
-    return rows[np.arange(len(rows)) // 2]
-
-
-def zero_rows(rng, rows):
-    return rows * (np.arange(len(rows)) % 3 != 1)[:, None]
-
-
-def one_row(rng, rows):
-    return rows * (np.arange(len(rows)) == 2)[:, None]
-
-
-def nearly_orthonormal(rng, rows):
-    return rows + 0.02 * rng.standard_normal(rows.shape) / np.sqrt(rows.shape[1])
-
-
-def of_two_sizes(rng, rows):
-    return rows * np.where(np.arange(len(rows)) < 2, 1.0, 1e-3)[:, None]
-
-
-BASES = {f.__name__: f for f in (repeated, zero_rows, one_row, nearly_orthonormal, of_two_sizes)}
 
 
 def case_of(kind="", leading=(5,), seed=4):

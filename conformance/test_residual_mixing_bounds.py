@@ -58,7 +58,7 @@ def test_near_identity_bound(backend, case, iterations):
 
 
 @pytest.mark.clause("MIX-8")
-@given(case=adapters(lattice_logits(leading=((),)), gates=OPEN_GATES), iterations=ITERATIONS)
+@given(case=adapters(lattice_logits(STREAMS, leading=((),)), gates=OPEN_GATES), iterations=ITERATIONS)
 def test_identity_when_m_is_the_identity(backend, case, iterations):
     identity = Adapter(**{**vars_of(case), "logits": _Diagonal("lattice", 1024.0, case.logits.n, (), 0)})
     size = np.linalg.norm(np.float64(case.x), axis=-1, keepdims=True)

@@ -48,7 +48,7 @@ def test_each_matrix_of_a_batch_is_projected_on_its_own(backend, case, iteration
 
 @pytest.mark.clause("SINK-3")
 @pytest.mark.parametrize("iterations", [1, 3])
-@given(case=comparable_logits(n=st.integers(2, 6), leading=((),), magnitudes=(0.5, 1.0, 3.0)))
+@given(case=comparable_logits(n=range(2, 7), leading=((),), magnitudes=(0.5, 1.0, 3.0)))
 def test_rows_then_columns_exactly_k_times(backend, iterations, case):
     """At small K another order, or one iteration more or less, is another matrix."""
     expected = reference.sinkhorn_projection(case.values, iterations)
@@ -116,7 +116,7 @@ def test_invariant_to_an_added_constant(backend, case, iterations, steps):
 
 @pytest.mark.clause("SINK-9")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@given(case=comparable_logits(n=st.integers(1, 5), leading=((), (3,))), iterations=ITERATIONS, seed=SEEDS)
+@given(case=comparable_logits(n=range(1, 6), leading=((), (3,))), iterations=ITERATIONS, seed=SEEDS)
 def test_non_finite_logits_never_give_finite_values(backend, bad, case, iterations, seed):
     rng = np.random.default_rng(seed)
     logits = case.values.astype(backend.parameter_dtype)
@@ -158,7 +158,7 @@ def test_plain_sinkhorn_would_break_the_bound(backend, n):
 
 
 @pytest.mark.clause("SINK-5")
-@given(first=every_logits(st.integers(1, 16)), seed=SEEDS)
+@given(first=every_logits(range(1, 17)), seed=SEEDS)
 def test_products_stay_doubly_stochastic(backend, first, seed):
     """Composed over layers nothing accumulates but rounding: 24 matrices, each off by at most one row's tolerance."""
     case = Logits(first.kind, first.magnitude, first.n, (24,), seed)

@@ -1,0 +1,100 @@
+"""``python -m conformance.design.generate``: make the table of layouts anew, or ``--check`` the stored one.
+
+All pairs of classes come from allpairspy. Within its class each value is taken in turn, and rows are added until every
+value of every axis has occurred. Clauses: CONF-13. Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from conformance.design.axes import ADAPTER, ITERATIONS, PROJECTION, Axis, adapter_fits, feasible, projection_fits
+from conformance.design.layouts import FILE
+
+Fits = Callable[[dict[str, Any]], bool]
+#: axes, what fits together, and the axes of which every value occurs: the adapter has K from its projection
+TABLES: dict[str, tuple[tuple[Axis, ...], Fits, tuple[Axis, ...]]] = {
+    "projection": (PROJECTION, projection_fits, PROJECTION),
+    "adapter": (ADAPTER, adapter_fits, tuple(axis for axis in ADAPTER if axis is not ITERATIONS)),
+}
+
+
+def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...]) -> list[list[Any]]:
+    """Rows of values, one per axis: every pair of classes that fits together, and every value of ``exhausted``."""
+    from allpairspy import AllPairs
+
+    pairs = AllPairs([list(axis.classes) for axis in axes], filter_func=lambda labels: feasible(axes, labels, fits))
+    used: Counter[tuple[str, Any]] = Counter()
+    table = [_filled(axes, labels, fits, used) for labels in pairs]
+    rng = random.Random(0)
+    while any(used[axis.name, value] == 0 for axis in exhausted for value in _values(axis)):
+        table.append(_filled(axes, _labels_of_unused(axes, used, fits, rng), fits, used))
+
+    return table
+
+
+def _labels_of_unused(
+    axes: tuple[Axis, ...], used: Counter[tuple[str, Any]], fits: Fits, rng: random.Random
+) -> list[str]:
+    """The class with most values that have not occurred, for each axis in turn; any class where all have."""
+    labels: list[str] = []
+    for axis in axes:
+        waiting = {
+            label: sum(used[axis.name, value] == 0 for value in values) for label, values in axis.classes.items()
+        }
+        order = sorted(axis.classes, key=lambda label: (-waiting[label], rng.random()))
+        labels.append(next(label for label in order if feasible(axes, [*labels, label], fits)))
+    return labels
+
+
+def _filled(axes: tuple[Axis, ...], labels: list[str], fits: Fits, used: Counter[tuple[str, Any]]) -> list[Any]:
+    """The values that were taken least often so far, as far as they fit together."""
+
+    def choices(index: int, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if index == len(axes):
+            yield row
+            return
+        axis = axes[index]
+        for value in sorted(axis.classes[labels[index]], key=lambda value: used[axis.name, value]):
+            extended = {**row, axis.name: value}
+            if fits(extended):
+                yield from choices(index + 1, extended)
+
+    row = next(choices(0, {}))
+    used.update(row.items())
+    return list(row.values())
+
+
+def _values(axis: Axis) -> Iterator[Any]:
+    for values in axis.classes.values():
+        yield from values
+
+
+def table() -> str:
+    """The text of ``layouts.json``, one layout on a line."""
+    parts = []
+    for name, parts_of in TABLES.items():
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in covering_rows(*parts_of))
+        parts.append(f"{json.dumps(name)}: [\n{lines}\n]")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the table, or with ``--check`` compare it."""
+    text = table()
+    if "--check" in arguments:
+        same = FILE.read_text(encoding="utf-8") == text
+        print(f"{FILE.name} {'is' if same else 'IS NOT'} what the generator makes")
+        return 0 if same else 1
+    FILE.write_text(text, encoding="utf-8")
+    print(", ".join(f"{len(rows)} layouts of the {name}" for name, rows in json.loads(text).items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""The covering design: every layout of the table, against the reference. Clauses: CONF-13, SINK-1 to MIX-11.
+
+Each layout is tried twice. Once with a gate that is open, and x of order one: then nothing hides what its sizes, its
+dtype and its memory do. And once with the gate and the special values of x that it has.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from backends.interface import x_dtypes
+from conformance.agreement import (
+    CLAUSES,
+    HALF,
+    INPUTS,
+    Comparison,
+    adapter_change,
+    adapter_gradients,
+    assert_agrees_if_resolvable,
+    cotangent_of,
+    gradient_is_settled,
+    inputs_of,
+    mixing_cotangent,
+    projection,
+    projection_gradient,
+    settled_matrices,
+)
+from conformance.cases import SPECIAL, adapter_case, projection_case, spoilt
+from conformance.compare import assert_close
+from conformance.design.layouts import adapter_layouts, projection_layouts
+from conformance.memory import laid_out
+from conformance.strategies import SEEDS, random_cotangent
+from conformance.tolerances import tolerance_for
+
+OPEN = st.sampled_from((1.0, -2.0, -0.5, 0.0, 3.0))  # a gate at which y - x and every gradient can be seen
+LARGE = 20_000  # numbers of x or of S, from which on a layout is tried once
+OVERFLOWS = 65520.0  # halfway between the largest float16 and the next power of two (MIX-10)
+PROJECTION, ADAPTER = "sinkhorn_projection", "adapter y - x"
+
+
+def check_projection(backend, layout, seed):
+    """M, its sums and its norm. Returns what could be told from zeros."""
+    case = projection_case(layout, seed)
+    comparison = projection(backend, case, layout.iterations)
+    assert np.asarray(comparison.actual).dtype == backend.parameter_dtype
+    mixing, context = np.asarray(comparison.actual).astype(np.longdouble), (layout, seed)
+    assert (mixing >= 0).all(), f"SINK-7: {context}"
+    tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
+    for axis in (-1, -2):
+        sums = mixing.sum(axis=axis)
+        scale = max(1, layout.n / 16)
+        assert_close(sums, np.ones(sums.shape), tolerance, clause="SINK-5", scale=scale, context=context)
+    return assert_agrees_if_resolvable(comparison, (PROJECTION, backend.parameter_dtype, "forward"), "SINK-4", context)
+
+
+def check_projection_gradient(backend, layout, seed):
+    """S-bar of every matrix that has no kink nearby."""
+    case = projection_case(layout, seed)
+    cotangent, dtype = random_cotangent(case.values.shape, seed ^ 1), backend.parameter_dtype
+    if layout.memory == "stride 0" and layout.leading:
+        cotangent = np.repeat(cotangent[:1], len(cotangent), axis=0)
+    row = tolerance_for(PROJECTION, dtype, "gradient")
+    within = row.atol * case.condition * np.abs(cotangent).max(initial=0)
+    settled = settled_matrices(case, cotangent, layout.iterations, within, row.dtype)
+    assume(settled.any() or not settled.size)
+    actual, expected, scale = projection_gradient(backend, case, cotangent, layout.iterations)
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    comparison = Comparison(actual[settled], expected[settled], scale)
+    return assert_agrees_if_resolvable(comparison, (PROJECTION, dtype, "gradient"), "GRAD-1", (layout, seed))
+
+
+def check_adapter(backend, layout, seed, gate, tokens):
+    """y, or y - x. Returns whether it could be told from zeros."""
+    case, dtype = adapter_case(layout, seed, gate, tokens), offered(backend, layout.dtype)
+    comparison = adapter_change(backend, case, layout.iterations, dtype)
+    row = ("adapter y" if dtype in HALF else ADAPTER, precision(backend, dtype), "forward")
+    if dtype == "float16":
+        comparison = without_overflow(comparison, row)
+    return assert_agrees_if_resolvable(comparison, row, "MIX-2", (layout, seed, gate, tokens))
+
+
+def check_adapter_gradient(backend, layout, seed, gate, tokens):
+    """The four cotangents; that of S where no kink is near. Returns the names of those that can be told from zeros."""
+    case, dtype, context = (
+        adapter_case(layout, seed, gate, tokens),
+        offered(backend, layout.dtype),
+        (layout, seed, gate),
+    )
+    of_mixing = mixing_cotangent(case, layout.iterations)
+    row = tolerance_for(PROJECTION, backend.parameter_dtype, "gradient")
+    within = row.atol * case.logits.condition * np.abs(of_mixing).max(initial=0)
+    settled = gradient_is_settled(case.logits, of_mixing, layout.iterations, within, row.dtype)
+    seen = set()
+    for name, comparison in adapter_gradients(backend, case, layout.iterations, dtype).items():
+        if name == "mix_logits" and not settled:
+            assert np.isfinite(comparison.actual).all(), context
+            continue
+        row = (f"adapter {name}", precision(backend, dtype) if name == "x" else backend.parameter_dtype, "gradient")
+        if assert_agrees_if_resolvable(comparison, row, CLAUSES[name], (name, *context)):
+            seen.add(name)
+    return seen
+
+
+def check_special(backend, layout, seed):
+    """A number in x that is not finite: it stays in its token, and in the cotangents of the parameters."""
+    case, dtype = adapter_case(layout, seed, 1.0, 1.0), offered(backend, layout.dtype)
+    x, *parameters = inputs_of(backend, case, dtype)
+    bad, index = spoilt(x, layout.tokens, seed)
+    bad, context = laid_out(bad, layout.memory), (layout, seed, index)
+    y = np.asarray(backend.adapter_forward(bad, *parameters, layout.iterations)).astype(np.float64)
+    clean = np.asarray(backend.adapter_forward(x, *parameters, layout.iterations)).astype(np.float64)
+    assert not np.isfinite(y[index]), f"MIX-11: {context}"
+    others = np.ones(x.shape, bool)
+    others[index[:-1]] = False
+    size = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True) * case.logits.condition
+    row = (
+        tolerance_for("adapter y", dtype, "forward")
+        if dtype in HALF
+        else tolerance_for(ADAPTER, backend.parameter_dtype, "forward")
+    )
+    within = np.maximum(np.abs(clean) * row.relative, row.atol * size)
+    assert (np.abs(y - clean) <= within)[others].all(), f"MIX-11, other tokens: {context}"
+    cotangent = cotangent_of(case, x)
+    gradients = backend.adapter_vjp(bad, *parameters, cotangent, layout.iterations)
+    for name in INPUTS[1:]:
+        assert not np.isfinite(getattr(gradients, name)).all(), f"GRAD-8, {name}: {context}"
+    expected = backend.adapter_vjp(x, *parameters, cotangent, layout.iterations).x.astype(np.float64)
+    upstream = np.linalg.norm(cotangent.astype(np.float64), axis=-1, keepdims=True) * case.logits.condition
+    within = np.maximum(np.abs(expected) * row.relative, row.atol * upstream)
+    assert (np.abs(gradients.x.astype(np.float64) - expected) <= within).all(), f"GRAD-4: {context}"
+
+
+def without_overflow(comparison, row):
+    """Values beyond the largest float16 are infinities, and the others are compared."""
+    actual, expected, scale = comparison
+    beyond = np.abs(expected) >= OVERFLOWS
+    near = np.abs(np.abs(expected) - OVERFLOWS) <= tolerance_for(*row).atol * np.broadcast_to(scale, expected.shape)
+    assert (np.isinf(actual) == beyond)[~near].all(), "MIX-10: what rounds beyond 65504 is an infinity"
+    kept = ~beyond & ~near
+    scale = np.where(kept, scale, 0.0)
+    return Comparison(np.where(kept, actual, 0.0), np.where(kept, expected, 0.0), scale)
+
+
+def offered(backend, dtype):
+    """The dtype of a layout, or none where the port does not take it: x then has that of the parameters."""
+    return dtype if dtype in x_dtypes(backend) else None
+
+
+def precision(backend, dtype):
+    """The dtype that y and x-bar are rounded to: that of x, unless the parameters' is coarser."""
+    return dtype if dtype in ("float32", *HALF) else backend.parameter_dtype
+
+
+def try_layout(check, backend, layout, numbers, *drawn):
+    """``check(backend, layout, *drawn values)`` for as many examples as the size allows."""
+    profile = settings.get_profile(settings.get_current_profile_name())
+    examples = 1 if numbers > LARGE or profile.max_examples < 100 else 3
+
+    @given(values=st.tuples(*drawn))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+    def try_values(values):
+        check(backend, layout, *values)
+
+    try_values()
+
+
+def as_parameters(layouts, letter):
+    """Tests of one layout go to one process, which compiles for it."""
+    return [pytest.param(one, marks=pytest.mark.xdist_group(f"{letter}{one.number}"), id=str(one)) for one in layouts]
+
+
+projection_layout = pytest.mark.parametrize("layout", as_parameters(projection_layouts(), "p"))
+adapter_layout = pytest.mark.parametrize("layout", as_parameters(adapter_layouts(), "a"))
+SPOILT = [one for one in adapter_layouts() if one.tokens in SPECIAL and 0 not in one.leading]
+
+
+@pytest.mark.clause("CONF-13", "SINK-1", "SINK-2", "SINK-3", "SINK-4", "SINK-5", "SINK-7", "BACK-3")
+@projection_layout
+def test_projection(backend, layout):
+    try_layout(check_projection, backend, layout, layout.numbers, SEEDS)
+
+
+@pytest.mark.clause("CONF-13", "SINK-1", "GRAD-1", "GRAD-2", "BACK-3")
+@projection_layout
+def test_projection_gradient(backend, layout):
+    try_layout(check_projection_gradient, backend, layout, layout.numbers, SEEDS)
+
+
+@pytest.mark.clause("CONF-13", "MIX-1", "MIX-2", "MIX-5", "MIX-6", "MIX-10", "MIX-11", "BACK-3")
+@adapter_layout
+def test_adapter(backend, layout):
+    try_layout(check_adapter, backend, layout, layout.numbers, SEEDS, OPEN, st.just(1.0))
+    if layout.tokens not in SPECIAL:
+        try_layout(check_adapter, backend, layout, layout.numbers, SEEDS, st.just(layout.gate), st.just(layout.tokens))
+
+
+@pytest.mark.clause("CONF-13", "GRAD-1", "GRAD-4", "GRAD-5", "GRAD-6", "GRAD-7", "BACK-3")
+@adapter_layout
+def test_adapter_gradient(backend, layout):
+    tokens = 1.0 if layout.tokens in SPECIAL else layout.tokens
+    try_layout(check_adapter_gradient, backend, layout, layout.numbers, SEEDS, OPEN, st.just(1.0))
+    try_layout(check_adapter_gradient, backend, layout, layout.numbers, SEEDS, st.just(layout.gate), st.just(tokens))
+
+
+@pytest.mark.clause("CONF-13", "MIX-11", "GRAD-4", "GRAD-8")
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("layout", as_parameters(SPOILT, "a"))
+def test_adapter_with_a_number_that_is_not_finite(backend, layout):
+    try_layout(check_special, backend, layout, layout.numbers, SEEDS)
