@@ -354,7 +354,7 @@ private:
             }
             std::vector<std::string> sorted = value.keys;
             std::sort(sorted.begin(), sorted.end());
-            demand(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(), "a key of the JSON is there twice");
+            demand(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(), "a key of the JSON is doubled");
         } else if (take("\"")) {
             value.kind = Json::Kind::String;
             value.text = string();
