@@ -34,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, program: str, *options: str) -> tuple[i
         commands.append(command)
         return start([sys.executable, "-c", program], **kwargs)
 
-    monkeypatch.setattr(conformance_suite.subprocess, "Popen", replaced)
+    monkeypatch.setattr(subprocess, "Popen", replaced)
     status = conformance_suite.main(["--backends", "jax-cpu", "--profiles", "full", *options])
     return status, commands[0] if commands else []
 

@@ -101,7 +101,9 @@ class AutogradPort:
         inputs, upstream = checked_inputs(x, mix_logits, gate_logit, basis, iterations), tensor(cotangent)
         demand(upstream.shape == inputs[0].shape, "cotangent is not shaped as x")
         with torch.enable_grad():
-            y = self.adapt(*(value.requires_grad_() for value in inputs), iterations)
+            for value in inputs:
+                value.requires_grad_()
+            y = self.adapt(*inputs, iterations)
             return Gradients(*map(array, torch.autograd.grad(y, inputs, upstream)))
 
     def load_state(self, data: bytes) -> State:

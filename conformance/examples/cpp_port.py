@@ -42,7 +42,13 @@ def library() -> ctypes.CDLL:
             raise _no_library(f"status {done.returncode}: {done.stderr.strip()[:500]}", "compile it by hand")
         loaded = ctypes.CDLL(str(target))
     pointer, size, k = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-    layer = [pointer, ctypes.c_float, pointer, pointer, k]  # mix_logits, gate_logit, basis, its shape, iterations
+    layer: list[Any] = [
+        pointer,
+        ctypes.c_float,
+        pointer,
+        pointer,
+        k,
+    ]  # mix_logits, gate_logit, basis, its shape, iterations
     loaded.crma_projection.argtypes = [pointer, size, size, k, pointer, pointer]
     loaded.crma_adapter_forward.argtypes = [ctypes.c_bool, pointer, size, *layer, pointer]
     loaded.crma_adapter_vjp.argtypes = [ctypes.c_bool, pointer, size, *layer, *[pointer] * 5]
