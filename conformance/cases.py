@@ -1,8 +1,8 @@
 """The numbers of a layout: inputs whose results are large enough to be compared, whatever the sizes.
 
 A random token of 8,192 numbers has little of itself in the few directions of a basis, and a random cotangent meets it
-in none of them: what an adapter does to them is lost beside a rounding error. Half of x and of the cotangent therefore
-lie in the span of the basis, in a few streams, and alike enough from token to token that their products add up.
+in none of them: what an adapter does to them is lost beside a rounding error. Most of x and of the cotangent therefore
+lies in the span of the basis, in a few streams, and alike enough from token to token that their products add up.
 Clauses: CONF-13. Source: ours.
 """
 
@@ -69,14 +69,14 @@ class AdapterCase(Adapter):
         return x.astype(np.float32), cotangent.astype(np.float32), basis.astype(np.float32)
 
     def _spread(self, rng: np.random.Generator, rows: Array, signs: Array) -> Array:
-        """Tokens of order one, of which half is common to all, but for the sign, and lies in a few streams."""
+        """Tokens of order one, most of which is common to all, but for the sign, and lies in a few streams."""
         n, rank, d = self.logits.n, self.rank, self.hidden_size
         streams = np.where(rng.permutation(n) < ACTIVE, 1.0, 0.1)[:, None]
         common = (streams * rng.standard_normal((n, rank))).ravel()
         own = (streams * rng.standard_normal((*self.leading, n, rank))).reshape(*self.leading, n * rank)
-        inside = (signs * (common + 0.3 * own)) @ rows
+        inside = (signs * (common + 0.2 * own)) @ rows
         inside *= np.sqrt(d) / max(float(np.linalg.norm(common)), 0.1)
-        return np.asarray(0.7 * inside + 0.7 * rng.standard_normal((*self.leading, d)))
+        return np.asarray(0.9 * inside + 0.4 * rng.standard_normal((*self.leading, d)))
 
 
 def projection_case(layout: ProjectionLayout, seed: int) -> LogitsCase:
@@ -85,22 +85,22 @@ def projection_case(layout: ProjectionLayout, seed: int) -> LogitsCase:
     return LogitsCase(kind, magnitude, layout.n, layout.leading, seed, layout.memory)
 
 
-def adapter_case(layout: AdapterLayout, seed: int, gate: float, tokens: float | str) -> AdapterCase:
-    """A call for ``layout``, with another gate and other special values than its own where those hide the rest."""
+def adapter_case(layout: AdapterLayout, seed: int) -> AdapterCase:
+    """A call of ``layout``, of a layout whose x holds a NaN or an infinity without it (see :func:`spoilt`)."""
     kind, magnitude = layout.logits
     return AdapterCase(
         logits=Logits(kind, magnitude, layout.n, (), seed),
         rank=layout.rank,
         spare=layout.spare,
         leading=layout.leading,
-        gate=gate,
+        gate=layout.gate,
         basis_scale=1.0,
         x_scale=1.0,
         orthonormal=True,
         seed=seed,
         memory=layout.memory,
         basis_kind=layout.basis,
-        tokens=tokens,
+        tokens=1.0 if layout.tokens in SPECIAL else layout.tokens,
         dtype=layout.dtype,
     )
 

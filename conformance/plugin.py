@@ -17,7 +17,7 @@ from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
 from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
-from conformance.profiles import load_profile, same_cases_everywhere
+from conformance.profiles import PROFILES, load_profile, profile_of, same_cases_everywhere
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
@@ -47,8 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write a report to FILE.html or FILE.json; may be repeated",
     )
     group.addoption(
-        "--quick", action="store_true", help="fewer examples, and failing examples are not shrunk (profile crma-quick)"
+        "--profile",
+        choices=list(PROFILES),
+        help="full (the default); quick: fewer examples and layouts, and failing examples are not shrunk; "
+        "random: thousands of examples, of layouts that are drawn freely",
     )
+    group.addoption("--quick", action="store_true", help="--profile quick")
 
 
 @pytest.hookimpl(tryfirst=True)  # hypothesis' own plug-in then finds the profile that --hypothesis-profile names
@@ -96,10 +100,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     except CRMAError as error:
         raise pytest.UsageError(printable(error, keep="\n")) from None
     wanted = set(config.getoption("--clause") or ())
-    if wanted:
-        others = [item for item in items if not wanted & set(clauses_of(item))]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if wanted & set(clauses_of(item))]
+    quick = profile_of(config) == "quick"
+    left_out = [
+        item
+        for item in items
+        if (wanted and not wanted & set(clauses_of(item))) or (quick and is_ours(item) and not is_quick(item))
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     yield
     if not any("backend" in getattr(item, "fixturenames", ()) and is_ours(item) for item in items):
         return
@@ -109,6 +118,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tolerance_for("adapter y - x", port.parameter_dtype, "forward")
         except CRMAError as error:
             raise pytest.UsageError(printable(f"--backend={name}: {error}", keep="\n")) from None
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether ``--quick`` runs a test: of those of the covering design, the ones of a few layouts. Clause: CONF-14."""
+    callspec = getattr(item, "callspec", None)
+    return bool(getattr(callspec and callspec.params.get("layout"), "quick", True))
 
 
 def clauses_of(item: pytest.Item) -> list[str]:

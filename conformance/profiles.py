@@ -18,6 +18,18 @@ import pytest
 from reference.errors import ConfigError
 
 FOLDER = "HYPOTHESIS_STORAGE_DIRECTORY"
+#: what ``--profile`` names, and the profile of hypothesis that it loads
+PROFILES = {"full": "crma-ci", "quick": "crma-quick", "random": "crma-random"}
+
+
+def profile_of(config: pytest.Config) -> str:
+    """``full``, ``quick`` or ``random``. Raises: ConfigError where ``--quick`` and ``--profile`` are two things."""
+    named, quick = config.getoption("--profile"), config.getoption("--quick")
+    if quick and named not in (None, "quick"):
+        raise ConfigError(
+            "--profile", got=f"{named} beside --quick", allowed="one of the two", remedy="--quick is --profile quick"
+        )
+    return "quick" if quick else named or "full"
 
 
 def load_profile(config: pytest.Config) -> None:
@@ -45,7 +57,7 @@ def load_profile(config: pytest.Config) -> None:
         settings.register_profile(name, **common, **chosen)  # type: ignore[arg-type]
     named = config.getoption("--hypothesis-profile", default=None)
     if not named:
-        settings.load_profile("crma-quick" if config.getoption("--quick") else "crma-ci")
+        settings.load_profile(PROFILES[profile_of(config)])
         return
     try:
         settings.get_profile(named)
@@ -54,7 +66,7 @@ def load_profile(config: pytest.Config) -> None:
             "--hypothesis-profile",
             got=repr(named),
             allowed=", ".join(sorted({*profiles, *getattr(settings, "_profiles", ())})),
-            remedy="one of these, or none: crma-ci is the default, and --quick is crma-quick",
+            remedy="use --profile full, quick or random instead",
         ) from None
 
 

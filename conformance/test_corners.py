@@ -42,7 +42,7 @@ class WithBasis(Adapter):
 
 def case_of(kind="", leading=(5,), seed=4):
     drawn = (Logits("normal", 0.5, 3, (), seed), 2, 3, leading, 1.0, 1.0, 1.0, True, seed)
-    return WithBasis(*drawn, kind) if kind else Adapter(*drawn)
+    return WithBasis(*drawn, kind=kind) if kind else Adapter(*drawn)
 
 
 def assert_everything_agrees(backend, case, clause):

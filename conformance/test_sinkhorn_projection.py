@@ -158,7 +158,7 @@ def test_plain_sinkhorn_would_break_the_bound(backend, n):
 
 
 @pytest.mark.clause("SINK-5")
-@given(first=every_logits(range(1, 17)), seed=SEEDS)
+@given(first=every_logits((2, 3, 16)), seed=SEEDS)
 def test_products_stay_doubly_stochastic(backend, first, seed):
     """Composed over layers nothing accumulates but rounding: 24 matrices, each off by at most one row's tolerance."""
     case = Logits(first.kind, first.magnitude, first.n, (24,), seed)

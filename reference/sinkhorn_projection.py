@@ -76,15 +76,49 @@ def sinkhorn_projection_vjp(mix_logits: ArrayLike, cotangent: ArrayLike, iterati
             allowed=f"the shape of mix_logits, {logits.shape}",
             remedy="pass dL/dM with one entry per entry of M",
         )
-    log_iterates, plain = _sinkhorn(logits, checked_iterations(iterations))
-    grad_plain = _birkhoff_correction_vjp(plain, upstream)
+    trace = _sinkhorn(logits, checked_iterations(iterations))
+    row_sums = trace.plain.sum(axis=ROW, keepdims=True)
+    grad_plain, grad_largest = _birkhoff_correction_vjp(trace.plain, upstream)
+    return _sinkhorn_vjp(trace, grad_plain + _is_first_largest(row_sums) * grad_largest)
+
+
+def kink_of_projection(mix_logits: ArrayLike, cotangent: ArrayLike, iterations: int = 20) -> tuple[Array, Array]:
+    """How near a kink of M is, and how much it matters.
+
+    Args:
+        mix_logits, cotangent, iterations: as for :func:`sinkhorn_projection_vjp`.
+
+    Returns:
+        The gap (...) between the two largest row sums of P, and the largest change (...) of an entry of dL/dS if the
+        second of them counted as the largest. n = 1 has no kink: the gap is infinite. Where the iteration has
+        converged the change vanishes, however small the gap is.
+
+    Source: ours. Clauses: GRAD-2.
+    """
+    logits, upstream = _checked_logits(mix_logits), as_float64("cotangent", cotangent)
+    trace = _sinkhorn(logits, checked_iterations(iterations))
+    row_sums = trace.plain.sum(axis=ROW, keepdims=True)
+    if logits.shape[-1] == 1:
+        return np.full(logits.shape[:-2], np.inf), np.zeros(logits.shape[:-2])
+    first = _is_first_largest(row_sums)
+    others = np.where(first, -np.inf, row_sums)
+    moved = (_is_first_largest(others) * 1.0 - first) * _birkhoff_correction_vjp(trace.plain, upstream)[1]
+    change = np.abs(_sinkhorn_vjp(trace, np.broadcast_to(moved, logits.shape)))
+    return (row_sums.max(axis=COLUMN) - others.max(axis=COLUMN))[..., 0], change.max(axis=(ROW, COLUMN))
+
+
+def _sinkhorn_vjp(trace: _Trace, grad_plain: Array) -> Array:
     # The last column step is a softmax: P = softmax(X).
-    grad = plain * (grad_plain - (plain * grad_plain).sum(axis=COLUMN, keepdims=True))
+    grad = trace.plain * (grad_plain - (trace.plain * grad_plain).sum(axis=COLUMN, keepdims=True))
     axis = ROW
-    for log_iterate in reversed(log_iterates):
+    for log_iterate in reversed(trace.log_iterates):
         grad = grad - np.exp(log_iterate) * grad.sum(axis=axis, keepdims=True)
         axis = COLUMN if axis == ROW else ROW
     return grad
+
+
+def _is_first_largest(row_sums: Array) -> Array:
+    return np.asarray(np.arange(row_sums.shape[COLUMN])[:, None] == row_sums.argmax(axis=COLUMN, keepdims=True))
 
 
 def _sinkhorn(logits: Array, iterations: int) -> _Trace:
@@ -112,7 +146,8 @@ def _birkhoff_correction(plain: Array) -> Array:
     return plain / largest + (1.0 - row_sums / largest) / plain.shape[-1]
 
 
-def _birkhoff_correction_vjp(plain: Array, grad_mixing: Array) -> Array:
+def _birkhoff_correction_vjp(plain: Array, grad_mixing: Array) -> tuple[Array, Array]:
+    """The cotangent of P but for its part through m, and that of m (..., 1, 1)."""
     n = plain.shape[-1]
     row_sums = plain.sum(axis=ROW, keepdims=True)
     largest = row_sums.max(axis=COLUMN, keepdims=True)
@@ -120,9 +155,7 @@ def _birkhoff_correction_vjp(plain: Array, grad_mixing: Array) -> Array:
     grad_row_sums = -row_grad / (n * largest)
     per_row = (grad_mixing * plain).sum(axis=ROW, keepdims=True) - row_sums * row_grad / n
     grad_largest = -per_row.sum(axis=COLUMN, keepdims=True) / largest**2
-    first_argmax = row_sums.argmax(axis=COLUMN, keepdims=True)
-    is_first_argmax = np.arange(n)[:, None] == first_argmax
-    return grad_mixing / largest + grad_row_sums + is_first_argmax * grad_largest
+    return grad_mixing / largest + grad_row_sums, grad_largest
 
 
 def checked_iterations(iterations: int) -> int:

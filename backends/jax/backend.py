@@ -23,7 +23,9 @@ from reference.errors import DeviceUnavailableError
 from reference.sinkhorn_projection import checked_iterations
 
 Array = NDArray[Any]
-KEPT_SHAPES = 150  # of arguments; what JAX compiles for each stays in memory, about 15 MB in all
+#: The functions are called with hundreds of sizes, each a few times: a program that is compiled fast and is a little
+#: slower is the better one. A training program leaves both as XLA has them.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 class JaxBackend:
@@ -41,29 +43,29 @@ class JaxBackend:
         kind = kind or name.removeprefix("jax-")
         self.name, self.version = name, f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}"
         self._device, self._kernels = _device(name, kind), kernels
-        self._shapes: set[tuple[Any, ...]] = set()
+        self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self.device = f"{kind} ({self._device.device_kind})" if kind != "cpu" else kind
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            return np.array(sinkhorn_projection(self._array(mix_logits), iterations, self._kernels))
+            return np.array(self._compiled(sinkhorn_projection, iterations)(self._array(mix_logits)))
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            project = functools.partial(sinkhorn_projection, iterations=iterations, kernels=self._kernels)
-            return np.array(_pull_back(project, [self._array(mix_logits)], self._array(cotangent))[0])
+            pull_back = self._compiled(sinkhorn_projection, iterations, gradient=True)
+            return np.array(pull_back(self._array(cotangent), self._array(mix_logits))[0])
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         with self._placed(x, basis):
             inputs = (self._array(value) for value in (x, mix_logits, gate_logit, basis))
-            return np.array(self._forward(iterations)(*inputs))
+            return np.array(self._compiled(adapter_forward, iterations)(*inputs))
 
     def adapter_vjp(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         with self._placed(x, basis):
-            inputs = [self._array(value) for value in (x, mix_logits, gate_logit, basis)]
-            return Gradients(*map(np.array, _pull_back(self._forward(iterations), inputs, self._array(cotangent))))
+            inputs = (self._array(value) for value in (cotangent, x, mix_logits, gate_logit, basis))
+            return Gradients(*map(np.array, self._compiled(adapter_forward, iterations, gradient=True)(*inputs)))
 
     def adapter_autodiff(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
@@ -71,7 +73,7 @@ class JaxBackend:
         wide = [value.astype(np.float64) for value in (x, mix_logits, gate_logit, basis, cotangent)]
         with self._placed(*wide):
             *inputs, upstream = map(self._array, wide)
-            gradients = _plain_pull_back(inputs, upstream, checked_iterations(iterations))
+            gradients = self._compiled(plain_adapter, iterations, gradient=True)(upstream, *inputs)
             dtypes = (x.dtype, *[self.parameter_dtype] * 3)
             return Gradients(*(np.array(value).astype(dtype) for value, dtype in zip(gradients, dtypes, strict=True)))
 
@@ -83,15 +85,24 @@ class JaxBackend:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
 
-    def _forward(self, iterations: int) -> Callable[..., jax.Array]:
-        return functools.partial(adapter_forward, iterations=iterations, kernels=self._kernels)
+    def _compiled(
+        self, function: Callable[..., jax.Array], iterations: int, *, gradient: bool = False
+    ) -> Callable[..., Any]:
+        """One program for each function, K and set of shapes, as a training step that calls it would be compiled.
+
+        All are kept. A run of the whole suite compiles under a thousand of them, one or two MB each.
+        """
+        key = (function, checked_iterations(iterations), gradient)
+        if key not in self._programs:
+            kernels = {} if function is plain_adapter else {"kernels": self._kernels}
+            forward = functools.partial(function, iterations=key[1], **kernels)
+            options = COMPILER_OPTIONS if self._device.platform == "cpu" else None
+            called = functools.partial(_pull_back, forward) if gradient else forward
+            self._programs[key] = jax.jit(called, compiler_options=options)
+        return self._programs[key]
 
     def _placed(self, *arrays: Array) -> AbstractContextManager[Any]:
-        """x64 where the first array is float64. Thousands of shapes, as in conformance/, would fill the memory."""
-        self._shapes.add(tuple((array.shape, array.dtype) for array in arrays))
-        if len(self._shapes) > KEPT_SHAPES:
-            self._shapes.clear()
-            jax.clear_caches()  # compiled programs, which are compiled again when they are needed
+        """x64 where the first array is float64."""
         return jax.enable_x64(True) if arrays[0].dtype == np.float64 else nullcontext()
 
     def _array(self, array: Array) -> jax.Array:
@@ -99,13 +110,8 @@ class JaxBackend:
         return jax.device_put(np.array(array, order="C"), self._device)
 
 
-def _pull_back(function: Callable[..., jax.Array], inputs: list[jax.Array], cotangent: jax.Array) -> tuple[Any, ...]:
+def _pull_back(function: Callable[..., jax.Array], cotangent: jax.Array, *inputs: jax.Array) -> tuple[Any, ...]:
     return tuple(jax.vjp(function, *inputs)[1](cotangent))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _plain_pull_back(inputs: list[jax.Array], cotangent: jax.Array, iterations: int) -> tuple[Any, ...]:
-    return _pull_back(functools.partial(plain_adapter, iterations=iterations), inputs, cotangent)
 
 
 def _device(name: str, kind: str) -> jax.Device:

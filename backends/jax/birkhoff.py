@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from backends.jax.reductions import FIRST, SECOND, in_pairs, max_over, slices, sum_over
+from backends.jax.reductions import FIRST, SECOND, max_over, reduce_over, sum_over
 
 
 def column_softmax(weights: Array) -> Array:
@@ -57,7 +57,6 @@ def _compensated_sum(values: Array, axis: int) -> tuple[Array, Array]:
         seen = total - first
         return total, (first - (total - seen)) + (second - seen) + (first_rest + second_rest)
 
-    parts = [(part, jnp.zeros_like(part)) for part in slices(values, axis)]
-    high, low = in_pairs(two_sum, parts)
+    high, low = reduce_over(two_sum, (values, jnp.zeros_like(values)), axis)
     total = high + low
     return total, low - (total - high)

@@ -24,18 +24,36 @@ TABLES: dict[str, tuple[tuple[Axis, ...], Fits, tuple[Axis, ...]]] = {
 }
 
 
+#: with one stream nothing is mixed, and without tokens nothing is computed: a fault of anything else would not show
+HIDES_OTHERS = {"n": "1", "leading": "empty"}
+
+
 def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...]) -> list[list[Any]]:
     """Rows of values, one per axis: every pair of classes that fits together, and every value of ``exhausted``."""
     from allpairspy import AllPairs
 
-    pairs = AllPairs([list(axis.classes) for axis in axes], filter_func=lambda labels: feasible(axes, labels, fits))
+    seen = [[label for label in axis.classes if label != HIDES_OTHERS.get(axis.name)] for axis in axes]
+    pairs = AllPairs(seen, filter_func=lambda labels: feasible(axes, labels, fits))
     used: Counter[tuple[str, Any]] = Counter()
     table = [_filled(axes, labels, fits, used) for labels in pairs]
+    for hiding in [axis for axis in axes if axis.name in HIDES_OTHERS]:
+        table += [_filled(axes, labels, fits, used) for labels in _with_each_class(axes, hiding, fits)]
     rng = random.Random(0)
     while any(used[axis.name, value] == 0 for axis in exhausted for value in _values(axis)):
         table.append(_filled(axes, _labels_of_unused(axes, used, fits, rng), fits, used))
 
     return table
+
+
+def _with_each_class(axes: tuple[Axis, ...], hiding: Axis, fits: Fits) -> Iterator[list[str]]:
+    """The class of ``hiding`` that hides the others, beside each class of every other axis."""
+    for turn in range(max(len(axis.classes) for axis in axes)):
+        labels: list[str] = []
+        for axis in axes:
+            turned = [*axis.classes, *axis.classes][turn % len(axis.classes) :]
+            options = [HIDES_OTHERS[axis.name]] if axis is hiding else turned
+            labels.append(next(label for label in options if feasible(axes, [*labels, label], fits)))
+        yield labels
 
 
 def _labels_of_unused(
@@ -47,7 +65,8 @@ def _labels_of_unused(
         waiting = {
             label: sum(used[axis.name, value] == 0 for value in values) for label, values in axis.classes.items()
         }
-        order = sorted(axis.classes, key=lambda label: (-waiting[label], rng.random()))
+        shown = [label for label in axis.classes if label != HIDES_OTHERS.get(axis.name)]
+        order = sorted(shown, key=lambda label: (-waiting[label], rng.random()))
         labels.append(next(label for label in order if feasible(axes, [*labels, label], fits)))
     return labels
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conformance.design.axes import ADAPTER, PROJECTION, hidden_size
+from conformance.design.axes import ADAPTER, PROJECTION, class_of, hidden_size
 
 FILE = Path(__file__).with_name("layouts.json")
 
@@ -25,6 +25,19 @@ class ProjectionLayout(NamedTuple):
     iterations: int
     logits: tuple[str, float]
     memory: str
+
+    @property
+    def quick(self) -> bool:
+        """Whether ``--quick`` tries it."""
+        return self.number in quick_layouts(projection_layouts())
+
+    def visible(self) -> ProjectionLayout:
+        """With logits that hide nothing of what sizes and memory do."""
+        return self._replace(logits=("normal", 1.0))
+
+    def variants(self) -> tuple[ProjectionLayout, ...]:
+        """Itself, and :meth:`visible`."""
+        return tuple(dict.fromkeys((self, self.visible())))
 
     @property
     def numbers(self) -> int:
@@ -56,6 +69,19 @@ class AdapterLayout(NamedTuple):
         return self.n * self.rank + self.spare
 
     @property
+    def quick(self) -> bool:
+        """Whether ``--quick`` tries it."""
+        return self.number in quick_layouts(adapter_layouts())
+
+    def visible(self) -> AdapterLayout:
+        """With logits, a gate, x and a basis that hide nothing of what sizes, dtype and memory do."""
+        return self._replace(logits=("normal", 1.0), gate=1.0, tokens=1.0, basis="normal")
+
+    def variants(self) -> tuple[AdapterLayout, ...]:
+        """Itself; with an open gate and x of order one, to see its logits and its basis; and :meth:`visible`."""
+        return tuple(dict.fromkeys((self, self._replace(gate=-0.5, tokens=1.0), self.visible())))
+
+    @property
     def numbers(self) -> int:
         """Of x and of A."""
         return (math.prod(self.leading) + self.n * self.rank) * self.hidden_size
@@ -75,6 +101,28 @@ def _word(value: Any) -> str:
     return f"{value}".replace(" ", "_")
 
 
+Layout = ProjectionLayout | AdapterLayout
+
+
+@cache
+def quick_layouts(layouts: tuple[Layout, ...]) -> frozenset[int]:
+    """Numbers of those that ``--quick`` tries: small ones first, until every class of every axis has occurred."""
+    axes = PROJECTION if isinstance(layouts[0], ProjectionLayout) else ADAPTER
+    table = rows("projection" if axes is PROJECTION else "adapter")
+    classes = [
+        {(axis.name, class_of(axis, row[axis.name])) for axis in axes if row["n"] > 1 and 0 not in row["leading"]}
+        | {("n", class_of(axes[0], row["n"])), ("leading", str(0 in row["leading"]))}
+        for row in table
+    ]
+    missing, chosen = set().union(*classes), []
+    while missing:
+        cost = {one.number: math.log(one.numbers + 1000) for one in layouts}
+        best = max(range(len(layouts)), key=lambda number: len(classes[number] & missing) / cost[number])
+        chosen.append(best)
+        missing -= classes[best]
+    return frozenset(chosen)
+
+
 @cache
 def _table() -> dict[str, list[dict[str, Any]]]:
     return json.loads(FILE.read_text(encoding="utf-8"))
@@ -90,32 +138,27 @@ def rows(name: str) -> tuple[dict[str, Any], ...]:
     )
 
 
+def projection_layout(number: int, row: dict[str, Any]) -> ProjectionLayout:
+    """A layout from values by the names of the axes."""
+    return ProjectionLayout(number, row["n"], row["leading"], row["K"], row["logits"], row["memory"])
+
+
+def adapter_layout(number: int, row: dict[str, Any]) -> AdapterLayout:
+    """A layout from values by the names of the axes."""
+    spare = hidden_size(row) - row["n"] * row["r"]
+    sizes = (row["n"], row["r"], spare, row["leading"], row["K"])
+    return AdapterLayout(
+        number, *sizes, row["logits"], row["gate"], row["dtype"], row["x"], row["memory"], row["basis"]
+    )
+
+
 @cache
 def projection_layouts() -> tuple[ProjectionLayout, ...]:
     """All of them, in the order of the table."""
-    return tuple(
-        ProjectionLayout(i, row["n"], row["leading"], row["K"], row["logits"], row["memory"])
-        for i, row in enumerate(rows("projection"))
-    )
+    return tuple(projection_layout(number, row) for number, row in enumerate(rows("projection")))
 
 
 @cache
 def adapter_layouts() -> tuple[AdapterLayout, ...]:
     """All of them, in the order of the table."""
-    return tuple(
-        AdapterLayout(
-            i,
-            row["n"],
-            row["r"],
-            hidden_size(row) - row["n"] * row["r"],
-            row["leading"],
-            row["K"],
-            row["logits"],
-            row["gate"],
-            row["dtype"],
-            row["x"],
-            row["memory"],
-            row["basis"],
-        )
-        for i, row in enumerate(rows("adapter"))
-    )
+    return tuple(adapter_layout(number, row) for number, row in enumerate(rows("adapter")))
