@@ -45,8 +45,8 @@ needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is no
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler c++, nor one that CXX names"
 )
-#: plain Python needs three seconds for each of the layouts of the covering design
-SHORTER = {PURE_PYTHON: '-k "not test_design"'}
+#: plain Python and lines of JSON need minutes for the large layouts of the covering design
+SHORTER = dict.fromkeys((PURE_PYTHON, f"node {NODE}"), '-k "not test_design"')
 #: backend, the dtypes that the header of its run says
 PORTS = [
     pytest.param(PURE_PYTHON, "float64, x in float64, float32, float16, bfloat16", id="pure python"),

@@ -58,7 +58,7 @@ MUTANTS = (
     Mutant(
         "naive_autograd_gate",
         partial(NaiveAutograd, "sigmoid"),
-        ("test_golden_adapter_gradient",),
+        ("test_golden_adapter_gradient", "test_design::test_adapter_gradient"),
         (*_RIGHT, "test_golden_projection_gradient"),
     ),
 )
