@@ -37,6 +37,7 @@ from reference.errors import ConfigError, CRMAError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 COMPARISON = RESULTS / "comparison.json"
+SUITE = RESULTS / "conformance_suite.json"
 PICTURES = {
     "overview.png": "comparison_overview.png",
     "drift.png": "comparison_drift.png",
@@ -227,6 +228,40 @@ def tried_table() -> Iterator[list[str]]:
         yield [*cells, percent(100 * metrics.drift), f"{metrics.final_holdout:.4f}", gain]
 
 
+def suite_table() -> Iterator[list[str]]:
+    """bench/README.md: what a run of the conformance suite costs, as :mod:`bench.conformance_suite` stored it."""
+    yield [
+        "backend",
+        "profile",
+        "processes",
+        "seconds",
+        "processor seconds",
+        "peak, MiB",
+        "tests",
+        "shapes",
+        "programs",
+    ]
+    try:
+        for run in json.loads(SUITE.read_text(encoding="utf-8"))["runs"]:
+            counts = [f"{run[name]:,} {name}" for name in ("passed", "skipped", "gaps", "failed") if run[name]]
+            yield [
+                f"`{' '.join([run['backend'], *run['arguments']])}`",
+                run["profile"],
+                str(run["processes"]),
+                *(f"{run[name]:,.0f}" for name in ("wall_seconds", "cpu_seconds")),
+                f"{run['peak_bytes'] / 2**20:,.0f}",
+                ", ".join(counts),
+                *("" if run[name] is None else f"{run[name]:,}" for name in ("shapes", "programs")),
+            ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"file {SUITE}",
+            got=f"{type(error).__name__}: {error}",
+            allowed="what bench.conformance_suite writes",
+            remedy="measure again",
+        ) from error
+
+
 #: NAME -> its file, and its rows, the head first
 TABLES: dict[str, tuple[Path, Callable[[], Iterator[list[str]]]]] = {
     "results": (ROOT / "README.md", results_table),
@@ -234,6 +269,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Iterator[list[str]]]]] = {
     "baselines tried": (ROOT / "bench" / "README.md", baselines_table),
     "quickstart": (ROOT / "bench" / "README.md", quickstart_table),
     "quickstart tried": (ROOT / "bench" / "README.md", tried_table),
+    "conformance suite": (ROOT / "bench" / "README.md", suite_table),
 }
 
 

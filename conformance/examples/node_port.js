@@ -3,6 +3,7 @@
 // Arrays are flat and row by row, with their shape beside them. The order is that of pure_python_port.py, which says
 // more about each step. Names as in spec/10-notation.md. Clauses: BACK-1, BACK-5. Source: ours.
 "use strict";
+const { createHash } = require("crypto");
 
 const demand = (condition, otherwise) => { if (!condition) throw new Error(otherwise); };
 const isSize = (value) => Number.isInteger(value) && value >= 1;
@@ -145,12 +146,16 @@ function loadState({ data }) {
   const text = new TextDecoder("utf-8", { fatal: true }).decode(file.subarray(8, start));
   const { __metadata__: metadata, ...header } = JSON.parse(text);
   demand(Object.values(metadata).every((value) => typeof value === "string"), "metadata that is not text");
-  demand(metadata.format === "crma" && /^0+(\.|$)/.test(metadata.spec_version), "format or spec_version"); // STATE-2
-  const { layers, streams: n, rank: r, hidden_size: d, iterations } = JSON.parse(metadata.config);
+  const { format, spec_version, config, content_sha256 } = metadata;
+  demand(format === "crma" && /^0\.(0|[1-9][0-9]*)$/.test(spec_version), "format or spec_version"); // STATE-2
+  for (const json of [text, config]) { // JSON.parse reads 2.0 and 2e0 as 2, but only an integer is a size
+    demand(!/[-.eE]/.test(json.replace(/"(\\.|[^"\\])*"/g, "")), "a number that is no integer");
+  }
+  const { layers, streams: n, rank: r, hidden_size: d, iterations } = JSON.parse(config);
   demand([layers, n, r, d, iterations].every(isSize) && n * r <= d, "sizes that no adapter has");
-  const shapes = { bases: [layers, n, r, d], gate_logits: [layers], mix_logits: [layers, n, n] };
-  demand(String(Object.keys(header).sort()) === String(Object.keys(shapes)), "other arrays than those of a state");
-  const state = { iterations };
+  const shapes = { mix_logits: [layers, n, n], gate_logits: [layers], bases: [layers, n, r, d] };
+  demand(String(Object.keys(header).sort()) === "bases,gate_logits,mix_logits", "other arrays than those of a state");
+  const [state, checksum] = [{ iterations }, createHash("sha256").update(config)];
   const spans = Object.entries(shapes).map(([name, shape]) => { // STATE-5: by name, wherever they lie
     const { dtype, shape: stored, data_offsets: [begin, end] } = header[name];
     demand(JSON.stringify([dtype, stored]) === JSON.stringify(["F32", shape]), `${name} is not F32 [${shape}]`);
@@ -158,11 +163,13 @@ function loadState({ data }) {
     demand(end - begin === 4 * product(shape), `${name} has not as many bytes as its shape`);
     const values = Array.from({ length: product(shape) }, (_, i) => file.readFloatLE(start + begin + 4 * i));
     demand(values.every(Number.isFinite), `${name} holds NaN or an infinity`);
+    checksum.update(file.subarray(start + begin, start + end));
     state[name] = { shape, data: values };
     return [begin, end];
   });
   const end = spans.sort((a, b) => a[0] - b[0]).reduce((at, [begin, next]) => (begin === at ? next : NaN), 0);
   demand(end === file.length - start, "arrays overlap, or leave bytes uncovered");
+  demand([undefined, checksum.digest("hex")].includes(content_sha256), "content_sha256 of another content"); // STATE-6
   return state;
 }
 

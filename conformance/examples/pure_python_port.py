@@ -7,8 +7,10 @@ Clauses: BACK-1, BACK-3. Source: ours.
 """
 # ruff: noqa: B905  lengths are checked where arrays come in
 
+import hashlib
 import json
 import platform
+import re
 import struct
 from math import exp, fsum, isfinite, log, prod
 from operator import mul
@@ -217,10 +219,9 @@ def load_state(data):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no header of a state file ({type(error).__name__}: {error})") from None
     demand(all(isinstance(value, str) for value in metadata.values()), "metadata holds something that is not text")
-    major = metadata.get("spec_version", "").partition(".")[0]  # STATE-2
-    demand(
-        metadata.get("format") == "crma" and major.isdecimal() and int(major) <= SPEC_MAJOR, "format or spec_version"
-    )
+    demand(metadata.get("format") == "crma", "another format")
+    version = re.fullmatch("(0|[1-9][0-9]*)[.](0|[1-9][0-9]*)", metadata.get("spec_version", ""))  # STATE-2
+    demand(version and len(version[1]) < 10 and int(version[1]) <= SPEC_MAJOR, "no spec_version, or a newer one")
     demand(isinstance(config, dict) and all(type(config.get(size)) is int for size in SIZES), f"config without {SIZES}")
     d, n, r, iterations, layers = (config[size] for size in SIZES)
     demand(min(n, r, iterations, layers) >= 1 and n * r <= d, "sizes in config that no adapter has")
@@ -232,6 +233,9 @@ def load_state(data):
         demand(begin == position, "arrays overlap, or leave bytes between them")
         position = end
     demand(position == len(data) - 8 - length, "the arrays end before the file does, or behind it")
+    content = [data[8 + length + begin : 8 + length + end] for begin, end in spans.values()]  # STATE-6: in this order
+    checksum = hashlib.sha256(b"".join([metadata["config"].encode(), *content])).hexdigest()
+    demand(metadata.get("content_sha256", checksum) == checksum, "content_sha256 is that of another content")
     return (*(floats(data, 8 + length + spans[name][0], shape) for name, shape in shapes.items()), iterations)
 
 

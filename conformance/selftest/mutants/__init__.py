@@ -7,10 +7,12 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from conformance.selftest.mutants.base import Mutant
 from conformance.selftest.mutants.border import MUTANTS as BORDER
 from conformance.selftest.mutants.gradients import MUTANTS as GRADIENTS
+from conformance.selftest.mutants.levels import MUTANTS as LEVELS
 from conformance.selftest.mutants.memory import MUTANTS as MEMORY
 from conformance.selftest.mutants.mixing import MUTANTS as MIXING
 from conformance.selftest.mutants.process import MUTANTS as PROCESS
@@ -32,7 +34,12 @@ MUTANTS: tuple[Mutant, ...] = (
     *STATE_WRITER,
     *SHARING,
     *PROCESS,
+    *LEVELS,
 )
+if find_spec("torch"):  # an extra, which the suite itself does without
+    from conformance.selftest.mutants import autograd
+
+    MUTANTS += autograd.MUTANTS
 _FACTORIES = {mutant.name: mutant.factory for mutant in MUTANTS}
 
 

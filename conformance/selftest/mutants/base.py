@@ -15,9 +15,13 @@ ORTHOGONAL = "test_what_is_orthogonal_to_the_basis_passes_through"
 
 
 class Mutant(NamedTuple):
-    """A wrong port: its name, its factory, the tests that must all fail, and some that it must pass all the same."""
+    """A wrong port: its name, its factory, the tests that must all fail, and some that it must pass all the same.
+
+    ``layouts``: what the names of the layouts have in common on which it is wrong, where it is so on a few alone.
+    """
 
     name: str
     factory: Callable[[], NumpyPort]
     caught_by: tuple[str, ...]
     passes: tuple[str, ...]
+    layouts: str = ""
