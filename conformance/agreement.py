@@ -115,13 +115,17 @@ def adapter_gradients(
     scales = gradient_scales(case, x, upstream)
     squared_norm = float((case.basis.astype(np.float64) ** 2).sum())
     total = float((np.linalg.norm(upstream, axis=-1) * np.linalg.norm(x, axis=-1)).sum())
-    floors = {"x": 1.0, "basis": 1.0 + (1.0 + squared_norm) * total / np.sqrt(squared_norm)}
+    # alpha = s / kappa itself is less than a normal number only where the gate is as good as closed
+    tiny = float(np.finfo(backend.parameter_dtype).tiny)
+    vanishes = sigmoid(case.gate) * sigmoid(-case.gate) < 1e9 * tiny * (1.0 + squared_norm)
+    lost = 1.0 + (1.0 + squared_norm * vanishes) * total
+    floors = {"x": 1.0, "basis": 1.0 + lost / np.sqrt(squared_norm), "mix_logits": lost, "gate_logit": lost}
     comparisons = {}
     for name in INPUTS:
         identity = upstream if name == "x" and x_dtype not in HALF else 0.0
-        size, of = floors.get(name, 1.0 + (1.0 + squared_norm) * total), x_dtype if name == "x" else None
+        of = x_dtype if name == "x" else None
         found = np.asarray(getattr(actual, name)).astype(np.float64) - identity
-        scale = scales[name] + _floor(backend, f"adapter {name}", "gradient", size, of)
+        scale = scales[name] + _floor(backend, f"adapter {name}", "gradient", floors[name], of)
         comparisons[name] = Comparison(found, getattr(expected, name) - identity, scale)
     return comparisons
 

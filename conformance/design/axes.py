@@ -86,7 +86,7 @@ GATE = Axis(
         "40 to 104": (60.0, 87.0, 95.0, 104.0),
     },
 )
-DTYPE = Axis("dtype", {name: (name,) for name in ("float32", "float64", "float16", "bfloat16")})
+DTYPE = Axis("dtype", {name: (name,) for name in ("float16", "bfloat16", "float64", "float32")})
 TOKENS = Axis(
     "x",
     {

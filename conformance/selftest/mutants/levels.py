@@ -16,7 +16,7 @@ import numpy as np
 from backends.interface import Gradients
 from conformance.design.axes import ADAPTER, class_of
 from conformance.design.layouts import adapter_layouts, rows
-from conformance.selftest.mutants.base import PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.mutants.base import Mutant
 from conformance.selftest.port import Array, NumpyPort
 
 
@@ -96,25 +96,25 @@ _MEMORY: dict[str, Callable[[Array], bool]] = {
 }
 #: level -> condition, and what of a layout's id says that it has the level
 PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
-    **{f"k_is_{k}": (lambda call, k=k: call.iterations == k, f"K{k}-") for k in _ITERATIONS},
+    **{f"n_is_{n:02}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
+    **{f"k_is_{k:03}": (lambda call, k=k: call.iterations == k, f"K{k}-") for k in _ITERATIONS},
     **{f"{name}_logits": (lambda call, holds=holds: holds(call.logits), name) for name, holds in _MEMORY.items()},
-    "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch"),
-    "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch"),
+    "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch2050"),
+    "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch4099"),
     "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
 }
 ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
-    **{f"rank_is_{r}": (lambda call, r=r: call.basis.shape[1] == r, f"r{r}-") for r in _RANKS},
-    **{f"d_is_{d}": (lambda call, d=d: call.basis.shape[2] == d, f"d{d}-") for d in _SIZES},
+    **{f"n_is_{n:02}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
+    **{f"rank_is_{r:02}": (lambda call, r=r: call.basis.shape[1] == r, f"r{r}-") for r in _RANKS},
+    **{f"d_is_{d:04}": (lambda call, d=d: call.basis.shape[2] == d, f"d{d}-") for d in _SIZES},
     **{f"{name}_x": (lambda call, holds=holds: holds(call.x), f"{name}-") for name, holds in _MEMORY.items()},
     "d_over_4100": (lambda call: call.basis.shape[2] > 4100, "d8192"),
     "more_than_1024_tokens": (lambda call: _tokens(call) > 1024, "tokens1030"),
     "more_than_2048_tokens": (lambda call: _tokens(call) > 2048, "tokens2050"),
     "more_than_4096_tokens": (lambda call: _tokens(call) > 4096, "tokens4099"),
     "four_axes_of_tokens": (lambda call: call.x.ndim == 5, "tokens1x2x1x5"),
-    "float16": (lambda call: call.x.dtype == np.float16, "float16"),
-    "bfloat16": (lambda call: call.x.dtype.name == "bfloat16", "bfloat16"),
+    "float16": (lambda call: call.x.dtype == np.float16, "-float16-"),
+    "bfloat16": (lambda call: call.x.dtype.name == "bfloat16", "-bfloat16-"),
     "basis_of_norm_over_1000": (lambda call: float(np.abs(call.basis).max()) > 1000.0, "times_1000"),
     "repeated_rows": (
         lambda call: call.basis.shape[1] > 1 and np.array_equal(call.basis[0, 0], call.basis[0, 1]),
@@ -147,18 +147,16 @@ def _pairs() -> dict[str, tuple[Condition, str]]:
     return found
 
 
-def _mutants(
-    function: str, test: str, levels: dict[str, tuple[Condition, str]], passes: tuple[str, ...]
-) -> list[Mutant]:
+def _mutants(function: str, test: str, levels: dict[str, tuple[Condition, str]]) -> list[Mutant]:
     return [
-        Mutant(f"{function}_where_{name}", partial(WrongAt, condition, function), (test,), passes, layouts=layouts)
+        Mutant(f"{function}_where_{name}", partial(WrongAt, condition, function), (test,), (), layouts=layouts)
         for name, (condition, layouts) in levels.items()
     ]
 
 
 MUTANTS = (
-    *_mutants("projection", "test_projection", PROJECTION_LEVELS, (STATE_FILE,)),
-    *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS, (STATE_FILE,)),
-    *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}, (PROJECTION, STATE_FILE)),
-    *_mutants("adapter_vjp", "test_adapter_gradient", {**ADAPTER_LEVELS, **GATE_LEVELS}, (PROJECTION, STATE_FILE)),
+    *_mutants("projection", "test_projection", PROJECTION_LEVELS),
+    *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS),
+    *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
+    *_mutants("adapter_vjp", "test_adapter_gradient", {**ADAPTER_LEVELS, **GATE_LEVELS}),
 )
