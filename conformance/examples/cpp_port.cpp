@@ -10,12 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
+
+// A result beyond the range of float32 is an infinity, and NaN spreads.
+static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559);
 
 namespace {
 
