@@ -113,13 +113,13 @@ def adapter_gradients(
     x, upstream = inputs[0].astype(np.float64), cotangent.astype(np.float64)
     expected = reference.adapter_vjp(x, parameters_of(case), upstream, iterations)
     scales = gradient_scales(case, x, upstream)
-    squared_norm = float((case.basis.astype(np.float64) ** 2).sum())
+    norm = float(np.linalg.norm(case.basis.astype(np.float64).reshape(-1, case.hidden_size), 2))
     total = float((np.linalg.norm(upstream, axis=-1) * np.linalg.norm(x, axis=-1)).sum())
-    # alpha = s / kappa itself is less than a normal number only where the gate is as good as closed
+    # s, s / kappa and s / kappa^2 are less than a normal number only where the gate is as good as closed
     tiny = float(np.finfo(backend.parameter_dtype).tiny)
-    vanishes = sigmoid(case.gate) * sigmoid(-case.gate) < 1e9 * tiny * (1.0 + squared_norm)
-    lost = 1.0 + (1.0 + squared_norm * vanishes) * total
-    floors = {"x": 1.0, "basis": 1.0 + lost / np.sqrt(squared_norm), "mix_logits": lost, "gate_logit": lost}
+    vanishes = sigmoid(case.gate) * sigmoid(-case.gate) < 100.0 * tiny * (1.0 + norm**2) ** 2
+    lost = 1.0 + (1.0 + norm**2 * vanishes) * total
+    floors = {"x": 1.0, "basis": 1.0 + lost / norm, "mix_logits": lost, "gate_logit": lost}
     comparisons = {}
     for name in INPUTS:
         identity = upstream if name == "x" and x_dtype not in HALF else 0.0

@@ -30,7 +30,7 @@ from conformance.cases import SPECIAL, adapter_case, projection_case, spoilt
 from conformance.compare import assert_close
 from conformance.design.axes import ADAPTER as ADAPTER_AXES
 from conformance.design.axes import PROJECTION as PROJECTION_AXES
-from conformance.design.axes import adapter_fits, projection_fits
+from conformance.design.axes import GATE, adapter_fits, projection_fits
 from conformance.design.layouts import adapter_layout, adapter_layouts, projection_layout, projection_layouts, rows
 from conformance.memory import laid_out
 from conformance.strategies import SEEDS, free_layouts, random_cotangent
@@ -213,6 +213,19 @@ def test_adapter(backend, layout):
 def test_adapter_gradient(backend, layout):
     for variant in layout.variants():
         try_layout(check_adapter_gradient, backend, variant, set(INPUTS))
+
+
+@pytest.mark.clause("CONF-13", "MIX-5", "GRAD-6")
+@pytest.mark.parametrize("gate", [gate for gates in GATE.classes.values() for gate in gates])
+@given(seed=SEEDS)
+@settings(max_examples=3)
+def test_every_gate(backend, gate, seed):
+    """In one size, with nothing else that could hide it; from -80 to 80 the cotangents of all parameters can be seen."""
+    sizes = {"n": 3, "r": 2, "d": 1, "leading": (5,), "K": 20, "logits": ("normal", 1.0), "basis": "normal"}
+    layout = adapter_layout(-1, {**sizes, "gate": gate, "dtype": "float32", "x": 1.0, "memory": "C"})
+    check_adapter(backend, layout, seed)
+    seen = check_adapter_gradient(backend, layout, seed)
+    assume(seen >= {"mix_logits", "gate_logit", "basis"} or abs(gate) > 80.0)
 
 
 @pytest.mark.clause("CONF-13", "MIX-11", "GRAD-4", "GRAD-8")

@@ -123,7 +123,7 @@ ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
     "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
 }
 GATE_LEVELS: dict[str, tuple[Condition, str]] = {
-    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (lambda call, gate=gate: call.gate == gate, f"gate{gate}-")
+    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (lambda call, gate=gate: call.gate == gate, f"{float(gate)}]")
     for gate in _GATES
     if abs(gate) < 87
 }
@@ -158,5 +158,6 @@ MUTANTS = (
     *_mutants("projection", "test_projection", PROJECTION_LEVELS),
     *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS),
     *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
-    *_mutants("adapter_vjp", "test_adapter_gradient", {**ADAPTER_LEVELS, **GATE_LEVELS}),
+    *_mutants("adapter_vjp", "test_adapter_gradient", ADAPTER_LEVELS),
+    *_mutants("adapter_vjp", "test_every_gate", GATE_LEVELS),
 )
