@@ -70,8 +70,8 @@ def projection(backend: Backend, case: Logits, iterations: int) -> Comparison:
 
 def projection_gradient(backend: Backend, case: Logits, cotangent: Array, iterations: int) -> Comparison:
     """dL/dS. Scale: the same, times the largest cotangent."""
-    arrays = (laid_out(array.astype(backend.parameter_dtype), case.memory) for array in (case.values, cotangent))
-    actual = backend.sinkhorn_projection_vjp(*arrays, iterations)
+    logits, upstream = (laid_out(a.astype(backend.parameter_dtype), case.memory) for a in (case.values, cotangent))
+    actual = backend.sinkhorn_projection_vjp(logits, upstream, iterations)
     expected = reference.sinkhorn_projection_vjp(case.values, cotangent, iterations)
     return Comparison(actual, expected, case.condition * np.abs(cotangent).max(initial=0.0))
 

@@ -29,8 +29,8 @@ from conformance.agreement import (
 from conformance.cases import SPECIAL, adapter_case, projection_case, spoilt
 from conformance.compare import assert_close
 from conformance.design.axes import ADAPTER as ADAPTER_AXES
-from conformance.design.axes import PROJECTION as PROJECTION_AXES
 from conformance.design.axes import GATE, adapter_fits, projection_fits
+from conformance.design.axes import PROJECTION as PROJECTION_AXES
 from conformance.design.layouts import adapter_layout, adapter_layouts, projection_layout, projection_layouts, rows
 from conformance.memory import laid_out
 from conformance.strategies import SEEDS, free_layouts, random_cotangent
@@ -63,9 +63,9 @@ def check_projection_gradient(backend, layout, seed):
     cotangent, dtype = random_cotangent(case.values.shape, seed ^ 1), backend.parameter_dtype
     if layout.memory == "stride 0" and layout.leading:
         cotangent = np.repeat(cotangent[:1], len(cotangent), axis=0)
-    row = tolerance_for(PROJECTION, dtype, "gradient")
-    within = row.atol * case.condition * np.abs(cotangent).max(initial=0)
-    settled = settled_matrices(case, cotangent, layout.iterations, within, row.dtype)
+    tolerance = tolerance_for(PROJECTION, dtype, "gradient")
+    within = tolerance.atol * case.condition * np.abs(cotangent).max(initial=0)
+    settled = settled_matrices(case, cotangent, layout.iterations, within, tolerance.dtype)
     assume(settled.any() or not settled.size)
     actual, expected, scale = projection_gradient(backend, case, cotangent, layout.iterations)
     assert actual.shape == expected.shape
@@ -89,9 +89,9 @@ def check_adapter_gradient(backend, layout, seed):
     """The four cotangents; that of S where no kink is near. Returns the names of those that can be told from zeros."""
     case, dtype, context = adapter_case(layout, seed), offered(backend, layout.dtype), (layout, seed)
     of_mixing = mixing_cotangent(case, layout.iterations)
-    row = tolerance_for(PROJECTION, backend.parameter_dtype, "gradient")
-    within = row.atol * case.logits.condition * np.abs(of_mixing).max(initial=0)
-    settled = gradient_is_settled(case.logits, of_mixing, layout.iterations, within, row.dtype)
+    tolerance = tolerance_for(PROJECTION, backend.parameter_dtype, "gradient")
+    within = tolerance.atol * case.logits.condition * np.abs(of_mixing).max(initial=0)
+    settled = gradient_is_settled(case.logits, of_mixing, layout.iterations, within, tolerance.dtype)
     seen = set()
     for name, comparison in adapter_gradients(backend, case, layout.iterations, dtype).items():
         if name == "mix_logits" and not settled:
@@ -220,7 +220,7 @@ def test_adapter_gradient(backend, layout):
 @given(seed=SEEDS)
 @settings(max_examples=3)
 def test_every_gate(backend, gate, seed):
-    """In one size, with nothing else that could hide it; from -80 to 80 the cotangents of all parameters can be seen."""
+    """In one size, where nothing else can hide it; from -80 to 80 the cotangents of all parameters can be seen."""
     sizes = {"n": 3, "r": 2, "d": 1, "leading": (5,), "K": 20, "logits": ("normal", 1.0), "basis": "normal"}
     layout = adapter_layout(-1, {**sizes, "gate": gate, "dtype": "float32", "x": 1.0, "memory": "C"})
     check_adapter(backend, layout, seed)

@@ -10,7 +10,8 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, product
 from typing import Any
 
 from conformance.design.axes import ADAPTER, ITERATIONS, PROJECTION, Axis, adapter_fits, feasible, projection_fits
@@ -34,8 +35,10 @@ def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...
 
     seen = [[label for label in axis.classes if label != HIDES_OTHERS.get(axis.name)] for axis in axes]
     pairs = AllPairs(seen, filter_func=lambda labels: feasible(axes, labels, fits))
+    chosen = [list(labels) for labels in pairs]
+    chosen += _missing_pairs(axes, seen, chosen, fits)
     used: Counter[tuple[str, Any]] = Counter()
-    table = [_filled(axes, labels, fits, used) for labels in pairs]
+    table = [_filled(axes, labels, fits, used) for labels in chosen]
     for hiding in [axis for axis in axes if axis.name in HIDES_OTHERS]:
         table += [_filled(axes, labels, fits, used) for labels in _with_each_class(axes, hiding, fits)]
     rng = random.Random(0)
@@ -43,6 +46,55 @@ def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...
         table.append(_filled(axes, _labels_of_unused(axes, used, fits, rng), fits, used))
 
     return table
+
+
+def _missing_pairs(
+    axes: tuple[Axis, ...], seen: list[list[str]], chosen: list[list[str]], fits: Fits
+) -> list[list[str]]:
+    """Rows for the pairs that allpairspy leaves out: it gives one up where its own order of axes allows no row."""
+    met = {pair for labels in chosen for pair in _pairs(labels)}
+    wanted = [
+        ((i, left), (j, right))
+        for i, j in combinations(range(len(axes)), 2)
+        for left, right in product(seen[i], seen[j])
+    ]
+    added: list[list[str]] = []
+    for pair in wanted:
+        if pair not in met:
+            missing = {other for other in wanted if other not in met}
+            row = next(_rows_with(dict(pair), axes, seen, missing, fits, []), None)
+            if row:  # none where the limits allow no such pair
+                added.append(row)
+                met |= set(_pairs(row))
+    return added
+
+
+def _rows_with(
+    fixed: dict[int, str],
+    axes: tuple[Axis, ...],
+    seen: list[list[str]],
+    missing: set[tuple[tuple[int, str], tuple[int, str]]],
+    fits: Fits,
+    labels: list[str],
+) -> Iterator[list[str]]:
+    """Rows that have the fixed classes; first those of which more pairs are missing."""
+    index = len(labels)
+    if index == len(axes):
+        yield labels
+        return
+    options = [fixed[index]] if index in fixed else seen[index]
+    known = [*enumerate(labels), *((i, label) for i, label in fixed.items() if i > index)]
+
+    def gain(label: str) -> int:
+        return sum((before, (index, label)) in missing or ((index, label), before) in missing for before in known)
+
+    for label in sorted(options, key=gain, reverse=True):
+        if feasible(axes, [*labels, label], fits):
+            yield from _rows_with(fixed, axes, seen, missing, fits, [*labels, label])
+
+
+def _pairs(labels: Sequence[str]) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
+    yield from combinations(enumerate(labels), 2)
 
 
 def _with_each_class(axes: tuple[Axis, ...], hiding: Axis, fits: Fits) -> Iterator[list[str]]:

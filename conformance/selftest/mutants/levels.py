@@ -7,7 +7,7 @@ full profile has them all. Source: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,20 +21,20 @@ from conformance.selftest.port import Array, NumpyPort
 
 
 class Call(NamedTuple):
-    """What a function is called with; of the projection only S and K."""
+    """What a function is called with; the projection with S and K alone."""
 
     logits: Array
     iterations: int
-    x: Array | None = None
+    x: Any = None
     gate: float = 0.0
-    basis: Array | None = None
+    basis: Any = None
 
 
 Condition = Callable[[Call], bool]
 
 
 class WrongAt(NumpyPort):
-    """Where ``condition`` holds one of the four functions is wrong: M is transposed, anything else is off by a little."""
+    """Where ``condition`` holds one function is wrong: M is transposed, anything else is off by a little."""
 
     def __init__(self, condition: Condition, function: str) -> None:
         super().__init__()
@@ -73,8 +73,32 @@ def _tokens(call: Call) -> int:
     return math.prod(call.x.shape[:-1]) if call.x is not None else math.prod(call.logits.shape[:-2])
 
 
-def _array(call: Call) -> Array:
-    return call.logits if call.x is None else call.x
+def _n_is(n: int, call: Call) -> bool:
+    return call.logits.shape[-1] == n
+
+
+def _k_is(iterations: int, call: Call) -> bool:
+    return call.iterations == iterations
+
+
+def _rank_is(rank: int, call: Call) -> bool:
+    return bool(call.basis.shape[1] == rank)
+
+
+def _d_is(hidden_size: int, call: Call) -> bool:
+    return bool(call.basis.shape[2] == hidden_size)
+
+
+def _gate_is(gate: float, call: Call) -> bool:
+    return call.gate == gate
+
+
+def _logits_lie(holds: Callable[[Array], bool], call: Call) -> bool:
+    return holds(call.logits)
+
+
+def _x_lies(holds: Callable[[Array], bool], call: Call) -> bool:
+    return holds(call.x)
 
 
 def _strided(array: Array) -> bool:
@@ -96,18 +120,18 @@ _MEMORY: dict[str, Callable[[Array], bool]] = {
 }
 #: level -> condition, and what of a layout's id says that it has the level
 PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
-    **{f"k_is_{k:03}": (lambda call, k=k: call.iterations == k, f"K{k}-") for k in _ITERATIONS},
-    **{f"{name}_logits": (lambda call, holds=holds: holds(call.logits), name) for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
+    **{f"k_is_{k:03}": (partial(_k_is, k), f"K{k}-") for k in _ITERATIONS},
+    **{f"{name}_logits": (partial(_logits_lie, holds), name) for name, holds in _MEMORY.items()},
     "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch2050"),
     "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch4099"),
     "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
 }
 ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (lambda call, n=n: call.logits.shape[-1] == n, f"n{n}-") for n in _LOGITS},
-    **{f"rank_is_{r:02}": (lambda call, r=r: call.basis.shape[1] == r, f"r{r}-") for r in _RANKS},
-    **{f"d_is_{d:04}": (lambda call, d=d: call.basis.shape[2] == d, f"d{d}-") for d in _SIZES},
-    **{f"{name}_x": (lambda call, holds=holds: holds(call.x), f"{name}-") for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
+    **{f"rank_is_{r:02}": (partial(_rank_is, r), f"r{r}-") for r in _RANKS},
+    **{f"d_is_{d:04}": (partial(_d_is, d), f"d{d}-") for d in _SIZES},
+    **{f"{name}_x": (partial(_x_lies, holds), f"{name}-") for name, holds in _MEMORY.items()},
     "d_over_4100": (lambda call: call.basis.shape[2] > 4100, "d8192"),
     "more_than_1024_tokens": (lambda call: _tokens(call) > 1024, "tokens1030"),
     "more_than_2048_tokens": (lambda call: _tokens(call) > 2048, "tokens2050"),
@@ -123,15 +147,19 @@ ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
     "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
 }
 GATE_LEVELS: dict[str, tuple[Condition, str]] = {
-    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (lambda call, gate=gate: call.gate == gate, f"{float(gate)}]")
+    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (partial(_gate_is, gate), f"{float(gate)}]")
     for gate in _GATES
     if abs(gate) < 87
 }
 
 
+def _has_streams_and_rank(streams: Sequence[int], rank: Sequence[int], call: Call) -> bool:
+    return call.basis is not None and call.basis.shape[0] in streams and call.basis.shape[1] in rank
+
+
 def _pairs() -> dict[str, tuple[Condition, str]]:
     """Faults where two levels meet: a third of the layouts that mix something, each with two of its classes."""
-    found = {}
+    found: dict[str, tuple[Condition, str]] = {}
     axes = {axis.name: axis for axis in ADAPTER}
     for layout, row in list(zip(adapter_layouts(), rows("adapter"), strict=True))[::9]:
         if layout.n == 1 or 0 in layout.leading or layout.memory == "stride 0":
@@ -139,9 +167,7 @@ def _pairs() -> dict[str, tuple[Condition, str]]:
         streams = axes["n"].classes[class_of(axes["n"], row["n"])]
         rank = axes["r"].classes[class_of(axes["r"], row["r"])]
         found[f"streams_and_rank_of_layout_{layout.number}_"] = (
-            lambda call, streams=streams, rank=rank: (
-                call.basis is not None and call.basis.shape[0] in streams and call.basis.shape[1] in rank
-            ),
+            partial(_has_streams_and_rank, streams, rank),
             f"n{layout.n}-r{layout.rank}-",
         )
     return found
