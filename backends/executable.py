@@ -5,6 +5,7 @@ Reply: ``{"id": 7, "result": ...}`` or ``{"id": 7, "error": "what is wrong"}``, 
 
 - ARRAY is ``{"shape": [2, 3], "data": [...]}``, row by row, in a request with ``"dtype": "float32"``; NaN and the
   infinities are the strings "NaN", "Infinity" and "-Infinity", since JSON has no numbers for them;
+  a zero below 0 may be answered as "-0", which some writers of JSON can write as a text alone;
 - the first request is ``describe``, whose result holds name, version, device and parameter_dtype, and may hold x_dtypes
   and optional: the names of further functions that the program has;
 - ``adapter_vjp`` answers an object with x, mix_logits, gate_logit and basis;
@@ -38,7 +39,7 @@ from reference.errors import BackendError, ConfigError, PortStoppedError
 Array = NDArray[Any]
 TIMEOUT = "CRMA_EXECUTABLE_TIMEOUT"  # seconds for one answer
 DEFAULT_TIMEOUT = 60.0
-NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "-0": -0.0}
 
 
 class PortRefusalError(BackendError):

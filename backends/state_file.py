@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ Array = NDArray[Any]
 #: bytes; the adapter of the largest models has a hundredth of it
 LIMIT = 2**34
 KEYS = ("mix_logits", "gate_logits", "bases")
+VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")  # STATE-7
 
 
 class StateFile(NamedTuple):
@@ -84,8 +86,8 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
     if metadata.get("format") != "crma":
         raise _refusal(name, f"format {metadata.get('format')!r}")
     version = metadata.get("spec_version", "none")
-    major = version.partition(".")[0]
-    if not (major.isdecimal() and len(major) < 10) or int(major) > int(SPEC_VERSION.partition(".")[0]):
+    parts = VERSION.fullmatch(version)
+    if not parts or int(parts[1]) > int(SPEC_VERSION.partition(".")[0]):
         raise _refusal(name, f"spec_version {version[:40]}, while this program reads {SPEC_VERSION}")
     try:
         sizes = json.loads(metadata.get("config", ""))
@@ -93,8 +95,8 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
         if missing := {field.name for field in dataclasses.fields(AdapterConfig)} - sizes.keys():
             raise KeyError(", ".join(sorted(missing)))
         config = AdapterConfig(**sizes)
-        if type(layers) is not int:
-            raise ConfigError("layers", got=repr(layers), allowed="an integer", remedy="count the layers")
+        if type(layers) is not int or layers < 1:
+            raise ConfigError("layers", got=repr(layers), allowed="an integer >= 1", remedy="count the layers")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise _refusal(name, f"config {str(metadata.get('config'))[:200]!r} ({error})") from error
     if sorted(arrays) != sorted(KEYS):

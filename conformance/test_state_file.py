@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 from backends.interface import State
 from backends.state_file import decode_state
 from conformance.agreement import fails
-from conformance.golden_vectors.state_files import refused_files, state_file
+from conformance.golden_vectors.state_files import CONFIG, refused_files, state_arrays, state_file
+from conformance.state_variants import FAMILIES, legal_files
 from conformance.strategies import SEEDS
 from reference import SPEC_VERSION
+from reference.errors import CRMAError
 
 KEYS = State._fields[:3]
+SIZES = [(1, 1, 1, 1), (200, 2, 1, 3), (1, 64, 1, 64), (2, 3, 17, 51), (1, 2, 3, 8192)]
 
 
 @st.composite
@@ -97,6 +101,41 @@ def test_many_layers_many_iterations_and_the_smallest_and_largest_numbers(backen
 def test_damaged_files_are_refused(backend, name):
     data, reason = refused_files()[name]
     assert fails(lambda: backend.load_state(data)), f"STATE-4: accepted, though {reason}"
+
+
+@pytest.mark.clause("STATE-4", "STATE-6", "STATE-7", "STATE-8")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_that_are_wrong_in_one_thing_are_refused(backend, family):
+    """All of a family, so that one check cannot stand for another."""
+    taken = [name for name, data in FAMILIES[family]() if not fails(partial(backend.load_state, data))]
+    assert not taken, f"STATE-4: accepted with {'; '.join(taken)}"
+
+
+@pytest.mark.clause("STATE-2", "STATE-5", "STATE-6", "STATE-7")
+def test_every_legal_form_is_read(backend):
+    """With a checksum too, as this project writes all its files."""
+    expected = State(*state_arrays().values(), CONFIG["iterations"])
+    for name, data in legal_files():
+        try:
+            found = backend.load_state(data)
+        except CRMAError as error:
+            raise AssertionError(f"STATE-2: refused, {name}: {error}") from error
+        assert_holds(found, expected)
+
+
+@pytest.mark.clause("STATE-1")
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1), (200, 2, 1, 3), (1, 64, 1, 64), (2, 3, 17, 51), (1, 2, 3, 8192)], ids=str
+)
+def test_every_size_is_read(backend, sizes):
+    """(L, n, r, d); with zeros of both signs and subnormal numbers, bit for bit."""
+    layers, n, r, d = sizes
+    special = np.asarray([0.0, -0.0, 1e-45, -1e-40, 1.0, -3.4e38], np.float32)
+    arrays = [np.resize(special, shape) for shape in ((layers, n, n), (layers,), (layers, n, r, d))]
+    found = backend.load_state(encoded(State(*arrays, 20)))
+    assert_holds(found, State(*arrays, 20))
+    for key, actual, wanted in zip(KEYS, found, arrays, strict=False):
+        assert np.array_equal(np.signbit(np.asarray(actual)), np.signbit(wanted)), f"STATE-1: {key}"
 
 
 @pytest.mark.clause("STATE-4")

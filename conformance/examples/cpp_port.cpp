@@ -562,7 +562,7 @@ State load_state(const std::uint8_t* data, std::uint64_t size) {
     demand(is_known(metadata["spec_version"].string()), "spec_version is newer than this port, or none");  // STATE-2
     const std::string& config_text = metadata["config"].string();
     const Json config = JsonReader(config_text).document();
-    demand(config.kind == Json::Kind::Object, "config is no JSON object");
+    demand(config.kind == Json::Kind::Object && config.keys.size() == 5, "config is not of the five sizes");  // STATE-8
     State state{config["layers"].size(), config["streams"].size(),    config["rank"].size(),
                 config["hidden_size"].size(), config["iterations"].size(), {}};
     const auto& [layers, n, r, d, iterations, starts] = state;

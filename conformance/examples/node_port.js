@@ -151,7 +151,8 @@ function loadState({ data }) {
   for (const json of [text, config]) { // JSON.parse reads 2.0 and 2e0 as 2, but only an integer is a size
     demand(!/[-.eE]/.test(json.replace(/"(\\.|[^"\\])*"/g, "")), "a number that is no integer");
   }
-  const { layers, streams: n, rank: r, hidden_size: d, iterations } = JSON.parse(config);
+  const { layers, streams: n, rank: r, hidden_size: d, iterations, ...unknown } = JSON.parse(config);
+  demand(Object.keys(unknown).length === 0, "a key in config that is not known"); // STATE-8: it may change results
   demand([layers, n, r, d, iterations].every(isSize) && n * r <= d, "sizes that no adapter has");
   const shapes = { mix_logits: [layers, n, n], gate_logits: [layers], bases: [layers, n, r, d] };
   demand(String(Object.keys(header).sort()) === "bases,gate_logits,mix_logits", "other arrays than those of a state");
@@ -200,6 +201,7 @@ function answer({ id, function: name, arguments: inputs }) {
   }
 }
 
-const readable = (_, value) => (typeof value === "number" && !Number.isFinite(value) ? String(value) : value);
+const readable = (_, value) => (Object.is(value, -0) ? "-0" : // which JSON.stringify would write without its sign
+  typeof value === "number" && !Number.isFinite(value) ? String(value) : value);
 require("readline").createInterface({ input: process.stdin, crlfDelay: Infinity })
   .on("line", (line) => process.stdout.write(`${JSON.stringify(answer(JSON.parse(line)), readable)}\n`));

@@ -222,7 +222,8 @@ def load_state(data):
     demand(metadata.get("format") == "crma", "another format")
     version = re.fullmatch("(0|[1-9][0-9]*)[.](0|[1-9][0-9]*)", metadata.get("spec_version", ""))  # STATE-2
     demand(version and len(version[1]) < 10 and int(version[1]) <= SPEC_MAJOR, "no spec_version, or a newer one")
-    demand(isinstance(config, dict) and all(type(config.get(size)) is int for size in SIZES), f"config without {SIZES}")
+    demand(isinstance(config, dict) and sorted(config) == sorted(SIZES), f"config is not of {SIZES}")  # STATE-8
+    demand(all(type(config[size]) is int for size in SIZES), "a size in config that is no integer")
     d, n, r, iterations, layers = (config[size] for size in SIZES)
     demand(min(n, r, iterations, layers) >= 1 and n * r <= d, "sizes in config that no adapter has")
     shapes = {"mix_logits": [layers, n, n], "gate_logits": [layers], "bases": [layers, n, r, d]}

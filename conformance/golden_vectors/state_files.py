@@ -56,7 +56,8 @@ def with_header(text: bytes, body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-def _taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
+def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body."""
     start = 8 + struct.unpack("<Q", data[:8])[0]
     return json.loads(data[8:start]), data[start:]
 
@@ -67,7 +68,7 @@ def accepted_files() -> dict[str, bytes]:
         "state": state_file(arrays),
         "state-other-order": state_file(arrays, ("bases", "gate_logits", "mix_logits")),
         "state-more-metadata": state_file(arrays, spec_version="0.9", base_model="a model", unknown="ignored"),
-        "state-unaligned": assemble(*_taken_apart(state_file(arrays)), unaligned=True),
+        "state-unaligned": assemble(*taken_apart(state_file(arrays)), unaligned=True),
     }
 
 
@@ -75,7 +76,7 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
     """Name -> bytes, and why a reader must refuse them."""
     arrays = state_arrays()
     good = state_file(arrays)
-    header, body = _taken_apart(good)
+    header, body = taken_apart(good)
     extra = {**arrays, "optimizer": np.zeros(1, np.float32)}
     offsets = header["mix_logits"]["data_offsets"]
     metadata = header["__metadata__"]

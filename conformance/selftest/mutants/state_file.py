@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import struct
 from functools import partial
 from itertools import pairwise
@@ -13,10 +15,12 @@ import numpy as np
 from backends.interface import State
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
-from reference import SPEC_VERSION, AdapterConfig
+from reference import SPEC_VERSION
 from reference.errors import StateFileError
 
 KEYS = ("mix_logits", "gate_logits", "bases")
+SIZES = ("hidden_size", "streams", "rank", "iterations", "layers")
+VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 
 
 class OwnReader(NumpyPort):
@@ -43,36 +47,45 @@ class OwnReader(NumpyPort):
         tensors = self.tensors(header, data[start:])
         n, r, d, layers = (config[key] for key in ("streams", "rank", "hidden_size", "layers"))
         shapes = {"mix_logits": (layers, n, n), "gate_logits": (layers,), "bases": (layers, n, r, d)}
-        self.demand("shapes of config", all(tensors[key].shape == shape for key, shape in shapes.items()))
-        self.demand("finite", all(np.isfinite(tensor).all() for tensor in tensors.values()))
+        for key, shape in shapes.items():
+            self.demand("shapes of config", tensors[key].shape == shape)
+            self.demand(f"finite {key}", bool(np.isfinite(tensors[key]).all()))
+        found = metadata.get("content_sha256")
+        self.demand("no checksum at all", found is None or self.left_out != "with a checksum")
+        content = metadata["config"].encode() + b"".join(tensors[key].tobytes() for key in KEYS)
+        self.demand("checksum", found is None or found == hashlib.sha256(content).hexdigest())
         return self.state(tensors["mix_logits"], tensors["gate_logits"], tensors["bases"], config["iterations"])
 
-    def config(self, metadata: dict[str, str]) -> dict[str, int]:
+    def config(self, metadata: dict[str, str]) -> dict[str, Any]:
         self.demand("text", all(isinstance(value, str) for value in metadata.values()))
         self.demand("format", metadata.get("format") == "crma")
-        version = metadata.get("spec_version", "none").partition(".")[0]
+        version = metadata.get("spec_version", "0.1" if self.left_out == "a version" else "none")
+        self.demand("form of the version", bool(VERSION.fullmatch(version)))
         newest = int(SPEC_VERSION.partition(".")[0])
-        self.demand("version", version.isdecimal() and int(version) <= newest)
-        config: dict[str, int] = json.loads(metadata.get("config", ""))
-        sizes = {key: value for key, value in config.items() if key != "layers"}
-        if self.left_out != "iterations":
-            AdapterConfig(**sizes)
+        self.demand("version", version.partition(".")[0] <= str(newest))
+        config: dict[str, Any] = json.loads(metadata.get("config", ""))
+        self.demand("known keys", sorted(config) == sorted(SIZES))
+        for key in SIZES:
+            self.demand(f"integer {key}", type(config[key]) is int and config[key] >= 1)
+        self.demand("n r <= d", config["streams"] * config["rank"] <= config["hidden_size"])
         return config
 
     def check_offsets(self, header: dict[str, Any], length: int) -> None:
         """The arrays follow each other without gap or overlap, up to the end of the file."""
         spans = sorted(entry["data_offsets"] for entry in header.values())
+        self.demand("integer offsets", all(type(offset) is int for span in spans for offset in span))
         self.demand("nothing behind", spans[-1][1] >= length)
         self.demand("whole file", spans[-1][1] <= length)
         follow = all(left[1] == right[0] for left, right in pairwise(spans))
-        self.demand("no overlap", spans[0][0] == 0 and follow)
+        self.demand("nothing before", spans[0][0] == 0)
+        self.demand("no overlap", follow)
 
     def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
         return {key: self.array(header[key], body, *header[key]["data_offsets"]) for key in KEYS}
 
     def array(self, entry: dict[str, Any], body: bytes, begin: int, end: int) -> Array:
         self.demand("float32", entry["dtype"] == "F32")
-        kind = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[entry["dtype"]]
+        kind = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "U32": "<u4"}[entry["dtype"]]
         size = int(np.prod(entry["shape"])) * np.dtype(kind).itemsize
         self.demand("offsets of the shape", end - begin == size)
         raw = body[begin : begin + size].ljust(size, b"\0")
@@ -136,6 +149,52 @@ class RoundsWhatItReads(OwnReader):
         return State(logits, gates, bases, iterations)
 
 
+class ChecksumInPhysicalOrder(OwnReader):
+    """The checksum is that of the bytes as they lie in the file."""
+
+    def decoded(self, data: bytes) -> State:
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        metadata = json.loads(data[8:start].decode()).get("__metadata__", {})
+        found, content = metadata.get("content_sha256"), metadata["config"].encode() + data[start:]
+        self.demand("physical order", found is None or found == hashlib.sha256(content).hexdigest())
+        return super().decoded(data)
+
+
+class MinorVersionsComparedAsText(OwnReader):
+    """0.10 is taken for older than 0.2, and refused as too old."""
+
+    def config(self, metadata: dict[str, str]) -> dict[str, Any]:
+        self.demand(
+            "as text", metadata.get("spec_version", "") >= "0.2" or metadata.get("spec_version") in ("0.0", "0.1")
+        )
+        return super().config(metadata)
+
+
+class HeaderLengthOf32Bits(OwnReader):
+    """The upper half of the length is not read."""
+
+    def decoded(self, data: bytes) -> State:
+        return super().decoded(data[:4] + bytes(4) + data[8:])
+
+
+class ConfigWithSpacesRefused(OwnReader):
+    """Config is compared with how this project's writer would write it."""
+
+    def config(self, metadata: dict[str, str]) -> dict[str, Any]:
+        config = super().config(metadata)
+        self.demand("spacing", metadata["config"] == json.dumps(config))
+        return config
+
+
+class ZerosLoseTheirSign(OwnReader):
+    """Through a text of numbers that knows no zero below 0."""
+
+    def state(self, *parts: Any) -> State:
+        *arrays, iterations = parts
+        logits, gates, bases = (array + np.float32(0) for array in arrays)
+        return State(logits, gates, bases, iterations)
+
+
 def _refusal(got: str) -> StateFileError:
     return StateFileError("mutant", got=got, allowed="a CRMA state file", remedy="save the state again")
 
@@ -144,28 +203,55 @@ _READS = ("test_reads_what_a_state_file_holds",)
 _ANYWHERE = ("test_arrays_are_found_by_name_wherever_they_lie",)
 _LAYERS = ("test_layers_keep_their_order",)
 _DAMAGED = ("test_damaged_files_are_refused",)
+_FAMILY = ("test_files_that_are_wrong_in_one_thing_are_refused",)
+_LEGAL = ("test_every_legal_form_is_read",)
 _NUMBERS = (PROJECTION, ADAPTER)
 #: what a reader may forget to check -> its mutant's name
 _UNCHECKED = {
     "whole file": "cut_off_file_accepted",
     "nothing behind": "bytes_behind_the_arrays_accepted",
     "no overlap": "overlapping_arrays_accepted",
+    "nothing before": "bytes_before_the_arrays_accepted",
     "text": "metadata_of_numbers_accepted",
     "offsets of the shape": "offsets_of_another_shape_accepted",
     "format": "other_format_accepted",
     "version": "newer_version_accepted",
-    "iterations": "no_iterations_accepted",
+    **{f"integer {size}": f"{size}_of_any_form_accepted" for size in SIZES},
+    "known keys": "unknown_keys_of_config_accepted",
+    "n r <= d": "more_directions_than_the_hidden_size_accepted",
+    "a version": "no_version_accepted",
+    "form of the version": "any_version_accepted",
+    "checksum": "wrong_checksum_accepted",
     "same arrays": "surplus_array_accepted",
     "shapes of config": "shapes_unlike_config_accepted",
     "float32": "other_dtype_accepted",
-    "finite": "nan_accepted",
+    **{f"finite {key}": f"nan_in_{key}_accepted" for key in KEYS},
 }
+#: of these the older table has no file
+_IN_FAMILIES = (
+    "nothing before",
+    "integer",
+    "known",
+    "n r",
+    "a version",
+    "form",
+    "checksum",
+    "finite mix",
+    "finite gate",
+)
 _LENIENT = tuple(
-    Mutant(name, partial(OwnReader, check), _DAMAGED, (*_NUMBERS, STATE_FILE)) for check, name in _UNCHECKED.items()
+    Mutant(name, partial(OwnReader, check), _FAMILY if check.startswith(_IN_FAMILIES) else _DAMAGED, (STATE_FILE,))
+    for check, name in _UNCHECKED.items()
 )
 MUTANTS = _LENIENT + tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
+        ("every_checksum_refused", partial(OwnReader, "with a checksum"), _LEGAL, _READS),
+        ("checksum_in_physical_order", ChecksumInPhysicalOrder, _LEGAL, _READS),
+        ("minor_versions_compared_as_text", MinorVersionsComparedAsText, _LEGAL, _READS),
+        ("header_length_of_32_bits", HeaderLengthOf32Bits, _FAMILY, _READS),
+        ("config_with_spaces_refused", ConfigWithSpacesRefused, _LEGAL, _READS),
+        ("zeros_lose_their_sign", ZerosLoseTheirSign, ("test_every_size_is_read",), _READS),
         ("reads_in_the_usual_order", ReadsInTheUsualOrder, _ANYWHERE, _NUMBERS),
         ("reads_in_header_order", ReadsInHeaderOrder, _ANYWHERE, _NUMBERS),
         ("layers_reversed", LayersReversed, (*_LAYERS, "test_golden_state_file"), _NUMBERS),

@@ -1,0 +1,217 @@
+"""State files in every legal form, and in families of forms that a reader must refuse.
+
+Written byte by byte after spec/60-state-file.md. Clauses: STATE-1 to STATE-8. Source: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conformance.golden_vectors.state_files import CONFIG, KEYS, state_arrays, state_file, taken_apart, with_header
+
+Array = NDArray[Any]
+Variants = Iterator[tuple[str, bytes]]
+#: of each size in bytes, what a reader may take for float32, or for two of them
+OTHER_DTYPES = {"F64": 8, "I64": 8, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "BOOL": 1, "f32": 4}
+VERSIONS = [
+    "",
+    "0",
+    "0.",
+    ".2",
+    "0.2.0",
+    "00.2",
+    "0.02",
+    "v0.2",
+    "0.2 ",
+    " 0.2",
+    "0.2a",
+    "-0.2",
+    "0,2",
+    "٠.٢",
+    "1e0.2",
+    "none",
+]
+#: of a size in config, JSON texts that are no integer >= 1; and integers that no array can have
+NO_SIZES = ["0", "-1", "2.0", "9.7", "2e0", "true", "false", "null", '"2"', "[2]", "{}", "1e400", "NaN"]
+TOO_LARGE = [str(2**63), str(2**64)]
+
+
+def checksum(config: str, arrays: dict[str, Array]) -> str:
+    """Clause: STATE-6."""
+    return hashlib.sha256(config.encode() + b"".join(arrays[key].tobytes() for key in KEYS)).hexdigest()
+
+
+# -- legal --
+
+
+def legal_files() -> Variants:
+    """All of them hold ``state_arrays()`` and K = 9."""
+    arrays, spaced = state_arrays(), json.dumps(dict(reversed(CONFIG.items())), indent=3)
+    plain = json.dumps(CONFIG)
+    for order in itertools.permutations(KEYS):
+        yield f"checksum, arrays as {order}", state_file(arrays, order, content_sha256=checksum(plain, arrays))
+    yield (
+        "checksum, config spaced and in another order",
+        state_file(arrays, config=spaced, content_sha256=checksum(spaced, arrays)),
+    )
+    yield "config without spaces", state_file(arrays, config=json.dumps(CONFIG, separators=(",", ":")))
+    yield "metadata not in ASCII", state_file(arrays, author="Öß Ж 語 \u0001 \U0001f600", base_model="λ")
+    yield "metadata of an empty key and an empty value", state_file(arrays, **{"": "", "notes": ""})
+    yield "many keys", state_file(arrays, **{f"key {number}": "x" * number for number in range(300)})
+    for version in ("0.0", "0.1", "0.2", "0.10", "0.999999999"):
+        yield f"spec_version {version}", state_file(arrays, spec_version=version)
+    header, body = taken_apart(state_file(arrays))
+    for name, text in {
+        "spaces behind the header": json.dumps(header) + " " * 77,
+        "a header with line ends": json.dumps(header, indent=2) + "\n \t\r\n",
+        "a header with escapes": json.dumps(header).replace("crma", "\\u0063rma"),
+    }.items():
+        yield name, with_header(text.encode(), body)
+
+
+# -- to be refused --
+
+
+def with_other_numbers() -> Variants:
+    """NaN and infinities in every array, in its first and in its last entry, in its first and in its last layer."""
+    for key, bad in itertools.product(KEYS, (np.nan, np.inf, -np.inf)):
+        for layer, entry in itertools.product((0, -1), (0, -1)):
+            arrays = state_arrays()
+            arrays[key].reshape(2, -1)[layer, entry] = bad
+            yield f"{bad} in {key}, layer {layer}, entry {entry}", state_file(arrays)
+
+
+def with_other_dtypes() -> Variants:
+    """Of the same number of bytes, with a shape that fits the dtype, and with the shape that float32 would have."""
+    header, body = taken_apart(state_file(state_arrays()))
+    for key, (dtype, size) in itertools.product(KEYS, OTHER_DTYPES.items()):
+        shape = header[key]["shape"]
+        yield f"{key} as {dtype}", _assembled({**header, key: {**header[key], "dtype": dtype}}, body)
+        if shape[-1] * 4 % size == 0:
+            fitting = {**header[key], "dtype": dtype, "shape": [*shape[:-1], shape[-1] * 4 // size]}
+            yield f"{key} as {dtype} of a fitting shape", _assembled({**header, key: fitting}, body)
+
+
+def with_other_shapes() -> Variants:
+    """Every axis of every array longer or shorter by one than config and the other arrays say; an axis more."""
+    for key, array in state_arrays().items():
+        for axis, change in itertools.product(range(array.ndim), (-1, 1)):
+            shape = [size + change * (i == axis) for i, size in enumerate(array.shape)]
+            yield f"{key} {shape}", state_file({**state_arrays(), key: np.resize(array, shape).astype(np.float32)})
+        for shape in ([1, *array.shape], [*array.shape, 1], [array.size])[: 3 if array.ndim > 1 else 2]:
+            yield f"{key} {shape}", state_file({**state_arrays(), key: array.reshape(shape)})
+    none = {key: array[:0] for key, array in state_arrays().items()}
+    yield "no layers", state_file(none, config=json.dumps({**CONFIG, "layers": 0}))
+
+
+def with_other_config() -> Variants:
+    """Every size missing, changed, or no integer >= 1; a key that is none of them; n r > d."""
+    arrays = state_arrays()
+    for key in CONFIG:
+        yield f"config without {key}", state_file(arrays, config=json.dumps({k: CONFIG[k] for k in CONFIG if k != key}))
+        same = (f"{CONFIG[key]}.0", f"{CONFIG[key]}e0", f"{CONFIG[key]}0e-1", f'"{CONFIG[key]}"', f"[{CONFIG[key]}]")
+        for value in (*NO_SIZES, *same, *(TOO_LARGE if key != "iterations" else ())):  # K has no upper limit
+            text = json.dumps({**CONFIG, key: "VALUE"}).replace('"VALUE"', value)
+            yield f"{key} {value}", state_file(arrays, config=text)
+        if key != "iterations":
+            for value in (CONFIG[key] + 1, CONFIG[key] - 1):
+                yield f"{key} {value}", state_file(arrays, config=json.dumps({**CONFIG, key: value}))
+    yield "a key that is not known", state_file(arrays, config=json.dumps({**CONFIG, "temperature": 2}))
+    wide = {**arrays, "bases": np.ones((2, 3, 3, 7), np.float32)}
+    yield "n r > d", state_file(wide, config=json.dumps({**CONFIG, "rank": 3}))
+    for text in ("", "null", "7", "{}", "[]", '""', json.dumps(CONFIG) + "x", json.dumps(CONFIG)[:-1]):
+        yield f"config {text!r}", state_file(arrays, config=text)
+
+
+def with_other_versions() -> Variants:
+    """No version, a newer major one, and what is no version."""
+    for version in (None, *VERSIONS, "1.0", "1.2", "10.0", "1000000000000.0"):
+        yield f"spec_version {version!r}", state_file(state_arrays(), spec_version=version)
+    for name in (None, "", "CRMA", "crma ", "lora"):
+        yield f"format {name!r}", state_file(state_arrays(), format=name)
+
+
+def with_other_checksums() -> Variants:
+    """Of other content, and what is no checksum."""
+    arrays, config = state_arrays(), json.dumps(CONFIG)
+    right = checksum(config, arrays)
+    other = {**arrays, "gate_logits": arrays["gate_logits"][::-1].copy()}
+    for name, text in {
+        "of other arrays": checksum(config, other),
+        "of another config": checksum(config + " ", arrays),
+        "with one digit changed": right[:-1] + ("0" if right[-1] != "0" else "1"),
+        "in capitals": right.upper(),
+        "cut": right[:-1],
+        "too long": right + "0",
+        "empty": "",
+        "no digits": "z" * 64,
+        "with a prefix": "sha256:" + right,
+    }.items():
+        if text != right:
+            yield f"checksum {name}", state_file(arrays, content_sha256=text)
+    for key in KEYS:
+        spoilt = bytearray(state_file(arrays, content_sha256=right))
+        header, body = taken_apart(bytes(spoilt))
+        spoilt[len(spoilt) - len(body) + header[key]["data_offsets"][1] - 4] ^= 1
+        yield f"one bit of {key} changed", bytes(spoilt)
+
+
+def with_other_offsets() -> Variants:
+    """Bytes that no array covers, before, between and behind them; arrays that overlap, or lie elsewhere."""
+    header, body = taken_apart(state_file(state_arrays()))
+    for place, key in enumerate(KEYS):
+        begin = header[key]["data_offsets"][0]
+        for size in (1, 4, 8):
+            moved = {
+                name: {**header[name], "data_offsets": [offset + size for offset in header[name]["data_offsets"]]}
+                for name in KEYS[place:]
+            }
+            yield (
+                f"{size} bytes before {key}",
+                _assembled({**header, **moved}, body[:begin] + bytes(size) + body[begin:]),
+            )
+    yield "8 bytes behind the arrays", _assembled(header, body + bytes(8))
+    for key in KEYS:
+        begin, end = header[key]["data_offsets"]
+        for span in ([begin + 4, end + 4], [begin - 4, end - 4], [end, begin], [begin, begin], [0.5, end], [begin], []):
+            yield f"{key} at {span}", _assembled({**header, key: {**header[key], "data_offsets": span}}, body)
+        for left_out in ("dtype", "shape", "data_offsets"):
+            entry = {name: value for name, value in header[key].items() if name != left_out}
+            yield f"{key} without {left_out}", _assembled({**header, key: entry}, body)
+
+
+def with_other_header_lengths() -> Variants:
+    """Beyond the file, up to those that wrap in 64 bits; and shorter than the header."""
+    data = state_file(state_arrays())
+    length = struct.unpack("<Q", data[:8])[0]
+    wrapping = [2**64 - 8, 2**64 - 1, 2**64 - 8 + length, 2**63, 2**63 + length, 2**32 + length, 2**31]
+    for wrong in (0, 1, length - 1, length + 1, length + 8, len(data), *wrapping):
+        if wrong < 2**64:
+            yield f"header of {wrong} bytes", struct.pack("<Q", wrong) + data[8:]
+    yield "a length in the order of big machines", struct.pack(">Q", length) + data[8:]
+    for count in (0, 1, 7, 8):
+        yield f"{count} bytes", data[:count]
+
+
+FAMILIES: dict[str, Callable[[], Variants]] = {
+    "numbers": with_other_numbers,
+    "dtypes": with_other_dtypes,
+    "shapes": with_other_shapes,
+    "config": with_other_config,
+    "versions": with_other_versions,
+    "checksums": with_other_checksums,
+    "offsets": with_other_offsets,
+    "header lengths": with_other_header_lengths,
+}
+
+
+def _assembled(header: dict[str, Any], body: bytes) -> bytes:
+    return with_header(json.dumps(header).encode(), body)
