@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,10 @@ from conformance.guard import run_to_the_end
 
 PACKAGE = Path(__file__).resolve().parent
 USAGE_ERROR = 4  # pytest's own
+REMEDY = "Try: `crma conformance`, or `python -P -m conformance`, which look there last"
+#: options with which a run is of one process: of their own number of processes, or of a look at single tests
+ONE_PROCESS = ("-n", "--numprocesses", "-x", "--exitfirst", "--maxfail", "-s", "--capture", "--pdb", "--trace", "--co")
+ONE_PROCESS += ("--collect-only", "--conformance-report", "-p=no:xdist", "no:xdist", "-k", "--clause", "--junitxml")
 _EXPRESSIONS = ("-k", "-m", "--deselect")  # what follows these is no path
 
 
@@ -18,10 +23,19 @@ def main(arguments: list[str]) -> int:
 
     A file of the suite may be given by its name alone, as a gap and a report give it.
     """
-    from reference.errors import CRMAError
-
+    if sys.flags.safe_path:  # python -P: a port of the current folder is found, after everything that is installed
+        sys.path += [str(PACKAGE.parent), os.getcwd()]
+    try:
+        from conformance.installation import one_installation
+        from reference.errors import CRMAError
+    except Exception as error:  # of somebody else's module, whatever it does
+        here = [name for name in ("reference", "backends", "spec") if list(Path.cwd().glob(f"{name}*"))]
+        found = f"{', '.join(here)} in {Path.cwd()}" if here else type(error).__name__
+        print(f"ERROR: package of this project: got {found} ({error}); allowed: its own. {REMEDY}", file=sys.stderr)
+        return USAGE_ERROR
     try:
         _check_packages()
+        one_installation()
     except CRMAError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -36,7 +50,18 @@ def main(arguments: list[str]) -> int:
         PACKAGE.parent / "pyproject.toml"
     ).exists():  # installed: no configuration, and nothing may be written there
         options += ["-p", "no:cacheprovider", "--strict-markers"]
-    return int(pytest.main([*options, *tests, *arguments]))
+    return int(pytest.main([*options, *_processes(arguments), *tests, *arguments]))
+
+
+def _processes(arguments: list[str]) -> list[str]:
+    """Several processes, unless something else is asked for; tests that share compiled programs stay together."""
+    asked = any(argument.startswith(ONE_PROCESS) for argument in arguments)
+    on_gpu = any("-cuda" in argument for argument in arguments)
+    count = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if asked or on_gpu or count < 2 or find_spec("xdist") is None:
+        return []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return ["-n", str(count), "--dist", "loadgroup", "--max-worker-restart", "0"]
 
 
 def _is_path(argument: str) -> bool:

@@ -115,10 +115,16 @@ def adapter_gradients(
     scales = gradient_scales(case, x, upstream)
     norm = float(np.linalg.norm(case.basis.astype(np.float64).reshape(-1, case.hidden_size), 2))
     total = float((np.linalg.norm(upstream, axis=-1) * np.linalg.norm(x, axis=-1)).sum())
-    # s, s / kappa and s / kappa^2 are less than a normal number only where the gate is as good as closed
+    # What may be taken as zero: numbers of x and of the cotangent, their products, and s, s / kappa and s / kappa^2
+    # where the gate is as good as closed. In units of the smallest normal number.
     tiny = float(np.finfo(backend.parameter_dtype).tiny)
     vanishes = sigmoid(case.gate) * sigmoid(-case.gate) < 100.0 * tiny * (1.0 + norm**2) ** 2
-    lost = 1.0 + (1.0 + norm**2 * vanishes) * total
+    small_x, small_upstream = (np.where(np.abs(array) < tiny, array, 0.0) for array in (x, upstream))
+    dropped = sum(
+        float((np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)).sum())
+        for left, right in ((small_x, upstream), (x, small_upstream))
+    )
+    lost = 1.0 + x.size + dropped / tiny + (1.0 + norm**2 * vanishes) * total
     floors = {"x": 1.0, "basis": 1.0 + lost / norm, "mix_logits": lost, "gate_logit": lost}
     comparisons = {}
     for name in INPUTS:

@@ -12,12 +12,15 @@ from contextlib import nullcontext
 import pytest
 
 import reference
-from backends import Backend, load_backend
+from backends import Backend
 from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
+from conformance.controller import SIGNATURES, USE, Controller, is_controller, load_counted
 from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
+from conformance.installation import one_installation, refuse_another_installation
 from conformance.profiles import PROFILES, load_profile, profile_of, same_cases_everywhere
+from conformance.statement import COUNTED, statement_of, write_statement
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
@@ -46,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write a report to FILE.html or FILE.json; may be repeated",
     )
+    group.addoption("--statement", metavar="FILE", help="write a statement of conformance of the one backend to FILE")
     group.addoption(
         "--profile",
         choices=list(PROFILES),
@@ -58,10 +62,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # hypothesis' own plug-in then finds the profile that --hypothesis-profile names
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/ that the test checks")
-    config.stash[LOADED] = {}
+    config.stash[LOADED], config.stash[SIGNATURES], config.stash[USE] = {}, set(), []
     try:
+        one_installation()
         _configure_options(config)
         load_profile(config)
+        if is_controller(config):  # which collects nothing: the workers do
+            config.pluginmanager.register(Controller(config, lines_of_backends), "crma-conformance-controller")
+            load_backends(config)
     except CRMAError as error:
         raise pytest.UsageError(printable(error, keep="\n")) from None
 
@@ -75,7 +83,21 @@ def _configure_options(config: pytest.Config) -> None:
             raise ConfigError(
                 "--clause", got=repr(clause), allowed="an id of spec/, such as SINK-3", remedy="see spec/README.md"
             )
+    if config.getoption("--statement") and len(chosen_backends(config)) != 1:
+        raise ConfigError(
+            "--statement",
+            got=f"{len(chosen_backends(config))} backends",
+            allowed="one --backend",
+            remedy="make one run and one statement for each",
+        )
     reports = config.getoption("--conformance-report")
+    if reports and (is_controller(config) or hasattr(config, "workerinput")):
+        raise ConfigError(
+            "--conformance-report",
+            got="several processes (-n)",
+            allowed="one process, which sees every comparison",
+            remedy="-n 0",
+        )
     if reports:
         from conformance.report.ledger import ReportPlugin, check_report_paths  # with jinja2 and matplotlib
 
@@ -96,9 +118,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     path = config.getoption("--gaps")
     try:
+        refuse_another_installation(items)
         declare_gaps(config.stash[GAPS], items, path, whole=not any("::" in argument for argument in config.args))
     except CRMAError as error:
-        raise pytest.UsageError(printable(error, keep="\n")) from None
+        if not hasattr(config, "workerinput"):
+            raise pytest.UsageError(printable(error, keep="\n")) from None
+        config.workeroutput["use"] = printable(error, keep="\n")  # the controller ends the run
+        items[:] = []
     wanted = set(config.getoption("--clause") or ())
     quick = profile_of(config) == "quick"
     left_out = [
@@ -112,9 +138,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     if not any("backend" in getattr(item, "fixturenames", ()) and is_ours(item) for item in items):
         return
+    load_backends(config)
+
+
+def load_backends(config: pytest.Config) -> None:
+    """All that ``--backend`` names. Raises: pytest.UsageError, one message and status 4."""
     for name in chosen_backends(config):
         try:
-            port = config.stash[LOADED][name] = load_backend(name)
+            port = config.stash[LOADED][name] = load_counted(config, name)
             tolerance_for("adapter y - x", port.parameter_dtype, "forward")
         except CRMAError as error:
             raise pytest.UsageError(printable(f"--backend={name}: {error}", keep="\n")) from None
@@ -132,6 +163,11 @@ def clauses_of(item: pytest.Item) -> list[str]:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    return lines_of_backends(config)
+
+
+def lines_of_backends(config: pytest.Config) -> list[str]:
+    """The evidence of CONF-2, one line a backend."""
     return [
         printable(
             f"backend {name}: {port.name}, {port.version}, on {port.device}, parameters in {port.parameter_dtype}, "
@@ -139,6 +175,26 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
         )
         for name, port in config.stash[LOADED].items()
     ]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    if (path := config.getoption("--statement")) and not hasattr(config, "workerinput") and config.stash[LOADED]:
+        counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in COUNTED}
+        (port,) = config.stash[LOADED].values()
+        gaps = list(config.stash[GAPS])
+        content = statement_of(config, port, gaps, counts, 4 if config.stash[USE] else int(exitstatus))
+        write_statement(path, content)
+        terminalreporter.write_line(f"statement: {content['outcome']}, written to {path}")
+    if count := len(config.stash[SIGNATURES]):
+        terminalreporter.write_line(f"shapes: {count} distinct (function, shapes, dtypes and K of a call)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["signatures"] = sorted(session.config.stash[SIGNATURES])
 
 
 def _offers(backend: Backend) -> str:
@@ -154,7 +210,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         with same_cases_everywhere() if is_ours(pyfuncitem) else nullcontext():
             return (yield)
     except PortStoppedError as error:
-        pytest.exit(printable(f"--backend={error}", keep="\n"), returncode=pytest.ExitCode.USAGE_ERROR)
+        said = printable(f"--backend={error}", keep="\n")
+        if hasattr(pyfuncitem.config, "workeroutput"):  # where an exit would be an error of xdist itself
+            pyfuncitem.config.workeroutput["use"] = pyfuncitem.session.shouldstop = said
+            raise
+        pytest.exit(said, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: after pytest has made a skip or an expected failure of it
@@ -170,7 +230,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     name = getattr(request, "param", chosen_backends(request.config)[0])
     loaded = request.config.stash[LOADED]
     if name not in loaded:
-        loaded[name] = load_backend(name)
+        loaded[name] = load_counted(request.config, name)
     return loaded[name]
 
 

@@ -487,7 +487,7 @@ class SameValues:
     """Logits that are given, as :class:`conformance.strategies.Logits` that are drawn."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values, self.condition = values, max(1.0, float(np.ptp(values)))
+        self.values, self.condition, self.memory = values, max(1.0, float(np.ptp(values))), "C"
 
 
 # -- the rest of the process --

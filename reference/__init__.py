@@ -21,7 +21,7 @@ from reference.paired_tests import PairedTTest, mcnemar_exact, paired_t_test, si
 from reference.seed_summary import SeedSummary, seed_summary
 from reference.sinkhorn_projection import sinkhorn_projection, sinkhorn_projection_vjp
 
-SPEC_VERSION = "0.2"
+SPEC_VERSION = "0.3"
 
 __all__ = [
     "SPEC_VERSION",

@@ -7,6 +7,7 @@ Clauses: VEC-5, STATE-1, STATE-2, STATE-4, STATE-5. Source: ours.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from typing import Any
@@ -56,6 +57,11 @@ def with_header(text: bytes, body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
+def checksum(arrays: dict[str, Array], config: str = json.dumps(CONFIG)) -> str:
+    """Of the text of config and of the arrays in the order of the clause. Clause: STATE-6."""
+    return hashlib.sha256(config.encode() + b"".join(arrays[key].tobytes() for key in KEYS)).hexdigest()
+
+
 def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and body."""
     start = 8 + struct.unpack("<Q", data[:8])[0]
@@ -68,6 +74,7 @@ def accepted_files() -> dict[str, bytes]:
         "state": state_file(arrays),
         "state-other-order": state_file(arrays, ("bases", "gate_logits", "mix_logits")),
         "state-more-metadata": state_file(arrays, spec_version="0.9", base_model="a model", unknown="ignored"),
+        "state-checksum": state_file(arrays, ("bases", "gate_logits", "mix_logits"), content_sha256=checksum(arrays)),
         "state-unaligned": assemble(*taken_apart(state_file(arrays)), unaligned=True),
     }
 
@@ -99,6 +106,9 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
     spoiled = {value: {**arrays, "bases": arrays["bases"].copy()} for value in (np.nan, np.inf)}
     for value, several in spoiled.items():
         several["bases"][1, 2, 1, 3] = value
+    later = {key: [offset + 8 for offset in header[key]["data_offsets"]] for key in KEYS}
+    begins_later = {key: {**header[key], "data_offsets": span} for key, span in later.items()}
+    in_gates = {**arrays, "gate_logits": np.asarray([0.5, np.nan], np.float32)}
     shape = {**arrays, "mix_logits": arrays["mix_logits"].reshape(1, 3, 6)}
     half = {**arrays, "gate_logits": arrays["gate_logits"].astype(np.float16)}
     return {
@@ -142,6 +152,20 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "wrong-dtype": (state_file(half), "gate_logits is not float32"),
         "nan": (state_file(spoiled[np.nan]), "bases holds a NaN"),
         "infinity": (state_file(spoiled[np.inf]), "bases holds an infinity"),
+        "nan-gate": (state_file(in_gates), "gate_logits holds a NaN"),
+        "offsets-begin-late": (assemble({**header, **begins_later}, bytes(8) + body), "bytes before the first array"),
+        "header-length-wraps": (struct.pack("<Q", 2**64 - 8) + good[8:], "8 + the length of the header is 2^64"),
+        "checksum": (state_file(arrays, content_sha256=checksum(in_gates)), "content_sha256 is that of other content"),
+        "checksum-capitals": (
+            state_file(arrays, content_sha256=checksum(arrays).upper()),
+            "content_sha256 in capitals",
+        ),
+        "no-version": (state_file(arrays, spec_version=None), "metadata: spec_version is missing"),
+        "version-form": (state_file(arrays, spec_version="0.2.0"), "metadata: spec_version is no MAJOR.MINOR"),
+        "config-fraction": (config(iterations=9.7), "config: iterations is no integer"),
+        "config-float": (config(layers=2.0), "config: a size is a floating-point number"),
+        "config-true": (config(iterations=True), "config: iterations is true"),
+        "config-unknown-key": (config(temperature=2), "config: a key that is not known"),
     }
 
 

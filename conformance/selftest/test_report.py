@@ -28,10 +28,10 @@ def failing(tmp_path_factory):
 @pytest.mark.parametrize(
     ("outcomes", "incomplete", "own", "code", "verdict"),
     [
-        (["passed"], [], "passed", "conforms", "conforms to CRMA specification 0.2"),
-        (["passed", "not offered"], [], "passed", "conforms", "conforms to CRMA specification 0.2"),
-        (["passed", "gap"], [], "passed", "gaps", "conforms to CRMA specification 0.2 but for 1 declared gap"),
-        (["gap", "gap"], [], "passed", "gaps", "conforms to CRMA specification 0.2 but for 2 declared gaps"),
+        (["passed"], [], "passed", "conforms", "conforms to CRMA specification 0.3"),
+        (["passed", "not offered"], [], "passed", "conforms", "conforms to CRMA specification 0.3"),
+        (["passed", "gap"], [], "passed", "gaps", "conforms to CRMA specification 0.3 but for 1 declared gap"),
+        (["gap", "gap"], [], "passed", "gaps", "conforms to CRMA specification 0.3 but for 2 declared gaps"),
         (["passed", "failed"], [], "passed", "fails", "does not conform: 1 test failed, of 1 clause"),
         (["gap", "failed", "failed"], [], "passed", "fails", "does not conform: 2 tests failed, of 1 clause"),
         (["passed"], ["40 examples"], "passed", "none", "no verdict: partial run"),

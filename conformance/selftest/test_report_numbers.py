@@ -25,7 +25,7 @@ DATES = ("date", "seconds")
 
 def test_keys_of_the_schema(passing):
     data, _, _ = passing
-    assert (data["schema"], data["schema_version"], data["spec_version"]) == ("crma-conformance-report", 1, "0.2")
+    assert (data["schema"], data["schema_version"], data["spec_version"]) == ("crma-conformance-report", 1, "0.3")
     assert list(data) == [
         "schema", "schema_version", "project_version", "spec_version", "date", "seconds", "machine", "options",
         "complete", "incomplete", "clauses", "port_clauses_without_a_test", "backends", "own_tests",
