@@ -13,8 +13,10 @@ PACKAGE = Path(__file__).resolve().parent
 USAGE_ERROR = 4  # pytest's own
 REMEDY = "Try: `crma conformance`, or `python -P -m conformance`, which look there last"
 #: options with which a run is of one process: of their own number of processes, or of a look at single tests
-ONE_PROCESS = ("-n", "--numprocesses", "-x", "--exitfirst", "--maxfail", "-s", "--capture", "--pdb", "--trace", "--co")
-ONE_PROCESS += ("--collect-only", "--conformance-report", "-p=no:xdist", "no:xdist", "-k", "--clause", "--junitxml")
+ONE_PROCESS = (
+    *("-n", "--numprocesses", "-x", "--exitfirst", "--maxfail", "-s", "--capture", "--pdb", "--trace", "--co"),
+    *("--collect-only", "--conformance-report", "-p=no:xdist", "no:xdist", "-k", "--clause", "--junitxml"),
+)
 _EXPRESSIONS = ("-k", "-m", "--deselect")  # what follows these is no path
 
 

@@ -33,14 +33,13 @@ class Controller:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        for line in self.lines(self.config) if reporter else ():
-            reporter.write_line(line)
+        for line in self.lines(self.config):
+            self._write(line)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         output = getattr(node, "workeroutput", {})
-        self.config.stash[SIGNATURES] |= set(output.get("signatures", ()))
+        self.config.stash[SIGNATURES].update(output.get("signatures", ()))
         if "use" in output:
             self.config.stash[USE].append(output["use"])
 
@@ -53,12 +52,17 @@ class Controller:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        said = list(dict.fromkeys(self.config.stash[USE]))
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        for line in said if reporter else ():
-            reporter.write_line(f"\nERROR: {line}")
+        met: list[str] = self.config.stash[USE]
+        said = sorted(set(met))
+        for line in said:
+            self._write(f"\nERROR: {line}")
         if said:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def _write(self, line: str) -> None:
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.write_line(line)
 
 
 def load_counted(config: pytest.Config, name: str) -> Backend:

@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     except CRMAError as error:
         if not hasattr(config, "workerinput"):
             raise pytest.UsageError(printable(error, keep="\n")) from None
-        config.workeroutput["use"] = printable(error, keep="\n")  # the controller ends the run
+        getattr(config, "workeroutput")["use"] = printable(error, keep="\n")  # noqa: B009  the controller ends the run
         items[:] = []
     wanted = set(config.getoption("--clause") or ())
     quick = profile_of(config) == "quick"
@@ -194,7 +194,8 @@ def pytest_terminal_summary(
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["signatures"] = sorted(session.config.stash[SIGNATURES])
+        seen: set[str] = session.config.stash[SIGNATURES]
+        session.config.workeroutput["signatures"] = sorted(seen)
 
 
 def _offers(backend: Backend) -> str:

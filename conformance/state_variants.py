@@ -65,8 +65,8 @@ def legal_files() -> Variants:
     )
     yield "config without spaces", state_file(arrays, config=json.dumps(CONFIG, separators=(",", ":")))
     yield "metadata not in ASCII", state_file(arrays, author="Öß Ж 語 \u0001 \U0001f600", base_model="λ")
-    yield "metadata of an empty key and an empty value", state_file(arrays, **{"": "", "notes": ""})
-    yield "many keys", state_file(arrays, **{f"key {number}": "x" * number for number in range(300)})
+    yield "metadata of an empty key and an empty value", state_file(arrays, KEYS, **{"": "", "notes": ""})
+    yield "many keys", state_file(arrays, KEYS, **{f"key {number}": "x" * number for number in range(300)})
     for version in ("0.0", "0.1", "0.2", "0.10", "0.999999999"):
         yield f"spec_version {version}", state_file(arrays, spec_version=version)
     header, body = taken_apart(state_file(arrays))

@@ -33,8 +33,10 @@ VERSION = 1
 OUTCOMES = ("conforms", "conforms but for", "does not conform", "proves nothing")
 COUNTED = ("passed", "failed", "skipped", "xfailed", "xpassed", "error")
 NARROWING = ("keyword", "markexpr", "deselect", "clause", "maxfail", "lf")  # options that leave tests out
-FIELDS = ("format", "format_version", "spec_version", "outcome", "profile", "backend", "gaps", "counts", "suite")
-FIELDS += ("versions", "command", "date", "sha256")
+FIELDS = (
+    *("format", "format_version", "spec_version", "outcome", "profile", "backend", "gaps", "counts", "suite"),
+    *("versions", "command", "date", "sha256"),
+)
 
 
 def suite_digest() -> str:
