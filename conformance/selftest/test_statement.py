@@ -122,3 +122,18 @@ def test_a_run_writes_it(processes, tmp_path):
     assert (content["outcome"], content["counts"]["failed"]) == ("proves nothing", 0)
     assert content["counts"]["passed"] > 50
     assert content["backend"]["device"] == "cpu"
+
+
+def test_the_example_of_a_ports_own_ci_runs(tmp_path):
+    """Its commands as they stand, with another port and a part of the tests."""
+    yaml = pytest.importorskip("yaml")
+    steps = yaml.safe_load((PACKAGE / "examples" / "ci.yml").read_text())["jobs"]["conformance"]["steps"]
+    commands = [step["run"] for step in steps if not step.get("run", "pip").startswith("pip")]
+    assert len(commands) == 2
+    port = "conformance.selftest.port:make_port"
+    suite = commands[0].replace("my_port.crma:make_backend", port).replace("crma conformance", "-m conformance").split()
+    code, printed = run([*suite, "-q", "-n", "0", "test_refusals.py"], tmp_path)
+    assert code == 0, printed
+    code, printed = run(commands[1].removeprefix("python ").split(), tmp_path)
+    assert code == 0, printed
+    assert "numpy-port" in printed
