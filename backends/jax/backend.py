@@ -25,7 +25,11 @@ from reference.sinkhorn_projection import checked_iterations
 Array = NDArray[Any]
 #: The functions are called with hundreds of sizes, each a few times: a program that is compiled fast and is a little
 #: slower is the better one. A training program leaves both as XLA has them.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,  # threads that wait for each other where several processes compile
+}
 
 
 class JaxBackend:

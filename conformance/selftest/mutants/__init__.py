@@ -17,6 +17,7 @@ from conformance.selftest.mutants.memory import MUTANTS as MEMORY
 from conformance.selftest.mutants.mixing import MUTANTS as MIXING
 from conformance.selftest.mutants.process import MUTANTS as PROCESS
 from conformance.selftest.mutants.projection import MUTANTS as PROJECTION
+from conformance.selftest.mutants.refusals import MUTANTS as REFUSALS
 from conformance.selftest.mutants.sharing import MUTANTS as SHARING
 from conformance.selftest.mutants.sizes import MUTANTS as SIZES
 from conformance.selftest.mutants.state_file import MUTANTS as STATE_FILE
@@ -35,6 +36,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *SHARING,
     *PROCESS,
     *LEVELS,
+    *REFUSALS,
 )
 if find_spec("torch"):  # an extra, which the suite itself does without
     from conformance.selftest.mutants import autograd

@@ -180,7 +180,17 @@ def _mutants(function: str, test: str, levels: dict[str, tuple[Condition, str]])
     ]
 
 
+def _any_of(levels: dict[str, tuple[Condition, str]], call: Call) -> bool:
+    return any(condition(call) for condition, _ in levels.values())
+
+
+#: a port that is wrong at many levels at once, each of which another one could hide
+COMPOUND: dict[str, tuple[Condition, str]] = {
+    "any_level_": (partial(_any_of, {name: ADAPTER_LEVELS[name] for name in list(ADAPTER_LEVELS)[::2]}), ""),
+}
 MUTANTS = (
+    *_mutants("adapter", "test_design::test_adapter", COMPOUND),
+    *_mutants("adapter_vjp", "test_adapter_gradient", COMPOUND),
     *_mutants("projection", "test_projection", PROJECTION_LEVELS),
     *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS),
     *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
