@@ -62,6 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # hypothesis' own plug-in then finds the profile that --hypothesis-profile names
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/ that the test checks")
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process of pytest-xdist runs")
     config.stash[LOADED], config.stash[SIGNATURES], config.stash[USE] = {}, set(), []
     try:
         one_installation()
@@ -135,6 +136,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    for item in items:  # those that draw from the same short list of sizes, for which one process is to compile
+        if is_ours(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("properties"))
     yield
     if not any("backend" in getattr(item, "fixturenames", ()) and is_ours(item) for item in items):
         return
