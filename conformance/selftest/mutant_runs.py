@@ -108,6 +108,15 @@ def missed(mutants: tuple[Mutant, ...], runs: dict[str, Run]) -> tuple[Mutant, .
     return tuple(m for m in mutants if not all(runs[m.name].of(m, test) for test in m.caught_by))
 
 
+def assert_caught(mutant: Mutant, run: Run) -> None:
+    """By each of its tests, which compared and found a difference."""
+    for test in mutant.caught_by:
+        messages = run.of(mutant, test)
+        assert messages is not None, f"{test} was not run:\n{run.printed}"
+        assert messages, f"{test} did not notice"
+        assert all(COMPARED.match(message) for message in messages), (test, messages)
+
+
 def main(arguments: list[str]) -> int:
     """Every mutant in both profiles; status 1 if the full one misses any."""
     with tempfile.TemporaryDirectory() as folder:

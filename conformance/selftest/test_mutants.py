@@ -1,7 +1,7 @@
 """The suite is run against ports that are wrong: it must say so, by the tests made for it, and by a comparison.
 
-All are tried in the quick profile, and those that it misses in the full one; those that are wrong on a few layouts in
-the full one at once. ``python -m conformance.selftest.mutant_runs`` tries all of them in both.
+Here those that are wrong everywhere: in the quick profile, and what that misses in the full one. Those that are wrong
+on a few layouts are in test_level_mutants.py. ``python -m conformance.selftest.mutant_runs`` tries all of them in both.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from functools import cache, partial
 import pytest
 
 from conformance.selftest import mutants
-from conformance.selftest.mutant_runs import BATCH, COMPARED, TESTS, missed, run_suite, try_mutants
+from conformance.selftest.mutant_runs import BATCH, TESTS, assert_caught, missed, run_suite, try_mutants
 from conformance.selftest.mutants import MUTANTS
 from conformance.selftest.port import NumpyPort
+
+EVERYWHERE = tuple(mutant for mutant in MUTANTS if not mutant.layouts)
 
 
 @pytest.fixture(scope="module")
@@ -25,33 +27,27 @@ def tried(tmp_path_factory):
 
     @cache
     def batch_of(index, profile):
-        batch = MUTANTS[index * BATCH : (index + 1) * BATCH]
-        everywhere = tuple(mutant for mutant in batch if not mutant.layouts)
+        batch = EVERYWHERE[index * BATCH : (index + 1) * BATCH]
         if profile == "quick":
-            return try_mutants(folder, everywhere, profile)
-        left = missed(everywhere, batch_of(index, "quick")) if everywhere else ()
-        if left:
-            print("missed by --quick:", ", ".join(mutant.name for mutant in left))
-        return try_mutants(folder, (*left, *(mutant for mutant in batch if mutant.layouts)), profile)
+            return try_mutants(folder, batch, profile)
+        left = missed(batch, batch_of(index, "quick"))
+        print("missed by --quick:", ", ".join(mutant.name for mutant in left))
+        return try_mutants(folder, left, profile)
 
-    return lambda mutant, profile: batch_of(MUTANTS.index(mutant) // BATCH, profile)[mutant.name]
+    return lambda mutant, profile: batch_of(EVERYWHERE.index(mutant) // BATCH, profile)[mutant.name]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", EVERYWHERE, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, tried, record_property):
     """By each of the named tests, which compares and finds a difference."""
-    run = tried(mutant, "full" if mutant.layouts else "quick")
-    if not mutant.layouts and missed((mutant,), {mutant.name: run}):
+    run = tried(mutant, "quick")
+    if missed((mutant,), {mutant.name: run}):
         record_property("missed by", "--quick")
         run = tried(mutant, "full")
-    for test in mutant.caught_by:
-        messages = run.of(mutant, test)
-        assert messages is not None, f"{test} was not run:\n{run.printed}"
-        assert messages, f"{test} did not notice"
-        assert all(COMPARED.match(message) for message in messages), (test, messages)
+    assert_caught(mutant, run)
 
 
-@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.passes], ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [mutant for mutant in EVERYWHERE if mutant.passes], ids=lambda mutant: mutant.name)
 def test_mutant_is_wrong_in_one_thing_only(mutant, tried):
     """It passes the tests of other subjects: it is a port with a fault, not a ruin that any test would notice."""
     run = tried(mutant, "quick")
