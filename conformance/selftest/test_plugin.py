@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 ONE_TEST = PACKAGE / "test_backend_interface.py::test_attributes"
 PYTEST = ("-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
-SUITE = ("-m", "conformance", "-p", "no:cacheprovider")
+SUITE = ("-m", "conformance", "-n", "0", "-p", "no:cacheprovider")  # one process, as pytest itself
 
 
 def run(folder, *arguments):

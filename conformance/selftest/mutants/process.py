@@ -327,7 +327,7 @@ MUTANTS = tuple(Mutant(*trace) for trace in _TRACES) + tuple(
             "m_kept_by_norm",
             partial(KeptBy, "sinkhorn_projection", norm),
             _CONTENT,
-            _BOTH,
+            (STATE_FILE,),
         ),
         ("kept_without_k", partial(KeptBy, VJP, lambda a: a.tobytes(), False), _WITH_K, (PROJECTION, STATE_FILE)),
         ("reads_the_first_of_a_size", ReadsTheFirstOfASize, ("test_states_of_the_same_size_are_still_two",), _M_AND_Y),
