@@ -123,9 +123,9 @@ class SquaresOfSigmoid(NumpyPort):
 
     def adapter_vjp(self, *inputs: Any) -> Gradients:
         gradients = super().adapter_vjp(*inputs)
-        gate = np.float32(np.ravel(inputs[2])[0])
+        gate = np.asarray(np.ravel(inputs[2])[0], np.float32)
         with np.errstate(all="ignore"):
-            one, right = np.float32(1), self.sigmoid(gate) * self.sigmoid(-gate)
+            one, right = np.float32(1), self.sigmoid(gate) * self.sigmoid(np.asarray(-gate))
             wrong = self.sigmoid(gate) * (one - self.sigmoid(gate))
             factor = wrong / right if right > 0 else one
         return gradients._replace(gate_logit=np.asarray(gradients.gate_logit * factor))
