@@ -21,7 +21,8 @@ class LenientVjp(NumpyPort):
         return x, logits, gate, basis, cotangent
 
     def adapter_vjp(self, *inputs: Any) -> Gradients:
-        return super().adapter_vjp(*self.changed(*inputs[:5]), inputs[5])
+        x, logits, gate, basis, cotangent = self.changed(*inputs[:5])
+        return super().adapter_vjp(x, logits, gate, basis, cotangent, inputs[5])
 
 
 class HidesNanOfX(LenientVjp):
