@@ -31,7 +31,8 @@ def birkhoff_correction(plain: Array) -> Array:
     row_sums, row_rests = _compensated_sum(plain, SECOND)
     largest = max_over(row_sums, FIRST)
     largest_rest = max_over(jnp.where(row_sums == largest, row_rests, -jnp.inf), FIRST)
-    missing = (largest - row_sums) + (largest_rest - row_rests)  # m - rho >= 0, to the last digit
+    # m - rho >= 0, to the last digit; a rest that was rounded must not make it less (SINK-7)
+    missing = jnp.maximum((largest - row_sums) + (largest_rest - row_rests), 0)
     return plain / largest + missing / (n * largest)
 
 
