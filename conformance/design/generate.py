@@ -30,7 +30,10 @@ HIDES_OTHERS = {"n": "1", "leading": "empty"}
 
 
 def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...]) -> list[list[Any]]:
-    """Rows of values, one per axis: every pair of classes that fits together, and every value of ``exhausted``."""
+    """Rows of values, one per axis: every pair of classes that fits together, and every value of ``exhausted``.
+
+    Both where a fault shows (see ``HIDES_OTHERS``).
+    """
     from allpairspy import AllPairs
 
     seen = [[label for label in axis.classes if label != HIDES_OTHERS.get(axis.name)] for axis in axes]
@@ -38,13 +41,14 @@ def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...
     chosen = [list(labels) for labels in pairs]
     chosen += _missing_pairs(axes, seen, chosen, fits)
     used: Counter[tuple[str, Any]] = Counter()
+    hidden: Counter[tuple[str, Any]] = Counter()  # what occurred where no fault shows has yet to occur elsewhere
     table = [_filled(axes, labels, fits, used) for labels in chosen]
     for hiding in [axis for axis in axes if axis.name in HIDES_OTHERS]:
-        table += [_filled(axes, labels, fits, used) for labels in _with_each_class(axes, hiding, fits)]
+        table += [_filled(axes, labels, fits, hidden) for labels in _with_each_class(axes, hiding, fits)]
+        used.update({(hiding.name, value): 1 for value in hiding.classes[HIDES_OTHERS[hiding.name]]})
     rng = random.Random(0)
     while any(used[axis.name, value] == 0 for axis in exhausted for value in _values(axis)):
         table.append(_filled(axes, _labels_of_unused(axes, used, fits, rng), fits, used))
-
     return table
 
 

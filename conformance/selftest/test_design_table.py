@@ -60,11 +60,12 @@ def can_meet(axes, fits, left, right, first, second):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_value_occurs(name):
+def test_every_value_occurs_where_a_fault_shows(name):
     _, _, exhausted = TABLES[name]
     for axis in exhausted:
-        values = {value for of_class in axis.classes.values() for value in of_class}
-        assert values == {row[axis.name] for row in rows(name)}, axis.name
+        for label, values in axis.classes.items():
+            hides = label == HIDES_OTHERS.get(axis.name)
+            assert set(values) <= {row[axis.name] for row in rows(name) if hides or shows(row)}, (axis.name, label)
     if name == "adapter":
         assert {row["n"] for row in rows(name)} == set(range(1, 65))
 
