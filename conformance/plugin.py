@@ -156,7 +156,7 @@ def load_backends(config: pytest.Config) -> None:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Whether ``--quick`` runs a test: of those of the covering design, the ones of a few layouts. Clause: CONF-14."""
+    """Whether ``--quick`` runs a test: of those of the covering design, the ones of a few layouts. Clause: CONF-11."""
     callspec = getattr(item, "callspec", None)
     return bool(getattr(callspec and callspec.params.get("layout"), "quick", True))
 

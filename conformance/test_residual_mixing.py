@@ -137,6 +137,28 @@ def test_half_precision_x_with_full_precision_inside(backend, x_dtype, case):
 
 
 @pytest.mark.clause("MIX-10", "BACK-6")
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("size", [65500.0, 65519.0, 65521.0, 70000.0])
+def test_what_rounds_beyond_the_largest_float16_is_an_infinity(backend, size, sign):
+    """Of its sign. The read-in of two numbers of x goes to a third one, and the gate makes it ``size``."""
+    require_x_dtype(backend, "float16")
+    whole = 64000.0 * np.sqrt(2.0)
+    x = np.asarray([sign * 64000.0, sign * 64000.0, 0.0], np.float16)
+    basis = np.asarray([[[1.0, 1.0, 0.0]], [[0.0, 0.0, np.sqrt(2.0)]]])
+    logits, open_gate = np.asarray([[0.0, 60.0], [60.0, 0.0]]), np.asarray(100.0)
+    strength = adapter_strength(reference.AdapterParameters(logits, open_gate, basis))
+    share = size / (2.0 * whole * strength)
+    gate = np.asarray(np.log(share / (1.0 - share)))
+    parameters = [array.astype(np.float32) for array in (logits, gate, basis)]
+    expected = reference.adapter_forward(
+        x.astype(np.float64), reference.AdapterParameters(*(array.astype(np.float64) for array in parameters)), 20
+    )
+    assert abs(abs(expected[2]) - size) < 0.3, "the case of this test"
+    y = backend.adapter_forward(x, *(array.astype(backend.parameter_dtype) for array in parameters), 20)
+    assert y[2] == sign * (np.inf if size > 65520.0 else 65504.0), f"MIX-10: {y[2]} for {expected[2]}"
+
+
+@pytest.mark.clause("MIX-10", "BACK-6")
 @pytest.mark.parametrize("x_dtype", DTYPES)
 @pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_result_has_the_dtype_and_shape_of_x(backend, x_dtype, leading):

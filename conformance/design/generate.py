@@ -1,7 +1,7 @@
 """``python -m conformance.design.generate``: make the table of layouts anew, or ``--check`` the stored one.
 
 All pairs of classes come from allpairspy. Within its class each value is taken in turn, and rows are added until every
-value of every axis has occurred. Clauses: CONF-13. Source: ours.
+value of every axis has occurred. Clauses: CONF-10. Source: ours.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 from typing import Any
 
-from conformance.design.axes import ADAPTER, ITERATIONS, PROJECTION, Axis, adapter_fits, feasible, projection_fits
+from conformance.design.axes import ADAPTER, PROJECTION, Axis, adapter_fits, feasible, projection_fits
 from conformance.design.layouts import FILE
 
 Fits = Callable[[dict[str, Any]], bool]
-#: axes, what fits together, and the axes of which every value occurs: the adapter has K from its projection
-TABLES: dict[str, tuple[tuple[Axis, ...], Fits, tuple[Axis, ...]]] = {
-    "projection": (PROJECTION, projection_fits, PROJECTION),
-    "adapter": (ADAPTER, adapter_fits, tuple(axis for axis in ADAPTER if axis is not ITERATIONS)),
+#: axes, and what fits together
+TABLES: dict[str, tuple[tuple[Axis, ...], Fits]] = {
+    "projection": (PROJECTION, projection_fits),
+    "adapter": (ADAPTER, adapter_fits),
 }
-
-
 #: with one stream nothing is mixed, and without tokens nothing is computed: a fault of anything else would not show
 HIDES_OTHERS = {"n": "1", "leading": "empty"}
 
 
-def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...]) -> list[list[Any]]:
-    """Rows of values, one per axis: every pair of classes that fits together, and every value of ``exhausted``.
+def covering_rows(axes: tuple[Axis, ...], fits: Fits) -> list[list[Any]]:
+    """Rows of values, one per axis: every pair of classes that fits together, and every value of every axis.
 
     Both where a fault shows (see ``HIDES_OTHERS``).
     """
@@ -47,7 +45,7 @@ def covering_rows(axes: tuple[Axis, ...], fits: Fits, exhausted: tuple[Axis, ...
         table += [_filled(axes, labels, fits, hidden) for labels in _with_each_class(axes, hiding, fits)]
         used.update({(hiding.name, value): 1 for value in hiding.classes[HIDES_OTHERS[hiding.name]]})
     rng = random.Random(0)
-    while any(used[axis.name, value] == 0 for axis in exhausted for value in _values(axis)):
+    while any(used[axis.name, value] == 0 for axis in axes for value in _values(axis)):
         table.append(_filled(axes, _labels_of_unused(axes, used, fits, rng), fits, used))
     return table
 

@@ -1,4 +1,4 @@
-"""Ports that are wrong at one level of one axis of the covering design: the full profile catches each. CONF-13."""
+"""Ports that are wrong at one level of one axis of the covering design: the full profile catches each. CONF-10."""
 
 from __future__ import annotations
 

@@ -150,6 +150,25 @@ class SaturatesHalf(NumpyPort):
         return np.nan_to_num(y, nan=np.nan, posinf=65504, neginf=-65504) if y.dtype == np.float16 else y
 
 
+class UnsignedInfinity(NumpyPort):
+    """What overflows float16 becomes +inf, whatever its sign."""
+
+    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
+        y = super().adapter_forward(x, *parameters)
+        return np.where(np.isneginf(y), y.dtype.type(np.inf), y) if y.dtype == np.float16 else y
+
+
+class OverflowsEarly(NumpyPort):
+    """What is larger than the largest float16 becomes an infinity, even where it is to be rounded to it."""
+
+    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
+        y = super().adapter_forward(x, *parameters)
+        if y.dtype != np.float16:
+            return y
+        exact = super().adapter_forward(x.astype(np.float64), *parameters)
+        return np.where(np.abs(exact) > 65504.0, np.copysign(np.float16(np.inf), y), y)
+
+
 class HidesNanOfHalf(NumpyPort):
     """NaN in a float16 x is read as 0."""
 
@@ -171,6 +190,7 @@ _TOKEN = ("test_a_token_that_is_not_finite_passes_through_and_touches_no_other",
 _GATE = ("test_a_gate_that_is_not_finite_is_never_a_number_in_between",)
 _COTANGENT = ("test_a_cotangent_of_the_adapter_that_is_not_finite_is_not_hidden",)
 _PROJECTION = ("test_logits_that_are_not_finite_never_give_a_finite_number",)
+_OVERFLOW = ("test_what_rounds_beyond_the_largest_float16_is_an_infinity",)
 _ADAPTER = ("test_design::test_adapter",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, (STATE_FILE,), layouts)
@@ -211,7 +231,9 @@ MUTANTS = tuple(
         ("gate_clamped_at_15", ClampsTheGate, ("test_every_gate",), ""),
         ("gate_by_rounded_sigmoid", SquaresOfSigmoid, ("test_every_gate",), ""),
         ("bfloat16_through_float16", Bfloat16ThroughFloat16, _ADAPTER, "-bfloat16-"),
-        ("float16_saturates", SaturatesHalf, _ADAPTER, "-float16-x_largest"),
+        ("float16_saturates", SaturatesHalf, _OVERFLOW, ""),
+        ("float16_overflows_without_sign", UnsignedInfinity, _OVERFLOW, ""),
+        ("float16_overflows_early", OverflowsEarly, _OVERFLOW, ""),
         ("float16_hides_nan", HidesNanOfHalf, ("test_adapter_with_a_number_that_is_not_finite",), "-float16-x_nan"),
         ("float16_flushes_subnormals", FlushesHalf, _ADAPTER, "-float16-x_subnormal"),
     )
