@@ -15,6 +15,7 @@ import pytest
 from backends import Backend, load_backend
 
 SIGNATURES = pytest.StashKey[set[str]]()  # of the calls of this process, or, in the controller, of all
+COLLECTED = pytest.StashKey[list[str]]()  # ids of this suite's tests, before any is left out; all workers have the same
 USE = pytest.StashKey[list[str]]()  # errors of use that a worker has met
 COUNTED = ("sinkhorn_projection", "sinkhorn_projection_vjp", "adapter_forward", "adapter_vjp")
 
@@ -40,6 +41,7 @@ class Controller:
     def pytest_testnodedown(self, node: Any) -> None:
         output = getattr(node, "workeroutput", {})
         self.config.stash[SIGNATURES].update(output.get("signatures", ()))
+        self.config.stash[COLLECTED] = output.get("collected", [])
         if "use" in output:
             self.config.stash[USE].append(output["use"])
 

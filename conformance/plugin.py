@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +17,11 @@ from backends import Backend
 from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.clauses import clause_ids
-from conformance.controller import SIGNATURES, USE, Controller, is_controller, load_counted
-from conformance.gaps import Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
+from conformance.controller import COLLECTED, SIGNATURES, USE, Controller, is_controller, load_counted
+from conformance.gaps import PACKAGE, Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
 from conformance.installation import one_installation, refuse_another_installation
 from conformance.profiles import PROFILES, load_profile, profile_of, same_cases_everywhere
-from conformance.statement import COUNTED, statement_of, write_statement
+from conformance.statement import counts_of, is_whole, statement_of, write_statement
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
@@ -63,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/ that the test checks")
     config.addinivalue_line("markers", "xdist_group(name): tests that one process of pytest-xdist runs")
-    config.stash[LOADED], config.stash[SIGNATURES], config.stash[USE] = {}, set(), []
+    config.stash[LOADED], config.stash[SIGNATURES], config.stash[USE], config.stash[COLLECTED] = {}, set(), [], []
     try:
         one_installation()
         _configure_options(config)
@@ -106,18 +107,28 @@ def _configure_options(config: pytest.Config) -> None:
         config.pluginmanager.register(ReportPlugin(config), "crma-conformance-report")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The suite's own tests are of no port: they run where they are asked for by name, or where no path is given."""
+    selftest = PACKAGE / "selftest"
+    if collection_path.resolve() != selftest:
+        return None
+    asked = any(Path(argument.partition("::")[0]).resolve().is_relative_to(selftest) for argument in config.args)
+    return None if asked else True
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames and is_ours(metafunc.definition):
         metafunc.parametrize("backend", chosen_backends(metafunc.config), indirect=True, scope="session")
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before any other plug-in leaves tests out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Gaps are looked up in all that was collected; backends are loaded once for what is left after the selection.
 
     A failure of either is one message and exit code 4.
     """
     path = config.getoption("--gaps")
+    config.stash[COLLECTED] = [item.nodeid for item in items if is_ours(item)]
     try:
         refuse_another_installation(items)
         declare_gaps(config.stash[GAPS], items, path, whole=not any("::" in argument for argument in config.args))
@@ -185,10 +196,11 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
 ) -> None:
     if (path := config.getoption("--statement")) and not hasattr(config, "workerinput") and config.stash[LOADED]:
-        counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in COUNTED}
+        counts = counts_of(terminalreporter)
         (port,) = config.stash[LOADED].values()
-        gaps = list(config.stash[GAPS])
-        content = statement_of(config, port, gaps, counts, 4 if config.stash[USE] else int(exitstatus))
+        status = 4 if config.stash[USE] else int(exitstatus)
+        whole = is_whole(config, config.stash[COLLECTED], counts)
+        content = statement_of(config, port, list(config.stash[GAPS]), counts, status, whole=whole)
         write_statement(path, content)
         terminalreporter.write_line(f"statement: {content['outcome']}, written to {path}")
     if count := len(config.stash[SIGNATURES]):
@@ -200,6 +212,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         seen: set[str] = session.config.stash[SIGNATURES]
         session.config.workeroutput["signatures"] = sorted(seen)
+        session.config.workeroutput["collected"] = session.config.stash[COLLECTED]
 
 
 def _offers(backend: Backend) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,14 +27,14 @@ from backends.atomic import atomic_write
 from backends.files import read_json
 from backends.interface import OPTIONAL, x_dtypes
 from conformance.gaps import PACKAGE, Gap
-from conformance.profiles import profile_of
+from conformance.profiles import PROFILES, profile_of
 from reference.errors import ConfigError, CRMAError
 
 FORMAT = "crma-conformance-statement"
 VERSION = 1
 OUTCOMES = ("conforms", "conforms but for", "does not conform", "proves nothing")
 COUNTED = ("passed", "failed", "skipped", "xfailed", "xpassed", "error")
-NARROWING = ("keyword", "markexpr", "deselect", "clause", "maxfail", "lf")  # options that leave tests out
+FUNCTION = re.compile(r"^def (test_\w+)", re.MULTILINE)
 FIELDS = (
     *("format", "format_version", "spec_version", "outcome", "profile", "backend", "gaps", "counts", "suite"),
     *("versions", "command", "date", "sha256"),
@@ -51,19 +53,36 @@ def suite_digest() -> str:
     return digest.hexdigest()
 
 
-def is_whole(config: pytest.Config) -> bool:
-    """Whether the run is of every test of the suite, in the full profile, and none is left out."""
-    given = {Path(argument).resolve() for argument in config.args if "::" not in argument}
-    files = {path.resolve() for path in PACKAGE.glob("test_*.py")}
-    narrowed = any(config.getoption(option, default=None) for option in NARROWING)
-    return profile_of(config) == "full" and not narrowed and (PACKAGE in given or files <= given)
+def counts_of(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    """Of the tests of this suite alone, whatever else was run beside them."""
+    root = reporter.config.rootpath
+
+    def ours(report: Any) -> bool:
+        return (root / str(report.nodeid).partition("::")[0]).resolve().is_relative_to(PACKAGE)
+
+    return {kind: sum(map(ours, reporter.stats.get(kind, ()))) for kind in COUNTED}
+
+
+def is_whole(config: pytest.Config, collected: Iterable[str], counts: dict[str, int]) -> bool:
+    """Whether every test function of the suite was collected, each of its tests has run, and that in the full profile.
+
+    ``collected``: the ids before any was left out, whether by an option, by a plug-in, or since the run was stopped.
+    """
+    from hypothesis import settings
+
+    full = profile_of(config) == "full" and settings.get_current_profile_name() == PROFILES["full"]
+    tests = [(Path(file).name, rest.partition("[")[0]) for file, _, rest in (id.partition("::") for id in collected)]
+    functions = {
+        (path.name, name) for path in PACKAGE.glob("test_*.py") for name in FUNCTION.findall(path.read_text("utf-8"))
+    }
+    return full and functions <= set(tests) and len(tests) == sum(counts.values())
 
 
 def statement_of(
-    config: pytest.Config, backend: Backend, gaps: list[Gap], counts: dict[str, int], status: int
+    config: pytest.Config, backend: Backend, gaps: list[Gap], counts: dict[str, int], status: int, *, whole: bool
 ) -> dict[str, Any]:
-    """The content of the file. Clause: CONF-9."""
-    whole, shown = is_whole(config), counts["passed"] > 0 and status == 0
+    """The content of the file; ``whole`` as :func:`is_whole` says. Clause: CONF-9."""
+    shown = counts["passed"] > 0 and status == 0
     outcome = OUTCOMES[1 if gaps else 0] if whole and shown else OUTCOMES[2 if status == 1 else 3]
     content = {
         "format": FORMAT,

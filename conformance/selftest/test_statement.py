@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 from backends import load_backend
 from conformance import statement
 from conformance.gaps import PACKAGE, Gap
-from conformance.selftest.test_processes import run
-from conformance.statement import check_statement, main, statement_of, write_statement
+from conformance.profiles import PROFILES
+from conformance.selftest.test_processes import ROOT, run
+from conformance.statement import COUNTED, check_statement, is_whole, main, statement_of, write_statement
 from reference.errors import CRMAError
 
 pytestmark = pytest.mark.clause("CONF-9")
@@ -20,17 +24,24 @@ COUNTS = {"passed": 1200, "failed": 0, "skipped": 3, "xfailed": 0, "xpassed": 0,
 GAP = Gap("test_refusals.py::test_x[reference]", "not written", "#1")
 
 
-def config_of(args=(str(PACKAGE),), **options):
+IDS = [
+    f"conformance/{path.name}::{name}[reference]"
+    for path in PACKAGE.glob("test_*.py")
+    for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+]
+ALL = {**dict.fromkeys(COUNTED, 0), "passed": len(IDS) - 3, "skipped": 3}
+
+
+def config_of(**options):
     given = {"--backend": ["reference"], "--profile": None, "--quick": False, **options}
     return SimpleNamespace(
-        args=list(args),
         getoption=lambda name, default=None: given.get(name, default),
         invocation_params=SimpleNamespace(args=("--backend=reference",)),
     )
 
 
-def stated(gaps=(), counts=COUNTS, status=0, **options):
-    return statement_of(config_of(**options), load_backend("reference"), list(gaps), counts, status)
+def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, **options):
+    return statement_of(config_of(**options), load_backend("reference"), list(gaps), counts, status, whole=whole)
 
 
 @pytest.mark.clause("CONF-1")
@@ -38,25 +49,84 @@ def stated(gaps=(), counts=COUNTS, status=0, **options):
     ("outcome", "case"),
     [
         ("conforms", {}),
-        ("conforms", {"args": [str(path) for path in PACKAGE.glob("test_*.py")]}),
         ("conforms but for", {"gaps": [GAP], "counts": {**COUNTS, "xfailed": 1}}),
         ("does not conform", {"status": 1, "counts": {**COUNTS, "failed": 1}}),
         ("proves nothing", {"status": 4}),
         ("proves nothing", {"status": 2}),
         ("proves nothing", {"counts": {**COUNTS, "passed": 0}}),
-        ("proves nothing", {"--quick": True}),
-        ("proves nothing", {"--profile": "random"}),
-        ("proves nothing", {"keyword": "adapter"}),
-        ("proves nothing", {"clause": ["SINK-1"]}),
-        ("proves nothing", {"deselect": ["x"]}),
-        ("proves nothing", {"maxfail": 1}),
-        ("proves nothing", {"args": [str(PACKAGE / "test_refusals.py")]}),
-        ("proves nothing", {"args": [f"{PACKAGE}::test_x"]}),
+        ("proves nothing", {"whole": False}),
     ],
     ids=str,
 )
 def test_only_a_whole_run_says_that_a_port_conforms(outcome, case):
     assert stated(**case)["outcome"] == outcome
+
+
+@pytest.mark.clause("CONF-1")
+@pytest.mark.parametrize(
+    ("whole", "collected", "counts", "options"),
+    [
+        (True, IDS, ALL, {}),
+        (True, [*IDS, IDS[0]], {**ALL, "xfailed": 1}, {}),
+        (False, IDS, ALL, {"--quick": True}),
+        (False, IDS, ALL, {"--profile": "random"}),
+        (False, IDS, {**ALL, "passed": len(IDS) - 4}, {}),
+        (False, IDS[1:], {**ALL, "passed": len(IDS) - 4}, {}),
+        (False, [*IDS[1:], IDS[2]], ALL, {}),
+        (False, [], {**ALL, "passed": 0, "skipped": 0}, {}),
+    ],
+)
+def test_a_run_is_whole_if_every_test_was_collected_and_has_run(whole, collected, counts, options):
+    with profile(PROFILES["full"]):
+        assert is_whole(config_of(**options), collected, counts) is whole
+    with profile(PROFILES["quick"]):  # as --hypothesis-profile can make it
+        assert not is_whole(config_of(**options), collected, counts)
+
+
+@contextmanager
+def profile(name):
+    before = settings.get_current_profile_name()
+    settings.load_profile(name)
+    yield
+    settings.load_profile(before)
+
+
+@pytest.mark.clause("CONF-1")
+@pytest.mark.parametrize(
+    ("outcome", "options"),
+    [
+        ("conforms", []),
+        ("conforms", ["-n", "2"]),
+        ("proves nothing", ["-n", "2", "-k", "refused"]),
+        ("proves nothing", ["--clause=MIX-4"]),
+        ("proves nothing", ["--deselect", "conformance/test_refusals.py::test_a_gate_per_stream_is_refused"]),
+        ("proves nothing", ["--hypothesis-profile=crma-quick"]),
+        ("proves nothing", ["-n", "2", "-p", "leaves_out"]),
+    ],
+)
+def test_whatever_leaves_a_test_out_is_seen(outcome, options, tmp_path):
+    """A suite of one file stands for the whole."""
+    (tmp_path / "leaves_out.py").write_text("def pytest_collection_modifyitems(items):\n    del items[-1]\n")
+    (tmp_path / "one_file.py").write_text(ONE_FILE)
+    command = ["-m", "one_file", "-q", "-n", "0", "--backend=reference", "--statement=port.json", f"--rootdir={ROOT}"]
+    code, printed = run([*command, *options], tmp_path)
+    assert code == 0, printed
+    assert json.loads((tmp_path / "port.json").read_text())["outcome"] == outcome, printed
+
+
+#: its ``FUNCTION`` finds the tests of one file alone, and ``python -m conformance`` is given it
+ONE_FILE = """
+import sys
+from conformance import statement
+from conformance.__main__ import main
+
+class Function:
+    def findall(self, text):
+        return FUNCTION.findall(text) if "def test_a_gate_per_stream_is_refused" in text else []
+
+FUNCTION, statement.FUNCTION = statement.FUNCTION, Function()
+sys.exit(main([*sys.argv[1:], "test_refusals.py"]))
+"""
 
 
 def test_a_statement_is_what_was_written(tmp_path, capsys):
