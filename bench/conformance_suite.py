@@ -2,7 +2,7 @@
 
     python -m bench.conformance_suite --out bench/results/conformance_suite.json
     python -m bench.conformance_suite --backends "node conformance/examples/node_port.js" --profiles quick
-    python -m bench.conformance_suite --backends jax-cpu --processes 1 2 --out FILE.json
+    python -m bench.conformance_suite --backends torch-triton --processes 1 --out FILE.json
 
 Each run is ``python -m conformance`` in a process of its own, with one thread. Counted is what the system says of that
 process and of all that it waited for, the tests' process and a port's program among them; the peak is that of the
@@ -79,7 +79,7 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
 def measured(backend: str, profile: str, processes: int, arguments: Sequence[str] = ()) -> dict[str, Any]:
     """One run. Raises: BackendError if its status is neither 0 nor 1, ConfigError as :func:`read_output`."""
     command = [sys.executable, "-m", "conformance", "-q", "-p", "no:cacheprovider", f"--backend={backend}"]
-    command += [*PROFILES[profile], *(["-n", str(processes)] if processes > 1 else []), *arguments]
+    command += [*PROFILES[profile], "-n", str(processes if processes > 1 else 0), *arguments]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         start = time.perf_counter()
         run = subprocess.Popen(
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME", help="as for --backend")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), choices=PROFILES)
-    parser.add_argument("--processes", nargs="+", type=_processes, default=[1], metavar="N", help="pytest's -n")
+    parser.add_argument("--processes", nargs="+", type=_processes, default=[2], metavar="N", help="of tests")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("pytest_arguments", nargs="*", metavar="-- ARGUMENT", help="more arguments for pytest")
     return parser

@@ -21,7 +21,7 @@ QUIET = f"""{HEADER}
 ......ssF.                                                               [100%]
 shapes: 1,815 distinct
 programs compiled: 488
-FAILED conformance/test_sizes.py::test_x[jax-cpu] - assert 3 passed
+FAILED conformance/test_x.py::test_x[jax-cpu] - assert 3 passed
 """
 
 
@@ -73,12 +73,12 @@ def test_a_run_is_measured_stored_and_shown(tmp_path: Path, monkeypatch: pytest.
     assert conformance_suite.main(options) == 0
     content = json.loads(out.read_text())
     (run,) = content["runs"]
-    assert (run["backend"], run["profile"], run["processes"]) == ("reference", "quick", 1)
+    assert (run["backend"], run["profile"], run["processes"]) == ("reference", "quick", 2)
     assert (run["passed"], run["skipped"], run["failed"]) == (1, 0, 0)
     assert run["header"].startswith("backend reference: reference, spec ")
     assert run["cpu_seconds"] > 0.1
     assert 0.1 < run["wall_seconds"] < 300
-    assert 2**25 < run["peak_bytes"] < 2**31
+    assert run["peak_bytes"] > 2**25  # no upper bound: see the test of a fresh process
     assert content["versions"]["python"]
     assert str(tmp_path) not in out.read_text()
     monkeypatch.setattr(evidence, "SUITE", out)

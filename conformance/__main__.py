@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parent
 USAGE_ERROR = 4  # pytest's own
 REMEDY = "Try: `crma conformance`, or `python -P -m conformance`, which look there last"
 #: options with which a run is of one process: of their own number of processes, or of a look at single tests
-ONE_PROCESS = (
+ONE_PROCESS = {
     *("-n", "--numprocesses", "-x", "--exitfirst", "--maxfail", "-s", "--capture", "--pdb", "--trace", "--co"),
-    *("--collect-only", "--conformance-report", "-p=no:xdist", "no:xdist", "-k", "--clause", "--junitxml"),
-)
+    *("--collect-only", "--conformance-report", "-k", "--clause", "--junitxml"),
+}
 _EXPRESSIONS = ("-k", "-m", "--deselect")  # what follows these is no path
 
 
@@ -56,9 +56,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _processes(arguments: list[str]) -> list[str]:
-    """Several processes, unless something else is asked for; tests that share compiled programs stay together."""
-    asked = any(argument.startswith(ONE_PROCESS) for argument in arguments)
-    on_gpu = any("-cuda" in argument for argument in arguments)
+    """Several processes, unless something else is asked for; tests that share compiled programs stay together.
+
+    One on a GPU: each would take memory of its own there.
+    """
+    options = {a.partition("=")[0] if a.startswith("--") else a[:2] for a in arguments if a.startswith("-")}
+    asked = bool(options & ONE_PROCESS) or any(argument.endswith("no:xdist") for argument in arguments)
+    on_gpu = any(kind in argument for argument in arguments for kind in ("-cuda", "-triton", "-pallas"))
     count = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if asked or on_gpu or count < 2 or find_spec("xdist") is None:
         return []

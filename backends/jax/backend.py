@@ -30,6 +30,8 @@ COMPILER_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,  # threads that wait for each other where several processes compile
 }
+#: programs that are kept: a run of the whole suite compiles about 1,100, and one takes 5 MB on a CPU
+KEPT_SHAPES = 1200
 
 
 class JaxBackend:
@@ -48,36 +50,35 @@ class JaxBackend:
         self.name, self.version = name, f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}"
         self._device, self._kernels = _device(name, kind), kernels
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._shapes: set[tuple[Any, ...]] = set()
         self.device = f"{kind} ({self._device.device_kind})" if kind != "cpu" else kind
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            return np.array(self._compiled(sinkhorn_projection, iterations)(self._array(mix_logits)))
+            return np.array(self._run(sinkhorn_projection, iterations, mix_logits))
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         with self._placed(mix_logits):
-            pull_back = self._compiled(sinkhorn_projection, iterations, gradient=True)
-            return np.array(pull_back(self._array(cotangent), self._array(mix_logits))[0])
+            return np.array(self._run(sinkhorn_projection, iterations, cotangent, mix_logits, gradient=True)[0])
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         with self._placed(x, basis):
-            inputs = (self._array(value) for value in (x, mix_logits, gate_logit, basis))
-            return np.array(self._compiled(adapter_forward, iterations)(*inputs))
+            return np.array(self._run(adapter_forward, iterations, x, mix_logits, gate_logit, basis))
 
     def adapter_vjp(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         with self._placed(x, basis):
-            inputs = (self._array(value) for value in (cotangent, x, mix_logits, gate_logit, basis))
-            return Gradients(*map(np.array, self._compiled(adapter_forward, iterations, gradient=True)(*inputs)))
+            inputs = (cotangent, x, mix_logits, gate_logit, basis)
+            return Gradients(*map(np.array, self._run(adapter_forward, iterations, *inputs, gradient=True)))
 
     def adapter_autodiff(
         self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
     ) -> Gradients:
         wide = [value.astype(np.float64) for value in (x, mix_logits, gate_logit, basis, cotangent)]
         with self._placed(*wide):
-            *inputs, upstream = map(self._array, wide)
-            gradients = self._compiled(plain_adapter, iterations, gradient=True)(upstream, *inputs)
+            *inputs, upstream = wide
+            gradients = self._run(plain_adapter, iterations, upstream, *inputs, gradient=True)
             dtypes = (x.dtype, *[self.parameter_dtype] * 3)
             return Gradients(*(np.array(value).astype(dtype) for value, dtype in zip(gradients, dtypes, strict=True)))
 
@@ -89,21 +90,25 @@ class JaxBackend:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
 
-    def _compiled(
-        self, function: Callable[..., jax.Array], iterations: int, *, gradient: bool = False
-    ) -> Callable[..., Any]:
-        """One program for each function, K and set of shapes, as a training step that calls it would be compiled.
+    def _run(self, function: Callable[..., jax.Array], iterations: int, *arrays: Array, gradient: bool = False) -> Any:
+        """Compiled once for each function, K and set of shapes, as a training step that calls it would be.
 
-        All are kept. A run of the whole suite compiles under a thousand of them, one or two MB each.
+        What was compiled is kept, ``KEPT_SHAPES`` programs at most. With ``gradient`` the first array is dL/dy.
         """
         key = (function, checked_iterations(iterations), gradient)
-        if key not in self._programs:
+        self._shapes.add((key, *((array.shape, array.dtype.name) for array in arrays)))
+        if len(self._shapes) > KEPT_SHAPES:
+            self._shapes.clear()
+            self._programs.clear()
+            jax.clear_caches()
+        program = self._programs.get(key)
+        if program is None:
             kernels = {} if function is plain_adapter else {"kernels": self._kernels}
             forward = functools.partial(function, iterations=key[1], **kernels)
             options = COMPILER_OPTIONS if self._device.platform == "cpu" else None
             called = functools.partial(_pull_back, forward) if gradient else forward
-            self._programs[key] = jax.jit(called, compiler_options=options)
-        return self._programs[key]
+            program = self._programs[key] = jax.jit(called, compiler_options=options)
+        return program(*map(self._array, arrays))
 
     def _placed(self, *arrays: Array) -> AbstractContextManager[Any]:
         """x64 where the first array is float64."""

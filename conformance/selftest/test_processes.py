@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from conformance.__main__ import _processes
+
 pytest.importorskip("xdist")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +118,25 @@ def test_a_program_that_dies_and_a_port_that_ends_its_process_are_one_status(tmp
     code, printed = run([*command, "--backend=exiting:make_backend"], tmp_path)
     assert code == 4, printed
     assert "an end of the process within" in printed
+
+
+@pytest.mark.clause("CONF-7")
+@pytest.mark.parametrize(
+    ("several", "arguments"),
+    [
+        (True, ["--backend=jax-cpu", "-q", "--tb=short", "--color=no", "-p", "no:cacheprovider"]),
+        (True, ["--backend", "torch-cpu", "--statement=port.json", "--continue-on-collection-errors"]),
+        *((False, [option]) for option in ("-n4", "--numprocesses=2", "-x", "--maxfail=1", "-s", "--co", "-kgate")),
+        *((False, [option]) for option in ("--clause=MIX-4", "--junitxml=a.xml", "--conformance-report=a.json")),
+        *((False, [f"--backend={name}"]) for name in ("torch-cuda", "torch-triton", "jax-pallas", "jax-cuda")),
+        (False, ["-p", "no:xdist"]),
+    ],
+    ids=str,
+)
+def test_a_run_is_of_several_processes_unless_something_else_is_asked_for(several, arguments, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert bool(_processes(arguments)) is several
 
 
 @pytest.mark.clause("CONF-8")
