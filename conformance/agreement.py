@@ -113,17 +113,13 @@ def adapter_gradients(
     x, upstream = inputs[0].astype(np.float64), cotangent.astype(np.float64)
     expected = reference.adapter_vjp(x, parameters_of(case), upstream, iterations)
     scales = gradient_scales(case, x, upstream)
-    norm = float(np.linalg.norm(case.basis.astype(np.float64).reshape(-1, case.hidden_size), 2))
-    total = float((np.linalg.norm(upstream, axis=-1) * np.linalg.norm(x, axis=-1)).sum())
+    norm, total = case.basis_norm, _products(upstream, x)
     # What may be taken as zero: numbers of x and of the cotangent, their products, and s, s / kappa and s / kappa^2
     # where the gate is as good as closed. In units of the smallest normal number.
     tiny = float(np.finfo(backend.parameter_dtype).tiny)
     vanishes = sigmoid(case.gate) * sigmoid(-case.gate) < 100.0 * tiny * (1.0 + norm**2) ** 2
     small_x, small_upstream = (np.where(np.abs(array) < tiny, array, 0.0) for array in (x, upstream))
-    dropped = sum(
-        float((np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)).sum())
-        for left, right in ((small_x, upstream), (x, small_upstream))
-    )
+    dropped = _products(small_x, upstream) + _products(x, small_upstream)
     lost = 1.0 + x.size + dropped / tiny + (1.0 + norm**2 * vanishes) * total
     floors = {"x": 1.0, "basis": 1.0 + lost / norm, "mix_logits": lost, "gate_logit": lost}
     comparisons = {}
@@ -150,17 +146,19 @@ def _floor(backend: Backend, operation: str, direction: str, size: float, x_dtyp
 
 def gradient_scales(case: Adapter, x: Any, upstream: Any) -> dict[str, Any]:
     """The scales of :func:`adapter_gradients`."""
-    per_token = np.linalg.norm(upstream, axis=-1, keepdims=True)
-    total = float((per_token * np.linalg.norm(x, axis=-1, keepdims=True)).sum())
     gate, closed = sigmoid(case.gate), sigmoid(-case.gate)
-    basis_norm = float(np.linalg.norm(case.basis.astype(np.float64).reshape(-1, case.hidden_size), 2))
-    condition = case.logits.condition
+    condition, total = case.logits.condition, _products(upstream, x)
     return {
-        "x": condition * per_token,
+        "x": condition * np.linalg.norm(upstream, axis=-1, keepdims=True),
         "mix_logits": condition * gate * total,
         "gate_logit": condition * gate * closed * total,
-        "basis": condition * gate * total / basis_norm,
+        "basis": condition * gate * total / case.basis_norm,
     }
+
+
+def _products(left: Array, right: Array) -> float:
+    """The sum over tokens of the products of their norms."""
+    return float((np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)).sum())
 
 
 def mixing_cotangent(case: Adapter, iterations: int) -> Array:
@@ -171,8 +169,8 @@ def mixing_cotangent(case: Adapter, iterations: int) -> Array:
     return residual_mixing_vjp(x, mixing, adapter_strength(parameters), basis, cotangent)[1]
 
 
-def settled_matrices(case: Logits, cotangent: Array, iterations: int, within: Any, dtype: str = "float32") -> Array:
-    """For each matrix whether dL/dS stays within ``within`` when it is computed with other roundings.
+def settled_within(case: Logits, cotangent: Array, iterations: int, within: Any, dtype: str = "float32") -> Array:
+    """For each matrix whether dL/dS stays within ``within`` / 2 when it is computed with other roundings.
 
     M has kinks: where two row sums of P tie for the largest, the derivative depends on which comes first, and a
     float32 port may see another order than the reference. A tie is harmless where the iteration has converged. Exact
@@ -183,16 +181,16 @@ def settled_matrices(case: Logits, cotangent: Array, iterations: int, within: An
     return np.asarray((gap > rounding) | (change <= within / 2))
 
 
-def gradient_is_settled(case: Logits, cotangent: Array, iterations: int, within: Any, dtype: str = "float32") -> bool:
-    """Whether :func:`settled_matrices` holds for all."""
-    return bool(settled_matrices(case, cotangent, iterations, within, dtype).all())
+def settled_matrices(backend: Backend, case: Logits, cotangent: Array, iterations: int) -> Array:
+    """:func:`settled_within` the tolerance of the port's dL/dS."""
+    row = tolerance_for("sinkhorn_projection", backend.parameter_dtype, "gradient")
+    within = row.atol * case.condition * np.abs(cotangent).max(initial=0)
+    return settled_within(case, cotangent, iterations, within, row.dtype)
 
 
 def assume_settled(backend: Backend, case: Logits, cotangent: Array, iterations: int) -> None:
-    """Draw another case where dL/dS sits on a kink: see :func:`gradient_is_settled`."""
-    row = tolerance_for("sinkhorn_projection", backend.parameter_dtype, "gradient")
-    within = row.atol * case.condition * np.abs(cotangent).max(initial=0)
-    assume(gradient_is_settled(case, cotangent, iterations, within, row.dtype))
+    """Draw another case where dL/dS sits on a kink: see :func:`settled_matrices`."""
+    assume(settled_matrices(backend, case, cotangent, iterations).all())
 
 
 def assert_agrees(comparison: Comparison, row: tuple[str, str], backend: Backend, clause: str, context: object) -> None:

@@ -8,7 +8,7 @@ Clauses: CONF-10. Source: ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,7 @@ class LogitsCase(Logits):
     @cached_property
     def values(self) -> Array:
         """S, float32; with stride 0 every matrix along the first axis is the same one."""
-        drawn = replace(Logits(self.kind, self.magnitude, self.n, self.leading, self.seed)).values
+        drawn = Logits(self.kind, self.magnitude, self.n, self.leading, self.seed).values
         return np.repeat(drawn[:1], len(drawn), axis=0) if self.memory == "stride 0" and self.leading else drawn
 
 

@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -63,7 +62,7 @@ def counts_of(reporter: pytest.TerminalReporter) -> dict[str, int]:
     return {kind: sum(map(ours, reporter.stats.get(kind, ()))) for kind in COUNTED}
 
 
-def is_whole(config: pytest.Config, collected: Iterable[str], counts: dict[str, int]) -> bool:
+def is_whole(config: pytest.Config, collected: list[str], counts: dict[str, int]) -> bool:
     """Whether every test function of the suite was collected, each of its tests has run, and that in the full profile.
 
     ``collected``: the ids before any was left out, whether by an option, by a plug-in, or since the run was stopped.

@@ -233,6 +233,11 @@ class Adapter:
     def basis(self) -> Array:
         return self._drawn[2]
 
+    @cached_property
+    def basis_norm(self) -> float:
+        """||A||_2, of A as n r rows."""
+        return float(np.linalg.norm(self.basis.astype(np.float64).reshape(-1, self.hidden_size), 2))
+
     @property
     def mix_logits(self) -> Array:
         return self.logits.values

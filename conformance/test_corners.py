@@ -1,11 +1,9 @@
-"""Corners that random drawing seldom meets: degenerate bases, zeros, far magnitudes.
+"""Corners that random drawing seldom meets: zeros, equal rows, far magnitudes.
 
 Clauses: MIX-2, MIX-6, GRAD-7, GRAD-8, SINK-2, BACK-9.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,46 +12,17 @@ import reference
 from conformance.agreement import (
     INPUTS,
     Comparison,
-    adapter_change,
-    adapter_gradients,
     assert_agrees,
     inputs_of,
 )
-from conformance.strategies import BASES, Adapter, Logits
+from conformance.strategies import Adapter, Logits
 
 FORWARD = ("adapter y - x", "forward")
 FAR = (-40, -20, 14, 40)
 
 
-@dataclass(frozen=True)
-class WithBasis(Adapter):
-    """A case whose basis is made by one of ``BASES``."""
-
-    kind: str = "orthonormal"
-
-    @property
-    def basis(self) -> np.ndarray:
-        rng, n, d = np.random.default_rng(self.seed), self.logits.n, self.hidden_size
-        rows = np.linalg.qr(rng.standard_normal((d, n * self.rank)))[0].T
-        return np.asarray(BASES[self.kind](rng, rows), np.float32).reshape(n, self.rank, d)
-
-
-def case_of(kind="", leading=(5,), seed=4):
-    drawn = (Logits("normal", 0.5, 3, (), seed), 2, 3, leading, 1.0, 1.0, 1.0, True, seed)
-    return WithBasis(*drawn, kind=kind) if kind else Adapter(*drawn)
-
-
-def assert_everything_agrees(backend, case, clause):
-    assert_agrees(adapter_change(backend, case, 20), FORWARD, backend, clause, case)
-    for name, comparison in adapter_gradients(backend, case, 20).items():
-        assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, "GRAD-7", (name, case))
-
-
-@pytest.mark.clause("MIX-6", "GRAD-5", "GRAD-6", "GRAD-7")
-@pytest.mark.parametrize("kind", BASES)
-def test_any_basis_but_zero_is_legal(backend, kind):
-    """Repeated rows, rows of zeros, rank one: kappa and its gradient exist wherever A is not zero throughout."""
-    assert_everything_agrees(backend, case_of(kind), "MIX-6")
+def case_of(seed=4):
+    return Adapter(Logits("normal", 0.5, 3, (), seed), 2, 3, (5,), 1.0, 1.0, 1.0, True, seed)
 
 
 @pytest.mark.clause("MIX-2", "GRAD-4")
@@ -107,19 +76,6 @@ def test_a_cotangent_of_zeros_gives_zeros(backend):
     x, logits, gate, basis = inputs_of(backend, case_of())
     assert not np.any(backend.sinkhorn_projection_vjp(logits, np.zeros_like(logits), 3))
     assert not any(np.any(gradient) for gradient in backend.adapter_vjp(x, logits, gate, basis, np.zeros_like(x), 3))
-
-
-@pytest.mark.clause("MIX-1", "SINK-1", "GRAD-7")
-def test_many_leading_axes(backend):
-    """Five of them, each of another length, none of which may be taken for another."""
-    case = case_of(leading=(2, 1, 3, 1, 2))
-    assert_everything_agrees(backend, case, "MIX-1")
-    logits = Logits("normal", 1.0, 3, (2, 1, 3, 1, 2), 9).values.astype(backend.parameter_dtype)
-    together = np.asarray(backend.sinkhorn_projection(logits, 3))
-    for index in np.ndindex(logits.shape[:-2]):
-        expected = reference.sinkhorn_projection(logits[index], 3)
-        comparison = Comparison(together[index], expected, 4.0)
-        assert_agrees(comparison, ("sinkhorn_projection", "forward"), backend, "SINK-1", index)
 
 
 @pytest.mark.clause("BACK-9", "MIX-2")

@@ -19,7 +19,6 @@ from conformance.agreement import (
     adapter_gradients,
     assert_agrees_if_resolvable,
     cotangent_of,
-    gradient_is_settled,
     inputs_of,
     mixing_cotangent,
     projection,
@@ -63,9 +62,7 @@ def check_projection_gradient(backend, layout, seed):
     cotangent, dtype = random_cotangent(case.values.shape, seed ^ 1), backend.parameter_dtype
     if layout.memory == "stride 0" and layout.leading:
         cotangent = np.repeat(cotangent[:1], len(cotangent), axis=0)
-    tolerance = tolerance_for(PROJECTION, dtype, "gradient")
-    within = tolerance.atol * case.condition * np.abs(cotangent).max(initial=0)
-    settled = settled_matrices(case, cotangent, layout.iterations, within, tolerance.dtype)
+    settled = settled_matrices(backend, case, cotangent, layout.iterations)
     assume(settled.any() or not settled.size)
     actual, expected, scale = projection_gradient(backend, case, cotangent, layout.iterations)
     assert actual.shape == expected.shape
@@ -89,9 +86,7 @@ def check_adapter_gradient(backend, layout, seed):
     """The four cotangents; that of S where no kink is near. Returns the names of those that can be told from zeros."""
     case, dtype, context = adapter_case(layout, seed), offered(backend, layout.dtype), (layout, seed)
     of_mixing = mixing_cotangent(case, layout.iterations)
-    tolerance = tolerance_for(PROJECTION, backend.parameter_dtype, "gradient")
-    within = tolerance.atol * case.logits.condition * np.abs(of_mixing).max(initial=0)
-    settled = gradient_is_settled(case.logits, of_mixing, layout.iterations, within, tolerance.dtype)
+    settled = settled_matrices(backend, case.logits, of_mixing, layout.iterations).all()
     seen = set()
     for name, comparison in adapter_gradients(backend, case, layout.iterations, dtype).items():
         if name == "mix_logits" and not settled:

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import reference
-from conformance.agreement import CLAUSES, INPUTS, gradient_is_settled, mixing_cotangent, parameters_of
+from conformance.agreement import CLAUSES, INPUTS, mixing_cotangent, parameters_of, settled_within
 from conformance.compare import assert_close
 from conformance.strategies import ITERATIONS, SEEDS, SMOOTH, adapters, random_cotangent
 from conformance.tolerances import Tolerance
@@ -40,7 +40,7 @@ def test_reference_adapter_vjp_is_the_adjoint_of_its_derivative(name, case, iter
     def forward(x, *parameters):
         return reference.adapter_forward(x, reference.AdapterParameters(*parameters), iterations)
 
-    assume(gradient_is_settled(case.logits, mixing_cotangent(case, iterations), iterations, 1e-4 * case.x_scale))
+    assume(settled_within(case.logits, mixing_cotangent(case, iterations), iterations, 1e-4 * case.x_scale).all())
     by_difference = float((directional_difference(forward, inputs, index, direction, 1e-6) * cotangent).sum())
     gradients = reference.adapter_vjp(
         inputs[0], reference.AdapterParameters(inputs[1], inputs[2], inputs[3]), cotangent, iterations
@@ -55,7 +55,7 @@ def test_reference_adapter_vjp_is_the_adjoint_of_its_derivative(name, case, iter
 @given(case=SMOOTH, iterations=ITERATIONS, seed=SEEDS)
 def test_reference_projection_vjp_is_the_derivative_entry_by_entry(case, iterations, seed):
     cotangent = random_cotangent(case.values.shape, seed).astype(np.float64)
-    assume(gradient_is_settled(case, cotangent, iterations, 1e-4))
+    assume(settled_within(case, cotangent, iterations, 1e-4).all())
     logits = np.float64(case.values)
     step = 1e-6 * np.eye(case.n**2).reshape(-1, case.n, case.n)
     difference = reference.sinkhorn_projection(logits + step, iterations) - reference.sinkhorn_projection(

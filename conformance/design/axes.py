@@ -120,6 +120,8 @@ BASIS = Axis(
 )
 
 PROJECTION = (STREAMS, LEADING, ITERATIONS, LOGITS, MEMORY)
+#: with one stream nothing is mixed, and without tokens nothing is computed: a fault of anything else would not show
+HIDES_OTHERS = {"n": "1", "leading": "empty"}
 ADAPTER = (STREAMS, RANK, HIDDEN, LEADING, ITERATIONS, LOGITS, GATE, DTYPE, TOKENS, MEMORY, BASIS)
 
 DIRECTIONS = 320  # n r at most: the powers in kappa take (n r)^3 steps, which a port in plain Python must do too

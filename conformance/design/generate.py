@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 from typing import Any
 
-from conformance.design.axes import ADAPTER, PROJECTION, Axis, adapter_fits, feasible, projection_fits
+from conformance.design.axes import ADAPTER, HIDES_OTHERS, PROJECTION, Axis, adapter_fits, feasible, projection_fits
 from conformance.design.layouts import FILE
 
 Fits = Callable[[dict[str, Any]], bool]
@@ -23,8 +23,6 @@ TABLES: dict[str, tuple[tuple[Axis, ...], Fits]] = {
     "projection": (PROJECTION, projection_fits),
     "adapter": (ADAPTER, adapter_fits),
 }
-#: with one stream nothing is mixed, and without tokens nothing is computed: a fault of anything else would not show
-HIDES_OTHERS = {"n": "1", "leading": "empty"}
 
 
 def covering_rows(axes: tuple[Axis, ...], fits: Fits) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conformance.design.axes import ADAPTER, PROJECTION, class_of, hidden_size
+from conformance.design.axes import ADAPTER, HIDES_OTHERS, PROJECTION, class_of, hidden_size
 
 FILE = Path(__file__).with_name("layouts.json")
 
@@ -109,14 +109,12 @@ def quick_layouts(layouts: tuple[Layout, ...]) -> frozenset[int]:
     """Numbers of those that ``--quick`` tries: small ones first, until every class of every axis has occurred."""
     axes = PROJECTION if isinstance(layouts[0], ProjectionLayout) else ADAPTER
     table = rows("projection" if axes is PROJECTION else "adapter")
-    classes = [
-        {(axis.name, class_of(axis, row[axis.name])) for axis in axes if row["n"] > 1 and 0 not in row["leading"]}
-        | {("n", class_of(axes[0], row["n"])), ("leading", str(0 in row["leading"]))}
-        for row in table
-    ]
+    classes = [{(axis.name, class_of(axis, row[axis.name])) for axis in axes} for row in table]
+    hiding = set(HIDES_OTHERS.items())
+    classes = [met & hiding or met for met in classes]
     missing, chosen = set().union(*classes), []
+    cost = [math.log(one.numbers + 1000) for one in layouts]
     while missing:
-        cost = {one.number: math.log(one.numbers + 1000) for one in layouts}
         best = max(range(len(layouts)), key=lambda number: len(classes[number] & missing) / cost[number])
         chosen.append(best)
         missing -= classes[best]

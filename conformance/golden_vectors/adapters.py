@@ -12,9 +12,9 @@ import reference
 from conformance.agreement import (
     adapter_change,
     adapter_gradients,
-    gradient_is_settled,
     mixing_cotangent,
     parameters_of,
+    settled_within,
 )
 from conformance.golden_vectors.cases import REFERENCE, Case, Output, Row, output, seed_of, settle, words
 from conformance.strategies import Adapter
@@ -56,7 +56,7 @@ def _adapter(name: str, adapter: Adapter, iterations: int, gradients: bool) -> l
         values |= output(GRADIENTS[key], comparison, (f"adapter {key}", "gradient"), trivial)
     cotangent = mixing_cotangent(adapter, iterations)
     within = 4e-6 * adapter.logits.condition * np.abs(cotangent).max()
-    if not gradient_is_settled(adapter.logits, cotangent, iterations, within):
+    if not settled_within(adapter.logits, cotangent, iterations, within).all():
         values.pop("grad_mix_logits", None)
     inputs = {**inputs, "cotangent": adapter.cotangent}
     clauses = ("GRAD-4", "GRAD-5", "GRAD-6", "GRAD-7")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conformance.agreement import Comparison, gradient_is_settled, projection, projection_gradient
+from conformance.agreement import Comparison, projection, projection_gradient, settled_within
 from conformance.golden_vectors.cases import REFERENCE, Case, Row, output, seed_of, settle, words
 from conformance.strategies import Logits
 from conformance.tolerances import tolerance_for
@@ -34,7 +34,7 @@ def _projections(name: str, logits: Logits, iterations: tuple[int, ...]) -> list
         values = output("mixing", projection(REFERENCE, logits, k), ("sinkhorn_projection", "forward"), trivial)
         clauses: tuple[str, ...] = ("SINK-1", "SINK-2", "SINK-3", "SINK-4")
         cases.append(Case(f"{name}, K={k}", "sinkhorn_projection", clauses, drawn, k, inputs, values))
-        if logits.values.size and not gradient_is_settled(logits, cotangent, k, within):
+        if logits.values.size and not settled_within(logits, cotangent, k, within).all():
             continue
         inputs = {**inputs, "cotangent": cotangent}
         comparison = projection_gradient(REFERENCE, logits, cotangent, k)
