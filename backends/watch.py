@@ -19,47 +19,53 @@ from reference.errors import BackendError, PortStoppedError
 TIMEOUT = "CRMA_PORT_TIMEOUT"  # seconds for one call
 DEFAULT_TIMEOUT = 600.0  # a call may compile a program
 POLL = 0.2
+INTERRUPTS = 2
+USAGE_ERROR = 4  # pytest's own, as for every port that stops
 
 
 class Watch:
     """Makes calls, and interrupts the main thread, as Ctrl-C would, where one takes longer than it may.
 
-    A call from another thread, or one that Python cannot interrupt, is not ended by it. Raises: BackendError for a time
-    that is none.
+    A wait that ignores two interrupts ends the process with one message and status 4. A call from another thread, and
+    one that holds the interpreter's lock in compiled code, is not ended. Raises: BackendError for a time that is none.
     """
 
     def __init__(self, source: str) -> None:
         self.source, self.seconds = source, _seconds()
-        self._until, self._late = float("inf"), False
+        self._name, self._until, self._interrupts = "", float("inf"), 0
         threading.Thread(target=_look, args=(weakref.ref(self),), daemon=True, name="crma-watch").start()
 
     def call(self, function: Callable[..., Any], name: str, *arguments: Any) -> Any:
         """The result. Raises: PortStoppedError after the time; what the function raises."""
         if threading.current_thread() is not threading.main_thread() or self._until != float("inf"):
             return function(*arguments)
-        self._until = time.monotonic() + self.seconds
+        self._name, self._interrupts, self._until = name, 0, time.monotonic() + self.seconds
         try:
             return function(*arguments)
         except BaseException as error:  # whatever the port makes of the interrupt
-            if self._late:
-                raise self._stopped(name) from error
+            if self._interrupts:
+                raise self._stopped() from error
             raise
         finally:
             self._until = float("inf")
 
     def look(self) -> None:
-        if time.monotonic() > self._until:
-            self._late = True
-            self._until = time.monotonic() + self.seconds  # once more, if the port has taken it for something else
-            main = threading.main_thread().ident or 0
-            if os.name == "posix" and callable(signal.getsignal(signal.SIGINT)):
-                signal.pthread_kill(main, signal.SIGINT)  # which ends a wait as well
-            else:  # a shell that starts a program in the background lets it ignore the signal
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt))
+        if time.monotonic() <= self._until:
+            return
+        self._interrupts += 1
+        self._until = time.monotonic() + self.seconds  # once more, if the port has taken it for something else
+        main = threading.main_thread().ident or 0
+        if self._interrupts > INTERRUPTS:
+            os.write(2, f"\nERROR: {self._stopped()}\n".encode())
+            os._exit(USAGE_ERROR)
+        if os.name == "posix" and callable(signal.getsignal(signal.SIGINT)):
+            signal.pthread_kill(main, signal.SIGINT)  # which ends a wait as well
+        else:  # a shell that starts a program in the background lets it ignore the signal
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt))
 
-    def _stopped(self, name: str) -> PortStoppedError:
+    def _stopped(self) -> PortStoppedError:
         return PortStoppedError(
-            f"{self.source}, {name}",
+            f"{self.source}, {self._name}",
             got=f"no result within {self.seconds:g} s",
             allowed="a call that comes back",
             remedy=f"call it by hand, and look where it waits; {TIMEOUT} sets the seconds it may take",

@@ -5,9 +5,13 @@ Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12, ERR-2.
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -321,8 +325,12 @@ def test_a_call_that_does_not_come_back_is_one_clear_error(hang, monkeypatch):
     monkeypatch.setenv("CRMA_PORT_TIMEOUT", "0.3")
     port = port_with(adapter_forward=lambda *_: waits[hang]())
     started = time.monotonic()
-    with pytest.raises(PortStoppedError, match=r"my:port, adapter_forward: got no result within 0.3 s; .*Try: "):
-        port.adapter_forward(*ADAPTER, 3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which pytest, in the background, ignores
+    try:
+        with pytest.raises(PortStoppedError, match=r"my:port, adapter_forward: got no result within 0.3 s; .*Try: "):
+            port.adapter_forward(*ADAPTER, 3)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 10
     assert port.sinkhorn_projection(LOGITS, 3).shape == (3, 3)  # nothing is left that interrupts the next call
     time.sleep(1)
@@ -351,3 +359,26 @@ def test_a_time_that_is_none_is_refused(seconds, monkeypatch):
     monkeypatch.setenv("CRMA_PORT_TIMEOUT", seconds)
     with pytest.raises(BackendError, match="CRMA_PORT_TIMEOUT: got"):
         port_with()
+
+
+WAITS = """
+import signal, threading
+from backends.port import Port
+from conformance.selftest.port import NumpyPort
+port = NumpyPort()
+port.sinkhorn_projection = lambda *_: threading.Event().wait()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+Port(port, "my:port").sinkhorn_projection(__import__("numpy").zeros((2, 2)), 3)
+"""
+
+
+@pytest.mark.clause("BACK-1", "ERR-2")
+def test_a_wait_that_nothing_interrupts_ends_the_process():
+    """A lock, where the signal is ignored, or compiled code that starts its wait again."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "CRMA_PORT_TIMEOUT": "0.3"}
+    command = [sys.executable, "-c", WAITS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "ERROR: my:port, sinkhorn_projection: got no result within 0.3 s" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -105,8 +105,8 @@ def _strided(array: Array) -> bool:
     return array.size > 0 and array.ndim > 0 and abs(array.strides[-1]) == 2 * array.itemsize and array.strides[-1] > 0
 
 
-_LOGITS = [7, 10, 11, 13, 20, 24, 29, 37, 40, 48, 50, 63]
-_ITERATIONS = [2, 6, 7, 13, 19, 37, 45, 64, 100]
+_LOGITS = [7, 10, 11, 13, 20, 23, 24, 29, 37, 40, 48, 50, 53, 63]
+_ITERATIONS = [2, 6, 7, 13, 19, 30, 37, 45, 64, 90, 99, 100]
 _RANKS = [3, 6, 7, 9, 11, 12, 17, 24, 32]
 _GATES = [-104, -60, -25, -20, -16, -14, 14, 18, 20, 30, 60]
 _SIZES = [512, 1023, 1024, 2048, 4096, 5120, 8192]
