@@ -1,4 +1,4 @@
-"""What a run of the conformance suite costs: seconds, processor seconds, peak memory, shapes, programs compiled.
+"""What a run of the conformance suite costs: seconds, processor seconds, peak memory, shapes.
 
     python -m bench.conformance_suite --out bench/results/conformance_suite.json
     python -m bench.conformance_suite --backends "node conformance/examples/node_port.js" --profiles quick
@@ -6,8 +6,7 @@
 
 Each run is ``python -m conformance`` in a process of its own, with one thread. Counted is what the system says of that
 process and of all that it waited for, the tests' process and a port's program among them; the peak is that of the
-largest one. Numbers of shapes and of compiled programs are the suite's own, from its closing lines, and null where it
-prints none.
+largest one. The number of shapes is the suite's own, from its closing lines: a port that compiles has a program for each.
 ``--out`` keeps the runs of an existing file that are not repeated, if they are of this machine and these versions. What
 follows ``--`` goes to pytest. Source: ours.
 """
@@ -41,12 +40,11 @@ _CLOSING = re.compile(
     r"^=*\s*((?:\d+ [a-z]+, )*\d+ [a-z]+) in [\d.]+s"
 )  # "810 passed, 30 skipped in 102.94s (0:01:42)"
 _SHAPES = re.compile(r"\bshapes: ([\d,]+) distinct")
-_PROGRAMS = re.compile(r"\bprograms compiled: ([\d,]+)")
 _BACKEND = re.compile(r"^backend .*, against spec .*$", re.MULTILINE)
 
 
 def read_output(text: str) -> dict[str, Any]:
-    """What a run says of itself: the line of its backend, the counts, and shapes and programs, None where it is silent.
+    """What a run says of itself: the line of its backend, the counts, and shapes, None where it is silent.
 
     Raises: ConfigError if there is no closing line of pytest's, without which a run proves nothing (CONF-4).
     """
@@ -66,14 +64,8 @@ def read_output(text: str) -> dict[str, Any]:
         "skipped": counts.get("skipped", 0),
         "failed": counts.get("failed", 0) + counts.get("error", 0) + counts.get("xpassed", 0),
         "gaps": counts.get("xfailed", 0),
-        "shapes": _number(_SHAPES, text),
-        "programs": _number(_PROGRAMS, text),
+        "shapes": int(shapes[1].replace(",", "")) if (shapes := _SHAPES.search(text)) else None,
     }
-
-
-def _number(pattern: re.Pattern[str], text: str) -> int | None:
-    found = pattern.findall(text)
-    return int(found[-1].replace(",", "")) if found else None
 
 
 def measured(backend: str, profile: str, processes: int, arguments: Sequence[str] = ()) -> dict[str, Any]:
