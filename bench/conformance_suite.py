@@ -6,7 +6,7 @@
 
 Each run is ``python -m conformance`` in a process of its own, with one thread. Counted is what the system says of that
 process and of all that it waited for, the tests' process and a port's program among them; the peak is that of the
-largest one. The number of shapes is the suite's own, from its closing lines: a port that compiles has a program for each.
+largest one. The number of shapes is the suite's own, of its last lines: a port that compiles has a program for each.
 ``--out`` keeps the runs of an existing file that are not repeated, if they are of this machine and these versions. What
 follows ``--`` goes to pytest. Source: ours.
 """

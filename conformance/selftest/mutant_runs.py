@@ -84,7 +84,7 @@ def try_mutants(folder: Path, batch: tuple[Mutant, ...], profile: str) -> dict[s
     wanted = {m: [where(test) for test in (*m.caught_by, *(() if full else m.passes))] for m in batch}
     nodes = {f"{TESTS[stem]}::{name}": None for tests in wanted.values() for stem, name in tests}
     selected = " or ".join(
-        f"(mutants:{mutant.name} and ({' or '.join(f'({stem}.py and {name})' for stem, name in tests)})"
+        f"(mutants:{mutant.name} and ({' or '.join(f'({stem}.py and {name}[)' for stem, name in tests)})"
         f"{f' and {mutant.layouts}' if full and mutant.layouts else ''})"
         for mutant, tests in wanted.items()
     )

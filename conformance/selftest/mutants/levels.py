@@ -122,7 +122,7 @@ _MEMORY: dict[str, Callable[[Array], bool]] = {
 PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
     **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
     **{f"k_is_{k:03}": (partial(_k_is, k), f"K{k}-") for k in _ITERATIONS},
-    **{f"{name}_logits": (partial(_logits_lie, holds), name) for name, holds in _MEMORY.items()},
+    **{f"{name}_logits": (partial(_logits_lie, holds), f"-{name}]") for name, holds in _MEMORY.items()},
     "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch2050"),
     "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch4099"),
     "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
@@ -142,7 +142,7 @@ ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
     "basis_of_norm_over_1000": (lambda call: float(np.abs(call.basis).max()) > 1000.0, "times_1000"),
     "repeated_rows": (
         lambda call: call.basis.shape[1] > 1 and np.array_equal(call.basis[0, 0], call.basis[0, 1]),
-        "repeated_rows",
+        "-repeated_rows]",
     ),
     "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
 }
