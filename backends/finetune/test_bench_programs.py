@@ -133,7 +133,7 @@ def test_steps_are_measured_and_peak_memory_with_them(backend, capfd):
 
 def test_the_file_is_written_anew_after_each_model(tmp_path, failing, monkeypatch):
     """Here the second one fails."""
-    out, rng = tmp_path / "figures.json", np.random.default_rng()
+    out, rng = tmp_path / "figures.json", np.random.default_rng(0)
     seconds = {name: float(rng.uniform(1, 2)) for name in full_size.CONDITIONS}
 
     def measured(module, arguments, side):

@@ -70,7 +70,7 @@ def spectral_log(state, anchor):
 
 def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
     """A finished run with random adapters, as `crma finetune` writes it."""
-    rng, generator = np.random.default_rng(), torch.Generator()
+    rng, generator = np.random.default_rng(0), torch.Generator()
     generator.seed()
     crma = {"streams": STREAMS, "rank": RANK, "iterations": 20, "displacement_budget": BUDGET, "log_every": 2}
     protocol = {"name": "tiny", "description": "", "tasks": TASKS, "train": 8, "holdout": 4, "panel": 2, "crma": crma}

@@ -88,7 +88,15 @@ def test_a_raised_rank_has_at_least_as_many_parameters_as_modular_and_less_than_
     assert modular <= raised < modular + sizes["frozen"]["lora"] // 2
 
 
-@pytest.mark.parametrize("name", ["naive", "modular", "modular-pinned", "ewc", "lwf", "o-lora"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modular",
+        "ewc",
+        "o-lora",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("naive", "modular-pinned", "lwf")),
+    ],
+)
 def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, finetune_command, monkeypatch, name):
     """Bytes of all live tensors after each of six tasks; only O-LoRA's earlier LoRAs all take part, and add up."""
     from backends.finetune.cli import main

@@ -26,7 +26,7 @@ def write_steps(log, first, last, losses, seed=0, condition="modular"):
 
 
 def test_every_point_is_there_once_with_its_value(tmp_path):
-    losses = np.random.default_rng().uniform(1, 3, 9)
+    losses = np.random.default_rng(0).uniform(1, 3, 9)
     log = TensorBoardLog(tmp_path)
     log.start(3, "modular@0.002", 0)
     write_steps(log, 1, 4, losses, 3, "modular@0.002")
@@ -52,7 +52,7 @@ def test_every_point_is_there_once_with_its_value(tmp_path):
 
 
 def test_a_resumed_run_neither_repeats_nor_loses_a_point(tmp_path):
-    losses = np.random.default_rng().uniform(1, 3, 12)
+    losses = np.random.default_rng(0).uniform(1, 3, 12)
     killed = TensorBoardLog(tmp_path)  # never closed: what was said is on the disk all the same
     killed.start(0, "modular", 0)
     write_steps(killed, 1, 7, losses + 10)
@@ -65,7 +65,7 @@ def test_a_resumed_run_neither_repeats_nor_loses_a_point(tmp_path):
 
 
 def test_a_phase_that_ended_before_its_record_was_written_keeps_its_holdout_losses_once(tmp_path):
-    losses = np.random.default_rng().uniform(1, 3, 9)
+    losses = np.random.default_rng(0).uniform(1, 3, 9)
     log = TensorBoardLog(tmp_path)
     log.start(0, "modular", 0)
     write_steps(log, 1, 4, losses)
@@ -84,7 +84,7 @@ def test_a_phase_that_ended_before_its_record_was_written_keeps_its_holdout_loss
 
 
 def test_a_run_that_starts_anew_replaces_the_old_log(tmp_path):
-    losses = np.random.default_rng().uniform(1, 3, 9)
+    losses = np.random.default_rng(0).uniform(1, 3, 9)
     for last in (6, 3):
         log = TensorBoardLog(tmp_path)
         log.start(0, "naive", 0)
@@ -94,7 +94,7 @@ def test_a_run_that_starts_anew_replaces_the_old_log(tmp_path):
 
 
 def test_a_record_cut_short_by_a_crash_costs_only_itself(tmp_path):
-    losses = np.random.default_rng().uniform(1, 3, 9)
+    losses = np.random.default_rng(0).uniform(1, 3, 9)
     log = TensorBoardLog(tmp_path)
     log.start(0, "modular", 0)
     write_steps(log, 1, 4, losses)

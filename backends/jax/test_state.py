@@ -17,7 +17,7 @@ CONFIG = AdapterConfig(14, 3, 2, 7)
 
 
 def make(layers: int | None = 4) -> CRMAAdapter:
-    return CRMAAdapter.init(CONFIG, int(np.random.default_rng().integers(1 << 30)), layers)
+    return CRMAAdapter.init(CONFIG, int(np.random.default_rng(0).integers(1 << 30)), layers)
 
 
 @pytest.mark.clause("STATE-1", "STATE-2")
