@@ -51,6 +51,11 @@ class StoredCase(NamedTuple):
     arrays: dict[str, StoredArray]
     file: bytes
 
+    @property
+    def quick(self) -> bool:
+        """Whether ``--quick`` tries it: of K = 1, 3 and 20, for each of which a port may compile, it leaves one out."""
+        return bool(self.about.get("iterations") != 3)
+
     def of_role(self, role: str) -> dict[str, StoredArray]:
         return {name: array for name, array in self.arrays.items() if array.entry["role"] == role}
 

@@ -139,7 +139,7 @@ def test_clause_selects_its_tests(tmp_path):
     assert done.returncode == 0, done.stdout
     for name in ("test_contracts_over_the_second_index", "test_a_cycle", "test_device_is_the_one"):
         assert name in done.stdout
-    assert re.search(r"[34] passed|3 passed, 1 skipped|2 passed, 1 skipped", done.stdout), done.stdout
+    assert re.search(r" \d\d passed, .*1\d\d\d deselected", done.stdout), done.stdout
 
 
 @pytest.mark.clause("CONF-4", "ERR-2")

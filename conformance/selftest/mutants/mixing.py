@@ -70,7 +70,7 @@ class WriteOutByPseudoInverse(NumpyPort):
 
     def write(self, streams: Array, basis: Array) -> Array:
         inverse = np.linalg.pinv(basis.reshape(-1, basis.shape[-1]))
-        return np.asarray(streams.reshape(*streams.shape[:-2], -1) @ inverse.T)
+        return np.asarray(streams.reshape(*streams.shape[:-2], inverse.shape[1]) @ inverse.T)
 
 
 class Kappa(NumpyPort):
