@@ -104,3 +104,10 @@ def test_the_pins_hold_every_declared_package() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     assert not set().union(*declared().values()) - pinned
+
+
+def test_what_a_test_draws_is_the_same_each_time() -> None:
+    unseeded = re.compile(r"default_rng\(\)|Generator\(\)\.seed\(|generator\.seed\(\)")
+    tests = [path for path in sources() if path.name.startswith("test_")]
+    assert len(tests) > 100
+    assert not [path.name for path in tests if unseeded.search(path.read_text(encoding="utf-8"))]

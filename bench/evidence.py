@@ -261,6 +261,14 @@ def suite_table() -> Iterator[list[str]]:
         ) from error
 
 
+def mutants_table() -> Iterator[list[str]]:
+    """bench/README.md: how many wrong ports each profile misses, as ``conformance.selftest.mutant_runs`` stored it."""
+    stored = json.loads((RESULTS / "conformance_mutants.json").read_text(encoding="utf-8"))
+    missed = [stored[f"missed by {profile}"] for profile in ("full", "quick")]
+    yield ["wrong ports", "missed in full", "missed by `--quick`", "of these wrong at some sizes or values alone"]
+    yield [str(n) for n in (stored["mutants"], *map(len, missed), sum("_where_" in name for name in missed[1]))]
+
+
 #: NAME -> its file, and its rows, the head first
 TABLES: dict[str, tuple[Path, Callable[[], Iterator[list[str]]]]] = {
     "results": (ROOT / "README.md", results_table),
@@ -269,6 +277,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Iterator[list[str]]]]] = {
     "quickstart": (ROOT / "bench" / "README.md", quickstart_table),
     "quickstart tried": (ROOT / "bench" / "README.md", tried_table),
     "conformance suite": (ROOT / "bench" / "README.md", suite_table),
+    "wrong ports": (ROOT / "bench" / "README.md", mutants_table),
 }
 
 

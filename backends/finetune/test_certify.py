@@ -1,6 +1,7 @@
 """``crma certify``: a whole run passes, and each way to break it fails in the line that says so."""
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -68,10 +69,13 @@ def spectral_log(state, anchor):
     return log | {name: [float(value)] * 2 for name, value in values.items()}
 
 
+SEEDS = itertools.count()  # other numbers for each run that is written
+
+
 def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
     """A finished run with random adapters, as `crma finetune` writes it."""
-    rng, generator = np.random.default_rng(0), torch.Generator()
-    generator.seed()
+    seed = next(SEEDS)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     crma = {"streams": STREAMS, "rank": RANK, "iterations": 20, "displacement_budget": BUDGET, "log_every": 2}
     protocol = {"name": "tiny", "description": "", "tasks": TASKS, "train": 8, "holdout": 4, "panel": 2, "crma": crma}
     protocol |= {"lora": {"rank": 2, "alpha": 4}}

@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import itertools
 import json
 import statistics
 from typing import Any
@@ -42,6 +43,9 @@ PANEL = {"with_crma": 0.9, "without_crma": 0.5}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+SEEDS = itertools.count()  # other numbers for each run that is written
+
+
 def write_results(
     folder,
     tasks=THREE,
@@ -58,7 +62,7 @@ def write_results(
     smallest=True,
 ):
     """Results with random losses; the first ``phases`` phases only, where that is given."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(next(SEEDS))
     file = folder / "results.jsonl"
     run = {"kind": "run", "protocol": protocol, "model": model, "backend": "torch-cpu", "tasks": list(tasks)}
     run["random_weights"] = random_weights

@@ -30,7 +30,7 @@ COMPILER_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,  # threads that wait for each other where several processes compile
 }
-#: programs that are kept: a run of the whole suite compiles about 1,100, and one takes 5 MB on a CPU
+#: programs that are kept: a run of the whole suite compiles some 1,000, and one takes about 5 MB on a CPU
 KEPT_SHAPES = 1200
 
 
