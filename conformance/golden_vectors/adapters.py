@@ -35,15 +35,15 @@ CERTIFICATE_ATOL = 1e-12
 def adapter_cases(name: str, adapter: Adapter, iterations: int = 20, gradients: bool = True) -> list[Case]:
     """y - x, and the four cotangents, of the same inputs."""
     wanted = 5 if gradients else 1
-    return settle(lambda seed: _adapter(name, _seeded(adapter, seed), iterations, gradients), name, wanted)
+    return settle(lambda seed: _adapter(name, seeded(adapter, seed), iterations, gradients), name, wanted)
 
 
-def _seeded(adapter: Adapter, seed: int) -> Adapter:
+def seeded(adapter: Adapter, seed: int) -> Adapter:
     return replace(adapter, logits=replace(adapter.logits, seed=seed), seed=seed + 1)
 
 
 def _adapter(name: str, adapter: Adapter, iterations: int, gradients: bool) -> list[Case]:
-    inputs = _inputs(adapter)
+    inputs = adapter_inputs(adapter)
     trivial = adapter.logits.n == 1 or not adapter.x.size
     values = output("y_minus_x", adapter_change(REFERENCE, adapter, iterations), CHANGE, trivial)
     clauses: tuple[str, ...] = ("MIX-1", "MIX-2", "MIX-3", "MIX-5", "MIX-6")
@@ -63,28 +63,20 @@ def _adapter(name: str, adapter: Adapter, iterations: int, gradients: bool) -> l
     return [*cases, Case(f"{name}, gradient", "adapter_vjp", clauses, drawn, iterations, inputs, values)]
 
 
-def _inputs(adapter: Adapter) -> dict[str, Array]:
+def adapter_inputs(adapter: Adapter) -> dict[str, Array]:
     parts = (adapter.x, adapter.mix_logits, adapter.gate_logit, adapter.basis)
     return dict(zip(("x", "mix_logits", "gate_logit", "basis"), parts, strict=True))
 
 
-def refused_adapter(adapter: Adapter) -> Case:
-    """A basis of zeros: a port raises, or gives NaN in every entry."""
-    name, why = "refuse a basis of zeros", "the basis is zero: raise, or give NaN in every entry"
-    adapter = _seeded(adapter, seed_of(name))
-    inputs = {**_inputs(adapter), "basis": np.zeros_like(adapter.basis)}
-    return Case(name, "adapter_forward", ("MIX-6",), words(adapter), 20, inputs, refuse=why)
-
-
 def _parameters(adapter: Adapter) -> dict[str, Array]:
-    return {key: value for key, value in _inputs(adapter).items() if key != "x"}
+    return {key: value for key, value in adapter_inputs(adapter).items() if key != "x"}
 
 
 def half_precision_case(dtype: str, adapter: Adapter) -> Case:
     """x in 16 bits; y as the reference has it before the one rounding to the dtype of x."""
     name = f"x in {dtype}"
-    adapter = _seeded(adapter, seed_of(name))
-    inputs = _inputs(adapter)
+    adapter = seeded(adapter, seed_of(name))
+    inputs = adapter_inputs(adapter)
     bits = (inputs["x"].view(np.uint32) >> 16).astype(np.uint16)
     inputs["x"] = inputs["x"].astype(np.float16) if dtype == "float16" else bits
     x = (bits.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else inputs["x"]
@@ -96,7 +88,7 @@ def half_precision_case(dtype: str, adapter: Adapter) -> Case:
 
 
 def spectrum_case(name: str, adapter: Adapter, iterations: int = 20) -> Case:
-    adapter = _seeded(adapter, seed_of(name))
+    adapter = seeded(adapter, seed_of(name))
     values = np.asarray(reference.adapter_spectrum(parameters_of(adapter), iterations))
     outputs = {"spectrum": _certificate(values, adapter.logits.condition)}
     clauses = ("CERT-1", "MIX-7")
@@ -104,7 +96,7 @@ def spectrum_case(name: str, adapter: Adapter, iterations: int = 20) -> Case:
 
 
 def displacement_case(name: str, adapter: Adapter, other: Adapter, iterations: int = 20) -> Case:
-    first, second = _seeded(adapter, seed_of(name)), _seeded(other, seed_of(name, 1))
+    first, second = seeded(adapter, seed_of(name)), seeded(other, seed_of(name, 1))
     values = np.asarray(reference.displacement(parameters_of(first), parameters_of(second), iterations))
     condition = max(first.logits.condition, second.logits.condition)
     inputs = _parameters(first) | {f"other_{key}": value for key, value in _parameters(second).items()}

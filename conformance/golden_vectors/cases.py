@@ -45,17 +45,23 @@ class Output:
 
 @dataclass(frozen=True)
 class Case:
-    """One call: named inputs, and the outputs that are asked for. ``file``: of a state file, beside the header."""
+    """One call: named inputs, and the outputs that are asked for. ``file``: of a state file, beside the header.
+
+    ``refuse``: why a port must raise, or with ``or_nan`` may answer NaN throughout instead. ``not_finite``: result ->
+    "all" or "some", of its numbers.
+    """
 
     name: str
     operation: str
     clauses: tuple[str, ...]
     drawn: str
-    iterations: int = 20
+    iterations: int | None = 20
     inputs: dict[str, Array] = field(default_factory=dict)
     outputs: dict[str, Output] = field(default_factory=dict)
     file: str = ""
     refuse: str = ""
+    or_nan: bool | None = None
+    not_finite: dict[str, str] = field(default_factory=dict)
 
 
 def seed_of(name: str, attempt: int = 0) -> int:

@@ -27,6 +27,7 @@ Files = Mapping[str, bytes]
 FOLDER = Path(spec.__file__).resolve().parent / "vectors"
 FORMAT = {"format": "crma-vectors", "format_version": 1}
 INDEX = "index.json"
+FIELDS = ("name", "operation", "iterations", "file", "refuse", "or_nan", "not_finite")
 #: NumPy has no bfloat16 of its own: its bits are kept as uint16
 DTYPES: dict[str, Any] = {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16, "<bf16": np.uint16}
 TAGS = {np.dtype(kind).name: tag for tag, kind in DTYPES.items()}
@@ -83,9 +84,8 @@ def pack(group: str, cases: list[Case]) -> dict[str, bytes]:
         for name, output in case.outputs.items():
             bounds = {dtype: {"relative": r, "absolute": a} for dtype, (r, a) in output.bounds.items()}
             entries[name] = {"role": "output", **stored(output.values), "tolerance": bounds, "row": output.row}
-        fields = {"name": case.name, "operation": case.operation, "iterations": case.iterations, "file": case.file}
-        fields |= {"refuse": case.refuse, "clauses": list(case.clauses), "drawn": case.drawn}
-        about = json.dumps({key: value for key, value in fields.items() if value})[:-1]
+        fields = {key: getattr(case, key) for key in FIELDS} | {"clauses": list(case.clauses), "drawn": case.drawn}
+        about = json.dumps({key: value for key, value in fields.items() if value not in (None, "", {})})[:-1]
         arrays = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
         lines.append(f'  {about}, "arrays": {{\n{arrays}\n  }}}}')
     digest = hashlib.sha256(data).hexdigest()

@@ -12,11 +12,11 @@ from conformance.golden_vectors.adapters import (
     adapter_cases,
     displacement_case,
     half_precision_case,
-    refused_adapter,
     spectrum_case,
 )
 from conformance.golden_vectors.cases import Case, HadamardAdapter
-from conformance.golden_vectors.projections import projection_cases, refused_projections, sums_case, tie_cases
+from conformance.golden_vectors.invalid import invalid_adapters, invalid_projections
+from conformance.golden_vectors.projections import projection_cases, sums_case, tie_cases
 from conformance.golden_vectors.state_files import state_cases
 from conformance.strategies import Adapter, Logits
 
@@ -80,7 +80,7 @@ def _special_projections() -> list[Case]:
     leading = ((2, 3), (0,), (2, 0, 3))
     batches = (projection_cases(f"batch {axes}", Logits("normal", 1.0, 4, axes, 0), (3,)) for axes in leading)
     sums = (sums_case(_logits(n, kind, magnitude), k) for kind, magnitude, n, k in SUMS)
-    return [*chain.from_iterable(batches), *tie_cases(), *sums, *refused_projections()]
+    return [*chain.from_iterable(batches), *tie_cases(), *sums]
 
 
 def _adapter_sizes() -> list[Case]:
@@ -123,11 +123,7 @@ def _adapter_logits() -> list[Case]:
         for kind, magnitude, k in kinds
     ]
     lattice = _adapter(logits=_logits(5, "lattice", HUGE))
-    return [
-        *chain.from_iterable(cases),
-        *adapter_cases("lattice, 2^120", lattice, 20, gradients=False),
-        refused_adapter(_adapter()),
-    ]
+    return [*chain.from_iterable(cases), *adapter_cases("lattice, 2^120", lattice, 20, gradients=False)]
 
 
 def _certificates() -> list[Case]:
@@ -158,5 +154,6 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "adapter-logits": _adapter_logits,
     "adapter-half-precision": _half_precision,
     "certificates": _certificates,
+    "invalid": lambda: [*invalid_projections(), *invalid_adapters(_adapter(3, 2, 1, (2,)))],
     "state-files": state_cases,
 }

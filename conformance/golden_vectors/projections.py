@@ -76,14 +76,3 @@ def tie_cases() -> Iterator[Case]:
         drawn = "two equal blocks [[0, -1024], [0, 0]], all else -4096; cotangent normal"
         inputs = {"mix_logits": logits.values, "cotangent": cotangent}
         yield Case(f"tie, K={k}, gradient", "sinkhorn_projection_vjp", ("GRAD-2",), drawn, k, inputs, outputs)
-
-
-def refused_projections() -> Iterator[Case]:
-    """Non-finite logits: a port raises, or gives NaN in every entry."""
-    for name, value in (("NaN", np.nan), ("infinity", np.inf), ("minus infinity", -np.inf)):
-        logits = Logits("normal", 1.0, 3, (), seed_of(name)).values.copy()
-        logits[1, 2] = value
-        why = "a logit is not finite: raise, or give NaN in every entry"
-        drawn = f"normal logits, then {name} at (1, 2)"
-        inputs = {"mix_logits": logits}
-        yield Case(f"refuse {name}", "sinkhorn_projection", ("SINK-9",), drawn, 20, inputs, refuse=why)

@@ -2,7 +2,7 @@
 
 Written byte by byte after spec/60-state-file.md, so that no library decides what is in them.
 
-Clauses: VEC-5, STATE-1, STATE-2, STATE-4, STATE-5. Source: ours.
+Clauses: VEC-5, STATE-1, STATE-2, STATE-4..STATE-8. Source: ours.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from reference import SPEC_VERSION
 Array = NDArray[Any]
 CONFIG = {"hidden_size": 7, "streams": 3, "rank": 2, "iterations": 9, "layers": 2}
 KEYS = ("mix_logits", "gate_logits", "bases")
+DETAILS = {"checksum": "STATE-6", "version": "STATE-7", "config": "STATE-8"}  # by a part of the name of a refused file
 
 
 def state_arrays() -> dict[str, Array]:
@@ -181,7 +182,8 @@ def state_cases() -> list[Case]:
     ]
     for name, (_, why) in refused_files().items():
         file = f"refuse-{name}.safetensors"
-        cases.append(Case(f"refuse state, {name}", "state_file", ("STATE-4",), drawn, 0, file=file, refuse=why))
+        clauses = ("STATE-4", *(clause for part, clause in DETAILS.items() if part in name))
+        cases.append(Case(f"refuse state, {name}", "state_file", clauses, drawn, None, file=file, refuse=why))
     return cases
 
 

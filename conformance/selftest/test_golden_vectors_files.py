@@ -1,4 +1,4 @@
-"""The stored golden vectors: as the reference computes, readable without this project, able to fail. VEC-1..VEC-6."""
+"""The stored golden vectors: as the reference computes, readable without this project, able to fail. VEC-1..VEC-7."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_an_independent_reader_reads_all_of_them():
         names.append(case["name"])
         for numbers, entry in arrays.values():
             dtypes.add((entry["role"], entry["dtype"]))
-            assert entry["role"] == "input" or "refuse" not in case
-            assert "refuse" in case or all(isfinite(number) for number in numbers)
+            assert entry["role"] == "input" or not {"refuse", "not_finite"} & set(case)
+            assert {"refuse", "not_finite"} & set(case) or all(isfinite(number) for number in numbers)
     assert dtypes == {("input", "<f4"), ("input", "<f2"), ("input", "<bf16"), ("output", "<f8"), ("output", "<f4")}
     assert len(names) > 250
     assert len(set(names)) == len(names)
@@ -109,6 +109,23 @@ def test_coverage_is_what_the_page_says():
     assert max(map(abs, finite)) > 1e37
     gates = {arrays["gate_logit"][0][0] for case, arrays in numeric if case["operation"] == "adapter_vjp"}
     assert {-12.0, -5.0, 0.0, 12.0} <= gates
+
+
+@pytest.mark.clause("VEC-7")
+def test_every_invalid_input_has_a_case_forward_and_backward():
+    cases = [case for case, _ in independent_reader(FOLDER) if {"refuse", "not_finite"} & set(case)]
+    refused = {(case["operation"], case["name"]) for case in cases if "refuse" in case}
+    for operation, vjp in (("sinkhorn_projection", "sinkhorn_projection_vjp"), ("adapter_forward", "adapter_vjp")):
+        names = {name for of, name in refused if of == operation}
+        assert len(names) >= 4
+        assert {(vjp, f"{name}, gradient") for name in names} <= refused
+        assert sum(of == vjp for of, _ in refused) > len(names), "and cotangents of another shape"
+    passed = [(case["operation"], case["not_finite"]) for case in cases if "not_finite" in case]
+    assert {(operation, name) for operation, results in passed for name in results} == {
+        ("sinkhorn_projection_vjp", "grad_mix_logits"),
+        ("adapter_forward", "y"),
+        *(("adapter_vjp", f"grad_{name}") for name in ("x", "mix_logits", "gate_logit", "basis")),
+    }
 
 
 @pytest.mark.clause("VEC-1")
