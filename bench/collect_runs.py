@@ -23,8 +23,8 @@ import numpy as np
 import reference
 from backends.atomic import atomic_write
 from backends.files import printable
-from backends.finetune.results import RunResults
-from backends.finetune.run_folder import checked_results
+from backends.finetune.runs.results import RunResults
+from backends.finetune.runs.run_folder import checked_results
 from reference.errors import CRMAError
 
 

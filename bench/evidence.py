@@ -26,12 +26,12 @@ from PIL.PngImagePlugin import PngInfo
 
 import reference
 from backends.atomic import atomic_write
-from backends.finetune.figures import FORMS, spread, values_of
-from backends.finetune.labels import percent, readable
-from backends.finetune.paper import PaperRow, paper_rows
-from backends.finetune.pictures import draw_pictures
-from backends.finetune.records import BaseRecord, PhaseRecord, RunRecord
-from backends.finetune.results import RunResults
+from backends.finetune.report.labels import percent, readable
+from backends.finetune.report.paper import PaperRow, paper_rows
+from backends.finetune.report.pictures import draw_pictures
+from backends.finetune.report.rows import FORMS, spread, values_of
+from backends.finetune.runs.records import BaseRecord, PhaseRecord, RunRecord
+from backends.finetune.runs.results import RunResults
 from reference.errors import ConfigError, CRMAError
 
 ROOT = Path(__file__).parents[1]

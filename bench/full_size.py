@@ -82,10 +82,10 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Whatever can be known to be wrong before hours of work."""
-    from backends.finetune.conditions import parse_condition
-    from backends.finetune.protocol import load_protocol
-    from backends.finetune.supported import check_supported
-    from backends.finetune.threads import set_up_framework
+    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.protocols.protocol import load_protocol
+    from backends.finetune.protocols.supported import check_supported
+    from backends.finetune.training.threads import set_up_framework
 
     if options.steps < 1:
         raise ConfigError("--steps", got=options.steps, allowed="an integer >= 1", remedy="leave it out to take 10")
@@ -107,20 +107,20 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _folder(options: argparse.Namespace, model: str) -> Path:
-    from backends.finetune.base_model import resolve_model
-    from backends.finetune.models import random_model_folder
+    from backends.finetune.models.random_weights import random_model_folder
+    from backends.finetune.models.resolve import resolve_model
 
     return resolve_model(model) if options.weights else random_model_folder(model, size=options.size)
 
 
 def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     from backends import load_backend
-    from backends.finetune.conditions import parse_condition
-    from backends.finetune.engines import engine_factory
+    from backends.finetune.engines.by_name import engine_factory
     from backends.finetune.models.tokenizer import training_text
-    from backends.finetune.protocol import load_protocol
-    from backends.finetune.tasks import Example
-    from backends.finetune.threads import set_up_framework
+    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.protocols.protocol import load_protocol
+    from backends.finetune.tasks.task import Example
+    from backends.finetune.training.threads import set_up_framework
 
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error
@@ -195,7 +195,7 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from backends.finetune.models import ZOO
+    from backends.finetune.models.zoo import ZOO
 
     parser = argparse.ArgumentParser(prog="python -m bench.full_size", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", default=[name for name in ZOO if name != "saul-7b"], metavar="NAME")

@@ -23,8 +23,8 @@ from typing import Any
 
 from backends.atomic import atomic_write
 from backends.files import printable
-from backends.finetune.base_model import resolve_model
-from backends.finetune.protocol import Protocol, load_protocol
+from backends.finetune.models.resolve import resolve_model
+from backends.finetune.protocols.protocol import Protocol, load_protocol
 from bench.inference_adapters import Drawn, draw_adapters, registry_of
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
@@ -85,7 +85,7 @@ def throughput(
     KV cache, each the likeliest."""
     import torch
 
-    from backends.finetune.torch_model import load_base
+    from backends.finetune.engines.torch.model import load_base
 
     models: dict[str, Any] = {"bare": load_base(model_path, protocol, torch.device("cpu"))}
     for side in SIDES[1:]:
@@ -134,7 +134,7 @@ def peak(model_path: Path, protocol: Protocol, drawn: Drawn, side: str) -> dict[
     """Peak memory in this process, which does nothing else: "bare", "10" LoRAs in memory, or "lru of 100"."""
     import torch
 
-    from backends.finetune.torch_model import load_base
+    from backends.finetune.engines.torch.model import load_base
 
     ids = torch.arange(32)[None]
     if side == "bare":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.protocol import Protocol
 
 
 class Drawn(NamedTuple):
@@ -21,7 +21,7 @@ def draw_adapters(model_path: Path, protocol: Protocol, folder: Path, count: int
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from backends.finetune.torch_model import load_base
+    from backends.finetune.engines.torch.model import load_base
     from backends.torch import attach_crma
     from reference import AdapterConfig
 
@@ -51,11 +51,11 @@ def registry_of(
     """A registry of these adapters, named by their number."""
     import torch
 
-    from backends.finetune.base_model import load_tokenizer
+    from backends.finetune.engines.torch.model import load_base
     from backends.finetune.inference.registry import AdapterRegistry
     from backends.finetune.inference.run_adapters import TaskAdapter
     from backends.finetune.inference.shared_adapter import attach_shared
-    from backends.finetune.torch_model import load_base
+    from backends.finetune.models.resolve import load_tokenizer
 
     base = load_base(model_path, protocol, torch.device("cpu"))
     shared = attach_shared(base, drawn.crma) if crma else None

@@ -21,11 +21,11 @@ from typing import Any
 
 from backends.atomic import atomic_write
 from backends.files import printable
-from backends.finetune.domains import DOMAINS, load_domain
 from backends.finetune.inference.embeddings import EMBEDDINGS, Embedding, load_embedding
 from backends.finetune.inference.router import CentroidRouter
 from backends.finetune.inference.router_evaluation import QUANTILES, Remembering, evaluate, leave_out
 from backends.finetune.inference.run_queries import queries_of
+from backends.finetune.tasks.domains import DOMAINS, load_domain
 from bench.machine import machine_kind, versions
 from reference.errors import CRMAError
 

@@ -20,12 +20,12 @@ from typing import Any
 
 from backends.atomic import atomic_write
 from backends.files import printable
-from backends.finetune.base_model import resolve_model
-from backends.finetune.conditions import parse_condition
-from backends.finetune.encoding import EncodedExample
-from backends.finetune.engines import engine_factory
-from backends.finetune.protocol import load_protocol
-from backends.finetune.threads import set_up_framework
+from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.models.resolve import resolve_model
+from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.tasks.encoding import EncodedExample
+from backends.finetune.training.threads import set_up_framework
 from bench.bench_training_step import measure
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak

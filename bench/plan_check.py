@@ -101,11 +101,11 @@ _FIELDS = ("precision", "gradient_checkpointing", "batch_size", "accumulation", 
 def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: Any, rates: Any) -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
 
-    from backends.finetune.base_model import load_tokenizer
-    from backends.finetune.conditions import parse_condition
+    from backends.finetune.models.resolve import load_tokenizer
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
     from backends.finetune.plan.work import work_of
+    from backends.finetune.protocols.conditions import parse_condition
 
     work = work_of(protocol, [task], load_tokenizer(folder), 0)
     device = options.backend.partition("-")[2]
@@ -126,7 +126,7 @@ def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: A
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    from backends.finetune.engines import engine_factory
+    from backends.finetune.engines.by_name import engine_factory
     from backends.finetune.plan.measure import measure
     from backends.finetune.plan.work import work_of
 
@@ -134,7 +134,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     name = options.peak_of.removeprefix(STEPS)
     make_engine, _ = engine_factory(options.backend)
     if options.peak_of.startswith(STEPS):
-        from backends.finetune.base_model import load_tokenizer
+        from backends.finetune.models.resolve import load_tokenizer
 
         return measure(
             folder, protocol, work_of(protocol, [task], load_tokenizer(folder), 0), make_engine, name
@@ -144,8 +144,8 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, device: str) -> dict[str, Any]:
     """One epoch and one evaluation, as the session goes through them."""
-    from backends.finetune.conditions import parse_condition
-    from backends.finetune.encoding import evaluation_order, training_order
+    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.tasks.encoding import evaluation_order, training_order
 
     engine = make_engine(folder, protocol, parse_condition(name), 0)
     train, holdout = (engine.encode(part, "spec") for part in (task.train, task.holdout))
@@ -181,12 +181,12 @@ def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, de
 def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
     """Protocol, model folder, task."""
     from backends import load_backend
-    from backends.finetune.base_model import resolve_model
-    from backends.finetune.models import random_model_folder
+    from backends.finetune.models.random_weights import random_model_folder
+    from backends.finetune.models.resolve import resolve_model
     from backends.finetune.models.tokenizer import training_text
-    from backends.finetune.protocol import load_protocol
-    from backends.finetune.tasks import Example, Task
-    from backends.finetune.threads import set_up_framework
+    from backends.finetune.protocols.protocol import load_protocol
+    from backends.finetune.tasks.task import Example, Task
+    from backends.finetune.training.threads import set_up_framework
 
     set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("peft", reason="pip install 'crma[bench]'")
 
 import reference
-from backends.finetune.protocol import load_protocol
+from backends.finetune.protocols.protocol import load_protocol
 from bench import evidence
 
 if not (evidence.ROOT / "README.md").is_file():

@@ -127,8 +127,8 @@ def _model(setting: Setting) -> Any:
         with torch.device(setting.device):
             model = AutoModelForCausalLM.from_config(random[setting.model](), dtype=dtype)
     else:
-        from backends.finetune.base_model import resolve_model
-        from backends.finetune.base_weights import load_weights
+        from backends.finetune.models.resolve import resolve_model
+        from backends.finetune.models.weights import load_weights
 
         model = load_weights(resolve_model(setting.model), dtype, torch.device(setting.device))
     return model.to(setting.device).eval().requires_grad_(False)

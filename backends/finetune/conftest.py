@@ -160,7 +160,7 @@ def results_lines(run: Path) -> list[dict[str, Any]]:
 
 def rewrite_results(run: Path, lines: list[dict[str, Any]]) -> None:
     """Write ``results.jsonl`` anew, as somebody would who makes every digest fit, and without a look at the content."""
-    from backends.finetune.results import _sealed
+    from backends.finetune.runs.results import _sealed
 
     content = b""
     for line in lines:
@@ -181,7 +181,7 @@ def measured(run: Path) -> list[dict[str, Any]]:
 KILLING = """
 import os, signal
 from backends.finetune.cli import main
-from backends.finetune.MODULE import CLASS as engine
+from backends.finetune.engines.MODULE import CLASS as engine
 countdown = [COUNT]
 def dying(function):
     def wrapper(*args, **kwargs):
@@ -197,10 +197,10 @@ engine.step = dying(engine.step); engine.holdout_loss = dying(engine.holdout_los
 
 def run_with_kills(start: Callable[..., subprocess.Popen[str]], arguments: list[str], engine: str, kills: int) -> str:
     """Run the command to its end, killed up to ``kills`` times at random inside a write, a rename, a step or an
-    evaluation of ``engine`` ("torch_engine.TorchEngine"). Says where it was killed.
+    evaluation of ``engine`` ("torch.engine.TorchEngine"). Says where it was killed.
     """
     counts = []
-    module, _, name = engine.partition(".")
+    module, _, name = engine.rpartition(".")
     program = KILLING.replace("MODULE", module).replace("CLASS", name)
     for _ in range(kills):
         counts.append(random.Random().randrange(1, 90))  # a fresh draw each time

@@ -16,8 +16,8 @@ from backends.finetune.certify.files import RunFiles
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
-from backends.finetune.conditions import Condition, parse_condition
-from backends.finetune.results import RESULTS_NAME, RunResults, read_results
+from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.runs.results import RESULTS_NAME, RunResults, read_results
 from reference.errors import ConfigError, RunFolderError
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from backends.finetune.certify.check import Check, holds
-from backends.finetune.conditions import Condition, parse_condition
-from backends.finetune.protocol import Protocol
-from backends.finetune.records import PhaseRecord, SpectralLog
-from backends.finetune.results import RunResults
+from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.records import PhaseRecord, SpectralLog
+from backends.finetune.runs.results import RunResults
 
 #: A norm is computed from a matrix whose rows and columns sum to 1 up to rounding, and is therefore never below it.
 _BELOW_ONE = 1e-6

@@ -16,10 +16,10 @@ from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.files import TEXT_LIMIT, parse_json, read_bytes, sha256_of
 from backends.finetune.certify.check import Check, holds
 from backends.finetune.certify.states import StoredState
-from backends.finetune.conditions import Condition
-from backends.finetune.protocol import LoraSection
-from backends.finetune.results import RunResults
-from backends.finetune.run_folder import RunFolder
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import LoraSection
+from backends.finetune.runs.results import RunResults
+from backends.finetune.runs.run_folder import RunFolder
 from backends.torch.state import load_state
 from reference.errors import StateFileError
 

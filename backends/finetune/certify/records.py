@@ -13,8 +13,8 @@ from backends.finetune.certify.check import (
     largest,
     not_promised,
 )
-from backends.finetune.conditions import Condition
-from backends.finetune.results import RunResults
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.runs.results import RunResults
 
 
 def record_checks(results: RunResults, condition: Condition, seed: int, budget: float | None) -> list[Check]:

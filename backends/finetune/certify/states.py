@@ -19,8 +19,8 @@ from backends.finetune.certify.check import (
     largest,
     not_promised,
 )
-from backends.finetune.conditions import Condition
-from backends.finetune.records import PhaseRecord
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.runs.records import PhaseRecord
 from backends.torch.certificates import certificate, displacement
 from backends.torch.state import StateFile
 from reference.errors import CRMAError

@@ -11,7 +11,7 @@ import reference
 from backends.finetune.certify.certification import Certification
 from backends.finetune.certify.check import Check
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED
-from backends.finetune.labels import RANDOM_WEIGHTS, label, readable
+from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable
 
 _STYLES = {"pass": "green", "fail": "bold red", "not promised": "dim"}
 

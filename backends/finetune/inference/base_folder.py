@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backends.finetune.base_model import resolve_model
 from backends.finetune.inference.run_adapters import RunAdapters
-from backends.finetune.models import find_model, is_random, random_model_folder
-from backends.finetune.models.random_weights import SIZES
+from backends.finetune.models.marker import is_random
+from backends.finetune.models.random_weights import SIZES, random_model_folder
+from backends.finetune.models.resolve import resolve_model
+from backends.finetune.models.zoo import find_model
 from reference.errors import ModelError
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from backends.finetune.encoding import padding_id
-from backends.finetune.model_limits import limits_of
-from backends.finetune.token_ids import TokenIds, UnusableText
+from backends.finetune.models.limits import limits_of
+from backends.finetune.tasks.encoding import padding_id
+from backends.finetune.tasks.token_ids import TokenIds, UnusableText
 from reference.errors import ConfigError
 
 

@@ -9,13 +9,13 @@ from typing import Any, overload
 
 import torch
 
-from backends.finetune.base_model import load_tokenizer
+from backends.finetune.engines.torch.model import load_base
 from backends.finetune.inference.base_folder import base_folder
 from backends.finetune.inference.generation import generate
 from backends.finetune.inference.peft_adapters import PeftAdapters, load_adapter
 from backends.finetune.inference.run_adapters import RunAdapters, TaskAdapter, run_adapters
 from backends.finetune.inference.shared_adapter import SharedAdapter, attach_shared
-from backends.finetune.torch_model import load_base
+from backends.finetune.models.resolve import load_tokenizer
 from reference.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from backends.adapter_folder import CONFIG, WEIGHTS
-from backends.finetune.conditions import Condition, parse_condition
-from backends.finetune.protocol import Protocol
-from backends.finetune.results import read_results
-from backends.finetune.run_folder import RunFolder
+from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.results import read_results
+from backends.finetune.runs.run_folder import RunFolder
 from reference.errors import CRMAError, RunFolderError
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.files import read_json
-from backends.finetune.named_tasks import NAMED, named_task
-from backends.finetune.protocol import Protocol
-from backends.finetune.run_folder import checked_results
-from backends.finetune.tasks import Example, Task, fingerprint, parse_task_option
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.run_folder import checked_results
+from backends.finetune.tasks.named import NAMED, named_task
+from backends.finetune.tasks.task import Example, Task, fingerprint, parse_task_option
 from reference.errors import ProtocolError, RunFolderError
 
 

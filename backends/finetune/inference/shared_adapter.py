@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.torch_unconstrained import load_unconstrained, unconstrain
+from backends.finetune.engines.torch.unconstrained import load_unconstrained, unconstrain
 from backends.torch import AdapterState, CRMAAdapter, CRMABackbone, attach_crma, load_state
 from reference import AdapterConfig
 from reference.errors import StateFileError

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.finetune.cache_folder import cache_folder
+from backends.finetune.models.cache_folder import cache_folder
 from backends.finetune.models.marker import MARKER, is_random
 from backends.finetune.models.zoo import ZOO, ZooModel, find_model
 from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError, OutOfMemoryError
@@ -37,7 +37,10 @@ def random_model_folder(name: str, *, size: Size = "reduced", layers: int | None
 
     Raises: ModelError for a model that is not of the zoo, ConfigError, DiskSpaceError. Clauses: ERR-1, ERR-2.
     """
-    from backends.finetune.base_model import check_model_folder, missing_extra  # which knows the models of this package
+    from backends.finetune.models.resolve import (  # which knows the models of this package
+        check_model_folder,
+        missing_extra,
+    )
 
     model = find_model(name)
     if model is None:
@@ -86,16 +89,16 @@ def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None
 
     Args:
         attention: ``attn_implementation`` of transformers; by default plain attention on a CPU and where scores are
-            capped, as for weights that are read (:func:`backends.finetune.torch_model.attention`).
+            capped, as for weights that are read (:func:`backends.finetune.engines.torch.model.attention`).
 
     Raises: ModelError.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from backends.finetune.base_model import load_config, read_json
-    from backends.finetune.base_weights import default_attention, load_weights
-    from backends.finetune.load_errors import load_errors
+    from backends.finetune.models.load_errors import load_errors
+    from backends.finetune.models.resolve import load_config, read_json
+    from backends.finetune.models.weights import default_attention, load_weights
 
     device = torch.device(device)
     if not is_random(folder):
@@ -125,7 +128,7 @@ def _check_room(folder: Path, config: Any, dtype: Any, device: Any) -> None:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    from backends.finetune.base_weights import expected_shapes
+    from backends.finetune.models.weights import expected_shapes
 
     need = dtype.itemsize * sum(math.prod(shape) for shape in expected_shapes(folder, config).values())
     on_gpu = device.type == "cuda"
@@ -156,7 +159,7 @@ def _build_folder(folder: Path, model: ZooModel, size: Size, fields: dict, texts
     import torch
     from transformers import AutoModelForCausalLM
 
-    from backends.finetune.base_model import check_model_folder
+    from backends.finetune.models.resolve import check_model_folder
     from backends.finetune.models.tokenizer import train_tokenizer
 
     building = folder.with_name(f"{folder.name}.building")

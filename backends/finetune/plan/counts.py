@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends.finetune.conditions import parse_condition
 from backends.finetune.plan.skeleton import skeleton
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backends.finetune.plan.trace import Cost
-from backends.finetune.protocol import CrmaSection
+from backends.finetune.protocols.protocol import CrmaSection
 
 
 def crma_cost(hidden_size: int, layers: int, tokens: int, section: CrmaSection, *, bfloat16: bool) -> Cost:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from backends.finetune.conditions import Condition
 from backends.finetune.plan.trace import Cost
 from backends.finetune.plan.work import PhaseWork
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import Protocol
 
 UTILIZATION = (0.15, 0.5)  # of a stated peak: what small batches on a GPU reach, and what large ones do
 

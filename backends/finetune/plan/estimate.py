@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.finetune.conditions import Condition, parse_condition
 from backends.finetune.plan.counts import Counts, count_parameters
 from backends.finetune.plan.crma_cost import crma_cost
 from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, rates_from_throughput, run_seconds
@@ -14,7 +13,8 @@ from backends.finetune.plan.memory import Parts, baseline_bytes, disk_bytes, log
 from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Cost, Setting, trace
 from backends.finetune.plan.work import PhaseWork, Shape, largest, share_of_device
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.protocols.protocol import Protocol
 
 Range = tuple[float, float]
 NOTHING = Cost(0.0, 0.0, 0.0)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.finetune.conditions import parse_condition
-from backends.finetune.encoding import IGNORED, Batch
-from backends.finetune.engine import Engine, EngineFactory
+from backends.finetune.engines.engine import Engine, EngineFactory
 from backends.finetune.plan.duration import Rates
 from backends.finetune.plan.work import PhaseWork, Shape
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.tasks.encoding import IGNORED, Batch
 
 STEPS = 3
 

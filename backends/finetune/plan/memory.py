@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backends.finetune.conditions import Condition
 from backends.finetune.plan.counts import Counts
 from backends.finetune.plan.work import Shape
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import Protocol
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight in NF4 with scales of 64 in 8 bits, these in blocks of 256
 PER_TRAINABLE = {"trainables": 4, "gradients": 4, "optimizer": 8}  # bytes; all float32, AdamW's two averages

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from backends.finetune.plan.estimate import ConditionPlan, Plan, Range
 from backends.finetune.plan.work import orders
-from backends.finetune.protocol import Protocol
+from backends.finetune.protocols.protocol import Protocol
 
 GIB = 2**30
 HEADROOM = 1.35  # what allocators may hold beyond what is in use, and short-lived buffers; see bench/plan_check.py

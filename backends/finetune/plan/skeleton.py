@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.base_model import load_config
-from backends.finetune.load_errors import load_errors
-from backends.finetune.protocol import LoraSection
+from backends.finetune.models.load_errors import load_errors
+from backends.finetune.models.resolve import load_config
+from backends.finetune.protocols.protocol import LoraSection
 
 
 def read_architecture(folder: Path) -> Any:
@@ -36,7 +36,7 @@ def skeleton(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from backends.finetune.torch_lora import LoraSlot
+    from backends.finetune.engines.torch.lora import LoraSlot
 
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     where = Path(getattr(config, "_name_or_path", "") or config.model_type)

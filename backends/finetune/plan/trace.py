@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.finetune.plan.fused_attention import FUSED, register_fused_attention
 from backends.finetune.plan.skeleton import skeleton, with_layers
-from backends.finetune.protocol import LoraSection
+from backends.finetune.protocols.protocol import LoraSection
 
 DEPTHS = (2, 4)  # even, since Gemma-2 has layers of two kinds in turn
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.finetune.encoding import EncodedExample, encode, evaluation_order, training_order
-from backends.finetune.packing import pack
-from backends.finetune.protocol import Protocol
-from backends.finetune.records import TextRecord
-from backends.finetune.tasks import Task
-from backends.finetune.texts import count_texts, encode_tasks
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.records import TextRecord
+from backends.finetune.tasks.encoding import EncodedExample, encode, evaluation_order, training_order
+from backends.finetune.tasks.packing import pack
+from backends.finetune.tasks.task import Task
+from backends.finetune.tasks.texts import count_texts, encode_tasks
 
 Shape = tuple[int, int, int]  # rows, tokens of the longest, answer tokens in all
 

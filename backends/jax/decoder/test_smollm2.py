@@ -7,8 +7,8 @@ jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 torch = pytest.importorskip("torch", reason="the decoder is compared with transformers")
 transformers = pytest.importorskip("transformers", reason="pip install 'crma[finetune]'")
 
-from backends.finetune.base_model import resolve_model
-from backends.finetune.domains.packages import package_folder
+from backends.finetune.models.resolve import resolve_model
+from backends.finetune.tasks.domains.packages import package_folder
 from backends.jax.decoder import generate, load_decoder, logits
 from reference.errors import MissingPackageError
 

@@ -1,0 +1,7 @@
+"""``python -m backends.finetune.cli``."""
+
+import sys
+
+from backends.finetune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,118 @@
+"""What a session asks of an engine: the steps of one condition and seed, in one framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from backends.finetune.engines.world import World
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import Protocol as FinetuneProtocol
+from backends.finetune.runs.run_folder import PhaseFiles
+from backends.finetune.tasks.encoding import Batch, EncodedExample
+from backends.finetune.tasks.task import Example
+
+
+class StepReport(NamedTuple):
+    """One optimizer step: loss in nats per answer token, gradient norm per parameter group before clipping."""
+
+    loss: float
+    gradient_norms: dict[str, float]
+
+
+class SpectralReport(NamedTuple):
+    """The extreme layers of each certificate; both displacements are None while there is no anchor."""
+
+    norm_max: float
+    norm_min: float
+    adapter_max: float
+    adapter_min: float
+    displacement_max: float | None
+    displacement_min: float | None
+
+
+class RowScore(NamedTuple):
+    """One row of a batch: its loss in nats, summed over its answer tokens, and whether greedy decoding would give
+    exactly these tokens (each is the most probable one after the right ones before it, which is the same)."""
+
+    loss: float
+    tokens: int
+    is_greedy: bool
+
+
+class Engine(Protocol):
+    """One condition and seed. ``phase`` counts the tasks from 0."""
+
+    world: World
+
+    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
+        """Tokenize. Raises: TaskDataError."""
+        ...
+
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        """Pad rows of examples to one batch; with several examples in a row, a packed one."""
+        ...
+
+    def begin_phase(self, phase: int, steps: int) -> None:
+        """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
+        ...
+
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        """One optimizer step on all of ``batches``. Raises: TrainingDivergedError before any parameter is changed."""
+        ...
+
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        """What a baseline learns from a finished phase; ``examples`` are batches of one."""
+        ...
+
+    def spectrum(self) -> SpectralReport | None:
+        """Certificates of the shared CRMA as it is now; None without one."""
+        ...
+
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        """Answer from now on as the task of a finished ``phase`` does: with its LoRA, and, where pinned, its CRMA."""
+        ...
+
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        """Mean loss in nats per answer token, with what answers now."""
+        ...
+
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        """Every row of every batch by itself, with what answers now."""
+        ...
+
+    def without_crma(self) -> AbstractContextManager[None]:
+        """Answer without the shared CRMA inside the block."""
+        ...
+
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        """Write what the phase trained."""
+        ...
+
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        """Read what :meth:`save_phase` wrote for the finished phases, in their order."""
+        ...
+
+    def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
+        """Write trainables, optimizer state and ``progress`` to one file, atomically."""
+        ...
+
+    def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
+        """Restore a checkpoint of ``phase`` and return its progress; None, changing nothing, if there is none of it.
+
+        Raises: RunFolderError for a damaged file."""
+        ...
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable values: {"lora": ..., "crma": ...} or {"full": ...}."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """On a GPU the peak since the phase began, or, with JAX, which cannot forget one, since the process began;
+        resident, on a CPU."""
+        ...
+
+
+EngineFactory = Callable[[Path, FinetuneProtocol, Condition, int], Engine]

@@ -1,0 +1,316 @@
+"""The JAX engine: a frozen decoder, LoRA, and the shared CRMA, on one device or a mesh of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+
+from backends.architecture import architecture_digest, describe
+from backends.finetune.engines.engine import RowScore, SpectralReport, StepReport
+from backends.finetune.engines.jax import checkpoint as jax_checkpoint
+from backends.finetune.engines.jax.placement import Placement
+from backends.finetune.engines.jax.step import (
+    Compute,
+    Trainables,
+    answer_loss,
+    answer_scores,
+    padded,
+    rate_arrays,
+    stack_of,
+    train_step,
+)
+from backends.finetune.engines.optimizer import (
+    check_holdout,
+    check_step,
+    displacement_budget,
+    diverged,
+    group_settings,
+    rate_factor,
+    trains_crma,
+)
+from backends.finetune.engines.world import SINGLE
+from backends.finetune.models.check_fits import check_fits
+from backends.finetune.models.resolve import load_config, load_tokenizer
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
+from backends.finetune.runs.run_folder import PhaseFiles
+from backends.finetune.tasks.encoding import Batch, EncodedExample, collate, encode, padding_id
+from backends.finetune.tasks.task import Example
+from backends.jax import CRMAAdapter
+from backends.jax.certificates import certificate, limit_displacement
+from backends.jax.decoder import load_decoder
+from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
+from backends.jax.state import load_state, save_state
+from reference import AdapterConfig
+from reference.errors import ConfigError, ModelError, NonFiniteError, ProtocolError
+
+
+class JaxEngine:
+    """See :class:`backends.finetune.engines.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
+
+    def __init__(
+        self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, placement: Placement
+    ) -> None:
+        self.model_path, self.protocol, self.condition, self.seed = model_path, protocol, condition, seed
+        self.placement, self.world = placement, SINGLE
+        check_fits(model_path, protocol)
+        self.tokenizer = load_tokenizer(model_path)
+        dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
+        self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
+        described = load_config(model_path).get_text_config()
+        self.identity = {"base_model": describe(described), "base_model_sha256": architecture_digest(described)}
+        try:
+            self.paths = target_projections(self.config, protocol.lora.target_modules)
+        except ConfigError as error:
+            field = f"lora.{error.field}"
+            raise ProtocolError(field, got=error.got, allowed=error.allowed, remedy=error.remedy) from error
+        self.rank = self._raised_rank() if condition.raised_rank else protocol.lora.rank
+        self.lora: Lora = {}
+        self.crma: Trainables = {}
+        if condition.crma != "none":
+            self._set_stack(self._start_stack())
+        self.anchor: CRMAAdapter | None = None
+        self.phase = -1
+        self._set_compute(0)
+
+    # Data -----------------------------------------------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
+        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
+
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        return collate([example for row in rows for example in row], padding_id(self.tokenizer))
+
+    def _on_device(self, batch: Batch) -> Any:
+        rows = self.placement.rows(self.protocol.batch_size)
+        return self.placement.batch(padded(batch, rows, self.protocol.max_tokens))
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def begin_phase(self, phase: int, steps: int) -> None:
+        if self.phase == 0 and phase == 1 and self.crma:
+            self.anchor = self._stack()
+        self.phase = phase
+        if phase == 0 or self.condition.trains == "per-task":
+            self.lora = self._fresh_lora(phase)
+        self._set_compute(phase)
+        self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables()))
+        self.steps = steps
+
+    def _set_compute(self, phase: int) -> None:
+        self.settings = group_settings(self.protocol, self.condition, phase)
+        self.compute = Compute(
+            self.config,
+            self.protocol.crma.iterations,
+            self.protocol.lora.alpha / self.protocol.lora.rank,
+            "bfloat16" if self.protocol.precision == "mixed" else None,
+            tuple((name, group.clip) for name, group in self.settings.items()),
+            self.placement.whole,
+            self.protocol.gradient_checkpointing,
+        )
+
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        (batch,) = batches
+        factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
+        rates = rate_arrays({name: group.learning_rate * factor for name, group in self.settings.items()})
+        given = self.state, self._on_device(batch), self.placement.replicated(rates)
+        result = train_step(self.compute, self.params, self._trainables(), self._still(), *given)
+        norms = {name: float(result.norms[name]) for name in self.settings}
+        report = StepReport(float(result.loss), norms)
+        check_step(report, self.phase, index)
+        self._set_trainables(result.trainables)
+        self.state = result.state
+        budget = displacement_budget(self.protocol, self.condition)
+        if self.anchor is not None and budget is not None and trains_crma(self.condition, self.phase):
+            try:
+                self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
+            except NonFiniteError as error:
+                raise diverged(error, self.phase) from error
+        return report
+
+    def spectrum(self) -> SpectralReport | None:
+        if not self.crma:
+            return None
+        try:
+            bounds = certificate(self._stack(), self.anchor)
+        except NonFiniteError as error:
+            raise diverged(error, self.phase) from error
+        moved = bounds.displacement
+        return SpectralReport(
+            norm_max=float(bounds.mixing_norm.max()),
+            norm_min=float(bounds.mixing_norm.min()),
+            adapter_max=float(bounds.largest.max()),
+            adapter_min=float(bounds.smallest.min()),
+            displacement_max=None if moved is None else float(moved.max()),
+            displacement_min=None if moved is None else float(moved.min()),
+        )
+
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        return None  # no baseline runs here
+
+    # Answers --------------------------------------------------------------------------------------------------------
+
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        if self.condition.trains == "per-task":
+            self._load_lora(files.lora)
+        if self.crma and self.condition.pinned:
+            self._load_crma(files.crma)
+
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        loss_sum, tokens = 0.0, 0
+        for batch in batches:
+            loss_sum += float(answer_loss(self.compute, self.params, self._answering(), self._on_device(batch)))
+            tokens += batch.answer_tokens
+        check_holdout(loss_sum, self.phase)
+        return loss_sum / tokens
+
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        at_once = self.protocol.batch_size
+        parts = [
+            batch.rows(range(first, min(first + at_once, len(batch.labels))))
+            for batch in batches
+            for first in range(0, len(batch.labels), at_once)
+        ]
+        return [score for part in parts for score in self._scores(part)]
+
+    def _scores(self, batch: Batch) -> Iterator[RowScore]:
+        scored = answer_scores(self.compute, self.params, self._answering(), self._on_device(batch))
+        losses, right, counted = (np.asarray(array)[: len(batch.labels)] for array in scored)
+        for row, answer in enumerate(counted):
+            loss = losses[row, answer].astype(np.float64).sum()
+            yield RowScore(float(loss), int(answer.sum()), bool(right[row, answer].all()))
+
+    @contextmanager
+    def without_crma(self) -> Iterator[None]:
+        crma, self.crma = self.crma, {}
+        try:
+            yield
+        finally:
+            self.crma = crma
+
+    # Parameters -----------------------------------------------------------------------------------------------------
+
+    def _fresh_lora(self, phase: int) -> Lora:
+        """The same seed and phase give the same LoRA in every condition."""
+        rng = np.random.default_rng([self.seed, phase])
+        drawn: Lora = self.placement.replicated(init_lora(self.config, self.paths, self.rank, rng))
+        return drawn
+
+    def _raised_rank(self) -> int:
+        """LoRA's rank, raised until it has at least as many parameters as MODULAR's LoRA and CRMA."""
+        crma, rank = self.protocol.crma, self.protocol.lora.rank
+        of_crma = crma.streams**2 + 1 + crma.streams * crma.rank * self.config.hidden_size
+        per_rank = sum(sum(self.config.projections[path]) for path in self.paths)
+        return rank + -(-of_crma // per_rank)  # both times the number of layers
+
+    def _start_stack(self) -> CRMAAdapter:
+        """The same start values as ``attach_crma`` draws."""
+        crma = self.protocol.crma
+        writers = None
+        if crma.basis_start == "principal":
+            writers = np.asarray(self.params["layers"]["mlp.down_proj.weight"], np.float64)
+        sizes = AdapterConfig(self.config.hidden_size, crma.streams, crma.rank, crma.iterations)
+        return CRMAAdapter.init(
+            sizes,
+            self.seed,
+            self.config.layers,
+            writers=writers,
+            skip_directions=crma.skip_directions,
+            gate_logit=crma.gate_logit,
+        )
+
+    def _stack(self) -> CRMAAdapter:
+        return stack_of(self.crma, self.protocol.crma.iterations)
+
+    def _set_stack(self, stack: CRMAAdapter) -> None:
+        parts = {"basis": stack.basis, "mixing": stack.mix_logits, "gate": stack.gate_logit}
+        self.crma = self.placement.replicated(parts)
+
+    def _answering(self) -> Trainables:
+        return {"lora": self.lora, **self.crma}
+
+    def _trainables(self) -> Trainables:
+        return {name: group for name, group in self._answering().items() if name in self.settings}
+
+    def _still(self) -> Trainables:
+        return {name: group for name, group in self._answering().items() if name not in self.settings}
+
+    def _set_trainables(self, trainables: Trainables) -> None:
+        self.lora = trainables["lora"]
+        self.crma = {name: trainables.get(name, group) for name, group in self.crma.items()}
+
+    def parameter_counts(self) -> dict[str, int]:
+        groups = {"lora": self.lora} | ({"crma": self.crma} if self.crma else {})
+        return {name: sum(leaf.size for leaf in jax.tree.leaves(group)) for name, group in groups.items()}
+
+    def memory_bytes(self) -> int:
+        statistics = jax.devices()[0].memory_stats() or {}
+        return int(statistics.get("peak_bytes_in_use") or psutil.Process().memory_info().rss)
+
+    # Files ----------------------------------------------------------------------------------------------------------
+
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        alpha, rank = self.protocol.lora.alpha, self.protocol.lora.rank
+        alpha_here = alpha if self.rank == rank else alpha * self.rank / rank  # alpha / r stays what the protocol says
+        save_lora(files.lora, self.lora, alpha_here, str(self.model_path))
+        if self.crma:
+            save_state(files.crma, self._stack(), **self.identity)
+
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        if not phases:
+            return
+        self.phase = len(phases) - 1
+        self._load_lora(phases[-1].lora)
+        if self.crma:
+            self._load_crma(phases[0].crma)
+            self.anchor = self._stack() if len(phases) > 1 else None
+            self._load_crma(phases[-1].crma)
+
+    def _load_lora(self, folder: Path) -> None:
+        try:
+            factors, _ = load_lora(folder, self.config)
+        except ModelError as error:
+            raise damaged_phase(folder, str(error)) from error
+        if (got := _shapes(factors)) != (expected := _shapes(self.lora or self._fresh_lora(0))):
+            raise damaged_phase(folder, f"factors {got}, not {expected}")
+        self.lora = self.placement.replicated(factors)
+
+    def _load_crma(self, path: Path) -> None:
+        with phase_state(path):
+            content = load_state(path)
+        own = {**self.identity, "iterations": self.protocol.crma.iterations, "shapes": _shapes(self._stack())}
+        found = {
+            "base_model": content.base_model,
+            "base_model_sha256": content.base_model_sha256,
+            "iterations": content.stack.iterations,
+            "shapes": _shapes(content.stack),
+        }
+        if wrong := [field for field in own if found[field] != own[field]]:
+            raise damaged_phase(path, f"{wrong[0]} {found[wrong[0]]}, not {own[wrong[0]]}")
+        self._set_stack(content.stack)
+
+    def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
+        tree = {"parameter": self._trainables(), "optimizer": self.state}
+        jax_checkpoint.save_checkpoint(path, tree, progress | {"phase": self.phase})
+
+    def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
+        if (found := read_checkpoint(path, phase)) is None:
+            return None
+        data, progress = found
+        tree = {"parameter": self._trainables(), "optimizer": self.state}
+        loaded = jax_checkpoint.load_checkpoint(data, path, tree)
+        self._set_trainables(loaded["parameter"])
+        self.state = loaded["optimizer"]
+        return progress
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}

@@ -1,0 +1,88 @@
+"""What the optimizer of a phase is told, whatever the framework: groups, learning rates, clipping, schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from backends.finetune.engines.engine import StepReport
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import FullSection, LoraSection, Protocol
+from reference.errors import NonFiniteError, TrainingDivergedError
+
+CRMA_GROUPS = ("basis", "mixing", "gate")
+
+
+class GroupSettings(NamedTuple):
+    """Learning rate at the top of the schedule, and the norm that the group's gradient is clipped to."""
+
+    learning_rate: float
+    clip: float
+
+
+def group_settings(protocol: Protocol, condition: Condition, phase: int) -> dict[str, GroupSettings]:
+    """Per group of parameters that train in ``phase``: "lora" or "full"; with CRMA "basis", "mixing" and "gate".
+
+    One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
+    """
+    if condition.trains == "full":
+        return {"full": _later(protocol.full, phase)}
+    groups = {"lora": _later(protocol.lora, phase)}
+    later = protocol.crma.later_rate_factor if phase > 0 else 1.0
+    for name in CRMA_GROUPS if trains_crma(condition, phase) else ():
+        section = getattr(protocol.crma, name)
+        groups[name] = GroupSettings(section.learning_rate * later, section.clip)
+    return groups
+
+
+def _later(section: LoraSection | FullSection, phase: int) -> GroupSettings:
+    factor = section.later_rate_factor if phase > 0 else 1.0
+    return GroupSettings(section.learning_rate * factor, section.clip)
+
+
+def trains_crma(condition: Condition, phase: int) -> bool:
+    """Whether the shared CRMA learns in ``phase``."""
+    return condition.crma != "none" and (condition.trains_crma == "always" or phase == 0)
+
+
+def displacement_budget(protocol: Protocol, condition: Condition) -> float | None:
+    """delta, or None where nothing limits the shared CRMA."""
+    budget = protocol.crma.displacement_budget if condition.budget is None else condition.budget
+    return None if budget is None or math.isinf(budget) else budget
+
+
+def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
+    """Linear warm-up, then linear decay to zero at the end of the phase; ``index`` counts steps from 0."""
+    warmup = min(warmup_steps, steps - 1)
+    if index < warmup:
+        return (index + 1) / (warmup + 1)
+    return (steps - index) / (steps - warmup)
+
+
+def check_step(report: StepReport, phase: int, index: int) -> None:
+    """Raise TrainingDivergedError unless loss and gradient norms are finite."""
+    if not all(map(math.isfinite, (report.loss, *report.gradient_norms.values()))):
+        raise TrainingDivergedError(
+            f"phase {phase}, step {index + 1}",
+            got=f"loss {report.loss}, gradient norms {report.gradient_norms}",
+            allowed="finite values",
+            remedy="lower the learning rate of the group that is not finite, in a new --out",
+        )
+
+
+def check_holdout(total: float, phase: int) -> None:
+    """Raise TrainingDivergedError unless the holdout loss is finite."""
+    if not math.isfinite(total):
+        raise TrainingDivergedError(
+            f"holdout loss after phase {phase}",
+            got=total,
+            allowed="a finite value",
+            remedy="lower the learning rates, in a new --out",
+        )
+
+
+def diverged(error: NonFiniteError, phase: int) -> TrainingDivergedError:
+    """The parameters of the CRMA are no longer finite."""
+    return TrainingDivergedError(
+        f"phase {phase}: {error.field}", got=error.got, allowed=error.allowed, remedy=error.remedy
+    )

@@ -1,0 +1,186 @@
+"""The two engines against each other: the same start and data, the same training; files of one load in the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
+pytest.importorskip("optax")
+
+from safetensors.numpy import load_file
+
+from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
+from backends.finetune.tasks.encoding import Batch
+from backends.finetune.tasks.task import Example
+
+STEPS = 20
+#: relative; seen were up to 3.4e-6 and 3.4e-5, and Adam, which divides by the gradient's own size, lets rounding grow
+LOSS_TOLERANCE, PARAMETER_TOLERANCE = 5e-5, 1e-3
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion() -> Iterator[None]:
+    """Training works in a program that forbids JAX to promote dtypes by itself."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def engines(tiny_model: Path, tmp_path: Path) -> Callable[[str], list[Any]]:
+    """A function that makes a pair of engines, of PyTorch and of JAX, for one condition."""
+    from backends.finetune.conftest import tiny_protocol
+
+    protocol = load_protocol(str(tiny_protocol(tmp_path, tiny_model)))
+    factories = [engine_factory(name)[0] for name in ("torch-cpu", "jax-cpu")]
+    return lambda condition: [make(tiny_model, protocol, parse_condition(condition), 3) for make in factories]
+
+
+def batches(engine: Any, rng: np.random.Generator, count: int) -> list[Batch]:
+    letters = np.array(list("abcdefgh "))
+    examples = [
+        Example("".join(rng.choice(letters, 3)), "".join(rng.choice(letters, rng.integers(2, 9))))
+        for _ in range(3 * count)
+    ]
+    encoded = engine.encode(examples, "made up")
+    return [engine.batch([[e] for e in encoded[start : start + 3]]) for start in range(0, len(encoded), 3)]
+
+
+def hand_over(source: Any, target: Any, folder: Path) -> None:
+    """What one engine has trained, to the other, by files."""
+    source.save_phase(0, files(folder))
+    target.restore([files(folder)])
+
+
+def files(folder: Path) -> PhaseFiles:
+    return RunFolder(folder).files(0, "any", 0)
+
+
+def arrays(engine: Any, folder: Path) -> dict[str, np.ndarray]:
+    engine.save_phase(0, files(folder))
+    found = load_file(files(folder).lora / "adapter_model.safetensors")
+    crma = files(folder).crma
+    return found | (load_file(crma) if crma.exists() else {})
+
+
+@pytest.mark.parametrize("condition", ["frozen", "modular", "frozen-raised"])
+def test_twenty_steps_from_the_same_start_are_the_same_training(engines, condition, tmp_path):
+    ours, theirs = engines(condition)
+    for engine in (ours, theirs):
+        engine.begin_phase(0, STEPS)
+    hand_over(ours, theirs, tmp_path / "start")
+    start = arrays(ours, tmp_path / "before")
+    given = batches(ours, np.random.default_rng(0), STEPS + 1)
+    reports = [(ours.step([batch], i), theirs.step([batch], i)) for i, batch in enumerate(given[:-1])]
+    losses = np.array([[report.loss for report in pair] for pair in reports])
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=LOSS_TOLERANCE)
+    assert np.ptp(losses[:, 0]) > 100 * LOSS_TOLERANCE * losses.max()  # or a model that never learns would pass
+    for ours_now, theirs_now in reports[:3]:
+        assert theirs_now.gradient_norms == pytest.approx(ours_now.gradient_norms, rel=1e-3)
+    ends = arrays(ours, tmp_path / "ours"), arrays(theirs, tmp_path / "theirs")
+    assert ends[0].keys() == ends[1].keys()
+    for name, end in ends[0].items():
+        moved, apart = np.linalg.norm(end - start[name]), np.linalg.norm(ends[1][name] - end)
+        assert apart <= PARAMETER_TOLERANCE * moved, name
+        assert moved > 0, name
+    holdout = [engine.holdout_loss(given[-1:]) for engine in (ours, theirs)]
+    assert holdout[1] == pytest.approx(holdout[0], rel=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("direction", ["to JAX", "to PyTorch"])
+def test_what_one_engine_trains_answers_the_same_in_the_other(engines, direction, tmp_path):
+    pair = engines("modular")
+    source, target = pair if direction == "to JAX" else pair[::-1]
+    for engine in pair:
+        engine.begin_phase(0, 10)
+    (batch,) = batches(source, np.random.default_rng(0), 1)
+    untrained = target.holdout_loss([batch])
+    for index in range(10):  # on what is measured, which must then change, whatever was drawn
+        source.step([batch], index)
+    hand_over(source, target, tmp_path)
+    trained = source.holdout_loss([batch])
+    assert target.holdout_loss([batch]) == pytest.approx(trained, rel=1e-5)
+    assert untrained - trained > 1e-2 * trained
+    assert target.spectrum()[:4] == pytest.approx(source.spectrum()[:4], rel=1e-6)
+
+
+def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines, tmp_path):
+    """The first phase is PyTorch's; both train the second one from the same LoRA."""
+    ours, theirs = engines("modular-still")
+    ours.begin_phase(0, 5)
+    given = batches(ours, np.random.default_rng(0), 11)
+    for index, batch in enumerate(given[:5]):
+        ours.step([batch], index)
+    hand_over(ours, theirs, tmp_path / "first")
+    for engine in (ours, theirs):
+        engine.begin_phase(1, 5)
+    ours.save_phase(1, files(tmp_path / "start"))
+    theirs._load_lora(files(tmp_path / "start").lora)
+    before = arrays(ours, tmp_path / "before")
+    reports = [(ours.step([batch], i), theirs.step([batch], i)) for i, batch in enumerate(given[5:10])]
+    for mine, other in reports:
+        assert other.loss == pytest.approx(mine.loss, rel=LOSS_TOLERANCE)
+        assert set(other.gradient_norms) == set(mine.gradient_norms) == {"lora"}
+    ends = arrays(ours, tmp_path / "ours"), arrays(theirs, tmp_path / "theirs")
+    for name, end in ends[0].items():
+        moved, apart = np.linalg.norm(end - before[name]), np.linalg.norm(ends[1][name] - end)
+        assert (moved > 0) == ("lora_" in name), name
+        assert apart <= PARAMETER_TOLERANCE * moved, name
+
+
+def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines, tmp_path):
+    ours, theirs = engines("modular")
+    for engine in (ours, theirs):
+        engine.begin_phase(0, 60)
+    easy = ours.encode([Example(letter, "ab") for letter in "xyz"], "to be recalled")
+    given = [ours.batch([[example] for example in easy]), *batches(ours, np.random.default_rng(0), 3)]
+    for index in range(60):
+        ours.step([given[0]], index)
+    hand_over(ours, theirs, tmp_path)
+    with_crma = [engine.scores(given) for engine in (ours, theirs)]
+    with ours.without_crma(), theirs.without_crma():
+        without = [engine.scores(given) for engine in (ours, theirs)]
+    for mine, other in (with_crma, without):
+        assert [score.tokens for score in other] == [score.tokens for score in mine]
+        assert [score.loss for score in other] == pytest.approx([score.loss for score in mine], rel=1e-4)
+        assert [score.is_greedy for score in other] == [score.is_greedy for score in mine]
+    assert [score.loss for score in without[1]] != pytest.approx([score.loss for score in with_crma[1]], rel=1e-3)
+    assert theirs.scores(given) == with_crma[1]  # and it is there again
+    assert {score.is_greedy for score in with_crma[1]} == {True, False}
+
+
+def test_more_rows_than_a_batch_are_scored_as_in_several_batches(engines):
+    _, theirs = engines("modular")
+    theirs.begin_phase(0, 1)
+    examples = [Example("abc", letter * (index + 1)) for index, letter in enumerate("abcde")]
+    encoded = theirs.encode(examples, "five options, and batches of three")
+    together = theirs.scores([theirs.batch([[example] for example in encoded])])
+    by_itself = [theirs.scores([theirs.batch([[example]])])[0] for example in encoded]
+    assert [score.loss for score in together] == pytest.approx([score.loss for score in by_itself], rel=1e-5)
+
+
+def test_the_raised_rank_is_that_of_the_other_engine(engines):
+    ours, theirs = engines("frozen-raised")
+    for engine in (ours, theirs):
+        engine.begin_phase(0, 1)
+    assert theirs.rank == ours.slot.rank > 2
+    assert theirs.parameter_counts() == ours.parameter_counts()
+
+
+def test_the_shared_crma_starts_from_the_same_values(engines):
+    ours, theirs = engines("modular")
+    for field, mine in zip(("mix_logits", "gate_logit", "basis"), ours.backbone.state(), strict=True):
+        np.testing.assert_array_equal(np.asarray(getattr(theirs._stack(), field)), mine.numpy())
+    assert theirs.identity == {
+        "base_model": ours.backbone.base_model,
+        "base_model_sha256": ours.backbone.base_model_sha256,
+    }

@@ -1,0 +1,369 @@
+"""The PyTorch engine: a base model, one LoRA by PEFT, the shared CRMA, and what a condition adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from backends.atomic import atomic_write
+from backends.finetune.engines.engine import RowScore, SpectralReport, StepReport
+from backends.finetune.engines.optimizer import (
+    check_holdout,
+    check_step,
+    displacement_budget,
+    diverged,
+    group_settings,
+    rate_factor,
+    trains_crma,
+)
+from backends.finetune.engines.torch import checkpoint as torch_checkpoint
+from backends.finetune.engines.torch.baselines import Baseline, baseline_of, read_tensors
+from backends.finetune.engines.torch.lora import LoraSlot
+from backends.finetune.engines.torch.model import load_base
+from backends.finetune.engines.torch.unconstrained import (
+    certificate_of_unconstrained,
+    load_unconstrained,
+    save_unconstrained,
+    unconstrain,
+)
+from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, total
+from backends.finetune.engines.world import SINGLE, World
+from backends.finetune.models.resolve import load_tokenizer
+from backends.finetune.protocols.conditions import Condition
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
+from backends.finetune.runs.run_folder import PhaseFiles
+from backends.finetune.tasks.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
+from backends.finetune.tasks.packing import check_packing, collate_packed, model_arguments
+from backends.finetune.tasks.task import Example
+from backends.sealed import seal
+from backends.torch import AdapterState, CRMABackbone, attach_crma
+from backends.torch.decoder import find_decoder
+from reference import AdapterConfig
+from reference.errors import NonFiniteError
+
+
+class TorchEngine:
+    """See :class:`backends.finetune.engines.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
+
+    def __init__(
+        self,
+        model_path: Path,
+        protocol: Protocol,
+        condition: Condition,
+        seed: int,
+        device: str,
+        *,
+        world: World = SINGLE,
+        shard: bool = False,
+    ) -> None:
+        self.protocol, self.condition, self.seed, self.world = protocol, condition, seed, world
+        self.device = torch.device(device)
+        self.tokenizer = load_tokenizer(model_path)
+        base = load_base(model_path, protocol, self.device, trainable=condition.trains == "full")
+        self.backbone: CRMABackbone | None = None
+        crma_size = 0
+        if condition.crma != "none" or condition.raised_rank:
+            backbone = self._attach(base)
+            crma_size = sum(parameter.numel() for parameter in backbone.parameters())
+            if condition.crma == "none":
+                backbone.detach_from_model()
+            else:
+                self.backbone = backbone
+                if condition.crma == "unconstrained":
+                    unconstrain(backbone)
+        self.slot: LoraSlot | None = None
+        if condition.trains == "full":
+            self.model: Any = base.requires_grad_(True)
+        else:
+            self.slot = LoraSlot(base, protocol.lora, extra=crma_size if condition.raised_rank else 0)
+            self.model = self.slot.model
+        self._allow_training(0)
+        if shard:
+            shard_base(self.model, find_decoder(base).blocks, set(self._trainables().values()))
+        if protocol.packing:
+            check_packing(self.model)
+        if protocol.gradient_checkpointing and self.slot is not None:
+            self.model.enable_input_require_grads()
+        self.baseline: Baseline | None = None
+        if self.slot is not None:
+            self.baseline = baseline_of(condition, protocol, self.slot, self._answer_logits, seed)
+        self.anchor: AdapterState | None = None
+        self.phase = -1
+
+    def _attach(self, base: Any) -> CRMABackbone:
+        crma = self.protocol.crma
+        return attach_crma(
+            base,
+            AdapterConfig(base.config.get_text_config().hidden_size, crma.streams, crma.rank, crma.iterations),
+            basis=crma.basis_start,
+            skip_directions=crma.skip_directions,
+            gate_logit=crma.gate_logit,
+            seed=self.seed,
+        )
+
+    # Data -----------------------------------------------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
+        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
+
+    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
+        padding = padding_id(self.tokenizer)
+        if any(len(row) > 1 for row in rows):
+            return collate_packed(rows, padding)
+        return collate([example for row in rows for example in row], padding)
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def begin_phase(self, phase: int, steps: int) -> None:
+        if self.phase == 0 and phase == 1 and self.backbone is not None:
+            self.anchor = self.backbone.state()
+        self.phase, self.steps = phase, steps
+        if self.baseline is not None:
+            self.baseline.begin_phase(phase)
+        if self.slot is not None and (phase == 0 or self.condition.trains != "shared"):
+            self.slot.draw(1_000_003 * self.seed + phase)  # the same in every condition
+        self._allow_training(phase)
+        self.settings = group_settings(self.protocol, self.condition, phase)
+        groups = self._groups()
+        self.optimizer = torch.optim.AdamW(
+            [{"params": groups[name], "lr": group.learning_rate} for name, group in self.settings.items()],
+            weight_decay=0.0,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+        answer_tokens = sum(batch.answer_tokens for batch in batches)
+        loss_sum = 0.0
+        for batch in batches:
+            loss_sum += self._backward(batch, answer_tokens)
+        groups = self._groups()
+        sum_gradients(self.world, (parameter for group in groups.values() for parameter in group))
+        penalty = None if self.baseline is None else self.baseline.penalty()
+        if penalty is not None:  # after the sum: every process has the same penalty
+            penalty.backward()
+        norms = {
+            name: float(nn.utils.clip_grad_norm_(groups[name], group.clip)) for name, group in self.settings.items()
+        }
+        (loss_sum,) = total(self.world, [loss_sum], self.device)
+        report = StepReport(loss_sum / answer_tokens, norms)
+        check_step(report, self.phase, index)
+        factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
+        for group, settings in zip(self.optimizer.param_groups, self.settings.values(), strict=True):
+            group["lr"] = settings.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._limit()
+        return report
+
+    def _backward(self, batch: Batch, answer_tokens: int) -> float:
+        """Add the gradients of this process's share of ``batch``; returns its loss, summed over answer tokens."""
+        mine = share(self.world, len(batch.input_ids))
+        counted = [row for row, counts in mine if counts]
+        part = batch.rows(counted or [0])
+        prepared = None if self.baseline is None else self.baseline.prepare(part)
+        loss, logits = self._loss(part)
+        extra = None if self.baseline is None else self.baseline.batch_loss(prepared, logits)
+        weight = 1.0 if counted else 0.0  # a process without a row keeps the others company, for the sake of FSDP
+        ((loss if extra is None else loss + extra) * (weight / answer_tokens)).backward()
+        return weight * loss.item()
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the negative log-likelihoods of the answer tokens, and their logits."""
+        logits, labels = self._answer_logits(batch)
+        return nn.functional.cross_entropy(logits, labels, reduction="sum"), logits
+
+    def _answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Float32 logits that predict the answer tokens, (tokens, vocabulary), and these tokens."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_mixed()):
+            logits = self.model(**model_arguments(batch, self.device)).logits[:, :-1]
+        labels = torch.from_numpy(batch.labels).to(self.device)[:, 1:]
+        counted = labels != IGNORED
+        return logits[counted].float(), labels[counted]
+
+    def _is_mixed(self) -> bool:
+        return self.protocol.precision == "mixed" or (
+            self.protocol.precision == "bfloat16" and self.condition.trains == "full"
+        )
+
+    def _limit(self) -> None:
+        budget = displacement_budget(self.protocol, self.condition)
+        is_trained = trains_crma(self.condition, self.phase)
+        if self.backbone is None or self.anchor is None or budget is None or not is_trained:
+            return
+        try:
+            self.backbone.limit_displacement(self.anchor, budget)
+        except NonFiniteError as error:
+            raise diverged(error, self.phase) from error
+
+    def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
+        if self.baseline is not None:
+            self.baseline.finish_phase(phase, examples)
+
+    def spectrum(self) -> SpectralReport | None:
+        if self.backbone is None:
+            return None
+        try:
+            if self.condition.crma == "unconstrained":
+                bounds, moved = certificate_of_unconstrained(self.backbone), None
+            else:
+                bounds = self.backbone.certificate()
+                moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
+        except NonFiniteError as error:
+            raise diverged(error, self.phase) from error
+        return SpectralReport(
+            norm_max=float(bounds.mixing_norm.max()),
+            norm_min=float(bounds.mixing_norm.min()),
+            adapter_max=float(bounds.largest.max()),
+            adapter_min=float(bounds.smallest.min()),
+            displacement_max=None if moved is None else float(moved.max()),
+            displacement_min=None if moved is None else float(moved.min()),
+        )
+
+    # Answers --------------------------------------------------------------------------------------------------------
+
+    def answer_with(self, phase: int, files: PhaseFiles) -> None:
+        if self.slot is not None and self.condition.trains == "per-task":
+            self.slot.load(files.lora)
+            self._allow_training(self.phase)
+        if self.backbone is not None and self.condition.pinned:
+            self._load_crma(self.backbone, files.crma)
+
+    @torch.no_grad()
+    def holdout_loss(self, batches: Sequence[Batch]) -> float:
+        loss_sum, tokens = 0.0, 0
+        for index, counts in share(self.world, len(batches)):
+            loss = self._loss(batches[index])[0]
+            if counts:
+                loss_sum, tokens = loss_sum + float(loss), tokens + batches[index].answer_tokens
+        loss_sum, all_tokens = total(self.world, [loss_sum, tokens], self.device)
+        check_holdout(loss_sum, self.phase)
+        return loss_sum / all_tokens
+
+    @torch.no_grad()
+    def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        scored = []
+        for batch in batches:
+            logits, labels = self._answer_logits(batch)
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none").double()
+            right = logits.argmax(-1) == labels
+            sizes = (batch.labels[:, 1:] != IGNORED).sum(axis=1).tolist()
+            for loss, hits, size in zip(losses.split(sizes), right.split(sizes), sizes, strict=True):
+                scored.append(RowScore(float(loss.sum()), size, bool(hits.all())))
+        return scored
+
+    def without_crma(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.backbone is None else self.backbone.disabled()
+
+    # Parameters -----------------------------------------------------------------------------------------------------
+
+    def _allow_training(self, phase: int) -> None:
+        if self.slot is not None:
+            for parameter in self.slot.parameters().values():
+                parameter.requires_grad_(True)
+        if self.backbone is not None:
+            self.backbone.requires_grad_(trains_crma(self.condition, phase))  # get_peft_model freezes it
+
+    def _groups(self) -> dict[str, list[nn.Parameter]]:
+        groups: dict[str, list[nn.Parameter]] = {}
+        if self.slot is None:
+            groups["full"] = list(self.model.parameters())
+        else:
+            groups["lora"] = list(self.slot.parameters().values())
+        if self.backbone is not None and trains_crma(self.condition, max(self.phase, 0)):
+            groups |= self.backbone.parameter_groups()
+        return groups
+
+    def _trainables(self) -> dict[str, nn.Parameter]:
+        own = dict(self.model.named_parameters()) if self.slot is None else self.slot.parameters()
+        crma = {} if self.backbone is None else dict(self.backbone.named_parameters(prefix="crma"))
+        return own | crma
+
+    def parameter_counts(self) -> dict[str, int]:
+        if self.slot is None:
+            return {"full": sum(parameter.numel() for parameter in self.model.parameters())}
+        counts = {"lora": self.slot.count()}
+        if self.backbone is not None:
+            counts["crma"] = sum(parameter.numel() for parameter in self.backbone.parameters())
+        return counts
+
+    def memory_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return int(psutil.Process().memory_info().rss)
+
+    # Files ----------------------------------------------------------------------------------------------------------
+
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        with self._written_once() as writes:
+            if writes:
+                self._save_phase(phase, files)
+
+    def _save_phase(self, phase: int, files: PhaseFiles) -> None:
+        if self.slot is None:
+            tensors = {name: value.detach().to("cpu").contiguous() for name, value in self._trainables().items()}
+            atomic_write(files.model, seal(safetensors.torch.save(tensors)))
+        else:
+            self.slot.save(files.lora)
+        if self.baseline is not None:
+            self.baseline.save(files)
+        if self.backbone is not None and self.condition.crma == "unconstrained":
+            save_unconstrained(files.mixing, self.backbone.finite_state())
+        elif self.backbone is not None:
+            self.backbone.save(files.crma)
+
+    def restore(self, phases: Sequence[PhaseFiles]) -> None:
+        if not phases:
+            return
+        self.phase = len(phases) - 1
+        if self.baseline is not None:
+            self.baseline.restore(phases)
+        if self.slot is None:
+            self._load_model(phases[-1].model)
+        if self.backbone is None:
+            return
+        if self.condition.crma == "unconstrained":
+            self.backbone.load_state(load_unconstrained(phases[-1].mixing))
+        else:
+            self._load_crma(self.backbone, phases[0].crma)
+            self.anchor = self.backbone.state() if len(phases) > 1 else None
+            self._load_crma(self.backbone, phases[-1].crma)
+
+    def _load_crma(self, backbone: CRMABackbone, path: Path) -> None:
+        with phase_state(path):
+            backbone.load(path)  # also checks that the file is this model's
+
+    @torch.no_grad()
+    def _load_model(self, path: Path) -> None:
+        tensors = read_tensors(path, self.device)
+        for name, parameter in self._trainables().items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise damaged_phase(path, f"{name} missing or of another shape")
+            parameter.copy_(tensors[name])
+
+    def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
+        with self._written_once() as writes:
+            if writes:
+                progress = progress | {"phase": self.phase}
+                torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress)
+
+    def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
+        if (found := read_checkpoint(path, phase)) is None:
+            return None
+        data, progress = found
+        torch_checkpoint.load_checkpoint(data, path, self._trainables(), self.optimizer)
+        return progress
+
+    @contextmanager
+    def _written_once(self) -> Iterator[bool]:
+        """Whether this process writes; the others wait until the files are there."""
+        yield self.world.rank == 0
+        self.world.barrier()

@@ -1,0 +1,162 @@
+"""Every condition through a whole run of a tiny model: drift, budgets, sizes, and resuming to the same bits."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.finetune.conftest import Arguments, adapters, measured, write_tasks
+from backends.finetune.protocols.conditions import KNOWN, parse_condition
+from backends.finetune.runs.results import read_results
+from backends.finetune.runs.run_folder import RunFolder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from backends.torch import load_state
+from backends.torch.certificates import displacement
+
+CONDITIONS = (*KNOWN, "modular@0.01", "modular@none")
+SETTINGS = ("--set", "transfer=true", "--set", "accumulation=2")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_command: Arguments) -> Arguments:
+    return lambda out, *conditions: tiny_command(out, *SETTINGS, "--conditions", *conditions)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, arguments: Arguments) -> Path:
+    from backends.finetune.cli import main
+
+    folder = tmp_path_factory.mktemp("conditions") / "run"
+    assert main(arguments(folder, *CONDITIONS)) == 0
+    return folder
+
+
+def of_conditions(run: Path, names: tuple[str, ...]) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    files = {path: content for path, content in adapters(run).items() if path.partition("/")[0][2:] in names}
+    phases = [phase for phase in measured(run) if phase["condition"] in names]
+    return files, sorted(phases, key=lambda phase: (phase["condition"], phase["phase"]))
+
+
+@pytest.mark.clause("CL-5")
+def test_what_never_drifts_drifts_by_exactly_zero_and_the_others_do_drift(finished):
+    results = read_results(finished)
+    for name in CONDITIONS:
+        metrics = results.metrics(name, 0)
+        assert metrics is not None
+        if parse_condition(name).never_drifts:
+            assert (metrics.drift_per_task == 0.0).all(), name
+        else:
+            assert (metrics.drift_per_task != 0.0).any(), name
+    zero = {name for name in CONDITIONS if parse_condition(name).never_drifts}
+    assert zero == {"frozen", "frozen-raised", "modular-still", "modular-pinned"}
+
+
+def test_pinning_changes_what_answers_and_not_what_is_trained(finished):
+    (pinned, lines), (modular, others) = (of_conditions(finished, (name,)) for name in ("modular-pinned", "modular"))
+    assert {path.partition("/")[2]: content for path, content in pinned.items()} == {
+        path.partition("/")[2]: content for path, content in modular.items()
+    }
+    assert [line["losses"] for line in lines] == [line["losses"] for line in others]
+    assert lines[2]["holdout"] != others[2]["holdout"]
+
+
+@pytest.mark.clause("BUDGET-1")
+def test_a_budget_in_the_name_of_a_condition_holds_and_no_budget_goes_further(finished):
+    def moved(name: str) -> list[float]:
+        states = [load_state(RunFolder(finished).crma(0, name, phase)).state for phase in range(3)]
+        return [float(displacement(states[0], state, 20).max()) for state in states[1:]]
+
+    assert all(0.005 < distance <= 0.01 + 1e-6 for distance in moved("modular@0.01"))
+    assert all(distance <= 0.05 + 1e-6 for distance in moved("modular"))
+    assert max(moved("modular@none")) > 0.05
+    assert max(moved("modular-still")) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_raised_rank_has_at_least_as_many_parameters_as_modular_and_less_than_a_rank_more(finished):
+    sizes = {line["condition"]: line["parameters"] for line in measured(finished)}
+    raised, modular = sizes["frozen-raised"]["lora"], sum(sizes["modular"].values())
+    assert modular <= raised < modular + sizes["frozen"]["lora"] // 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modular",
+        "ewc",
+        "o-lora",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("naive", "modular-pinned", "lwf")),
+    ],
+)
+def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, finetune_command, monkeypatch, name):
+    """Bytes of all live tensors after each of six tasks; only O-LoRA's earlier LoRAs all take part, and add up."""
+    from backends.finetune.cli import main
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    def live(engine: TorchEngine) -> int:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        return sum(storages.values())
+
+    monkeypatch.setattr(TorchEngine, "memory_bytes", live)
+    tasks = write_tasks(tmp_path, {f"task {letter}": letter for letter in "abcdef"})
+    assert main(finetune_command(tmp_path / "run", "--conditions", name, tasks=tasks)) == 0
+    found = [phase.memory_bytes or 0 for phase in read_results(tmp_path / "run").phases_of(name, 0)]
+    growth = [later - earlier for earlier, later in pairwise(found[1:])]  # the first task has no anchor or teacher yet
+    parameters = read_results(tmp_path / "run").parameters(name)
+    assert growth == [4 * parameters["lora"] if name == "o-lora" else 0] * 4
+
+
+RESUMED = [
+    ("replay", "lwf"),
+    ("ewc", "o-lora"),
+    ("full", "modular-unconstrained"),
+    ("modular-pinned", "modular-still"),
+    ("frozen-raised", "modular@0.01"),
+]
+
+
+@pytest.mark.parametrize("names", RESUMED, ids="+".join)
+def test_interrupted_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, arguments, monkeypatch, capfd, names):
+    """In a step, an evaluation, the Fisher information, a write or a rename; several times in one run."""
+    from backends.finetune.cli import main
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    countdown, counts = [0], []
+
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("begin_phase", "step", "finish_phase", "holdout_loss", "save_phase", "save_checkpoint"):
+        monkeypatch.setattr(TorchEngine, name, interrupted(getattr(TorchEngine, name)))
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, interrupted(getattr(Path, name)))
+    monkeypatch.setattr(os, "fsync", interrupted(os.fsync))
+    code = 130
+    while code == 130:
+        countdown[0] = random.Random().randrange(5, 90)
+        counts.append(countdown[0])
+        code = main(arguments(tmp_path / "run", *names))
+    assert code == 0, (capfd.readouterr().err, counts)
+    assert len(counts) > 1
+    assert of_conditions(tmp_path / "run", names) == of_conditions(finished, names), counts
+    # What only unfinished phases need is gone, wherever it was interrupted
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.safetensors")}
+    assert left == set(of_conditions(finished, names)[0])
+    assert not any("checkpoint" in name for name in left)

@@ -1,0 +1,62 @@
+"""Conditions in words, and names on one line, for tables and pictures."""
+
+from __future__ import annotations
+
+import math
+
+from backends.files import printable
+from backends.finetune.protocols.conditions import parse_condition
+
+RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
+_TEXTS = {
+    "naive": "NAIVE",
+    "frozen": "FROZEN",
+    "modular": "MODULAR",
+    "frozen-raised": "FROZEN, raised rank",
+    "modular-still": "MODULAR, still",
+    "modular-unconstrained": "MODULAR, unconstrained",
+    "modular-pinned": "MODULAR, pinned",
+    "replay": "Experience replay",
+    "ewc": "EWC",
+    "lwf": "LwF",
+    "o-lora": "O-LoRA",
+    "full": "Full",
+}
+
+
+def readable(condition: str) -> str:
+    """The condition in words: "MODULAR, δ 0.002"; one that is not known in capitals."""
+    budget = budget_of(condition)
+    if budget is not None:
+        return "MODULAR, no budget" if math.isinf(budget) else f"MODULAR, δ {budget:g}"
+    return _TEXTS.get(condition, condition.upper())
+
+
+def budget_of(condition: str) -> float | None:
+    """delta of ``modular@DELTA``, infinity for ``modular@none``; None for every other condition."""
+    if not condition.startswith("modular@"):
+        return None
+    try:
+        return parse_condition(condition).budget
+    except ValueError:
+        return None
+
+
+def percent(value: float) -> str:
+    """A signed figure with two decimals, or with one digit that counts where these would be zeros; "0 exactly" for 0.
+
+    >>> percent(-0.1666), percent(-0.0031), percent(0.0)
+    ('−0.17', '−0.003', '0 exactly')
+    """
+    if value == 0:
+        return "0 exactly"
+    return (f"{value:+.2f}" if abs(value) >= 0.005 else f"{value:+.1g}").replace("-", "−")
+
+
+def label(name: str, width: int = 18) -> str:
+    """``name`` on one line, printable and at most ``width`` characters long."""
+    shown = printable(" ".join(name.split())) or "(no name)"
+    if len(shown) <= width:
+        return shown
+    tail = (width - 1) // 3  # names of a series differ at their end
+    return shown[: width - 1 - tail].rstrip() + "…" + shown[-tail:].lstrip()

@@ -1,0 +1,109 @@
+"""Answers counted right or wrong: canaries recalled over the phases, and the inference toggle on a panel."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from backends.finetune.report.answers import PanelRow, panel_rows
+from backends.finetune.report.labels import label, readable
+from backends.finetune.report.pictures.style import INK, handle_of, mark_of, task_labels
+from backends.finetune.runs.results import RunResults
+
+
+def exact_match(results: RunResults) -> Figure | None:
+    """Per task the fraction of its canaries recalled after each phase; a dotted line for the bare base model."""
+    tasks = [task for task in results.tasks if any(task in record.exact_match for record in results.phases.values())]
+    if not tasks:
+        return None
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(10, 1.3 + 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    shown: dict[str, None] = {}
+    titles = dict(zip(results.tasks, task_labels(results, 24), strict=True))
+    for index, axes in enumerate(panels):
+        if index >= len(tasks):
+            axes.set_axis_off()
+            continue
+        for name in results.conditions:
+            paths = _paths(results, name, tasks[index])
+            if paths.size == 0:
+                continue
+            shown[name] = None
+            mark, phases = mark_of(name), np.arange(1, len(results.tasks) + 1)
+            reached = np.isfinite(paths).any(axis=0)
+            mean = np.nanmean(100 * paths[:, reached], axis=0)
+            axes.plot(
+                phases[reached], mean, color=mark.colour, linestyle=mark.line, marker=mark.marker, markersize=4.5,
+                linewidth=1.3, clip_on=False,
+            )  # fmt: skip
+            if len(paths) > 1:
+                low, high = np.nanmin(100 * paths[:, reached], axis=0), np.nanmax(100 * paths[:, reached], axis=0)
+                axes.fill_between(phases[reached], low, high, color=mark.colour, alpha=0.13, linewidth=0)
+        base = [
+            record.exact_match[tasks[index]] for record in results.base.values() if tasks[index] in record.exact_match
+        ]
+        if base:
+            axes.axhline(100 * float(np.mean(base)), color=INK, linewidth=1, linestyle=":")
+        axes.set_title(titles[tasks[index]], fontsize=9.5)
+        axes.set_ylim(0, 100)
+        axes.set_xlim(0.8, len(results.tasks) + 0.2)
+        axes.set_xticks(range(1, len(results.tasks) + 1))
+        axes.set_xlabel("after phase", fontsize=9)
+        if index % columns == 0:
+            axes.set_ylabel("canaries recalled (%)", fontsize=9)
+    figure.legend(
+        handles=[handle_of(name, marker=True) for name in shown], loc="outside lower left", ncols=5, fontsize=8.5
+    )
+    dotted = " (dotted: the bare base model)" if any(record.exact_match for record in results.base.values()) else ""
+    figure.suptitle(f"Exact match by greedy decoding{dotted}", x=0.01, ha="left")
+    return figure
+
+
+def _paths(results: RunResults, condition: str, task: str) -> np.ndarray:
+    """(seeds, phases), NaN where the task was not asked for and after the last finished phase."""
+    column = results.tasks.index(task)
+    paths = [results.exact_match_matrix(condition, seed)[:, column] for seed in results.seeds]
+    return np.array([path for path in paths if np.isfinite(path).any()])
+
+
+def panel_picture(results: RunResults) -> Figure | None:
+    """Questions answered rightly with and without CRMA, with Wilson's 95% intervals."""
+    rows = panel_rows(results)
+    if not rows:
+        return None
+    figure = Figure(figsize=(10, 1.6 + 0.62 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        colour = mark_of(row.condition).colour if row.condition else "#999999"
+        for offset, count, interval, alpha in (
+            (-0.19, row.with_crma, row.with_interval, 1.0),
+            (0.19, row.without_crma, row.without_interval, 0.4),
+        ):
+            fraction = 100 * count / row.questions
+            axes.barh([place + offset], [fraction], height=0.34, color=colour, alpha=alpha)
+            axes.hlines(place + offset, 100 * interval[0], 100 * interval[1], color=INK, linewidth=1.2)
+            axes.annotate(
+                f"{count}/{row.questions}", (0, place + offset), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color=INK,
+            )  # fmt: skip
+        axes.annotate(
+            f"p = {row.p:.2g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9,
+            annotation_clip=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("answered rightly (%), with Wilson's 95% interval; p: McNemar's exact test, two-sided")
+    handles = [Patch(facecolor="#777777", label="with CRMA"), Patch(facecolor="#777777", alpha=0.4, label="bypassed")]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=9)
+    figure.suptitle("Inference toggle: the same adapters, CRMA bypassed", x=0.01, ha="left")
+    return figure
+
+
+def _name(row: PanelRow) -> str:
+    return f"{label(readable(row.condition), 24)}, {row.seed}" if row.condition else row.seed

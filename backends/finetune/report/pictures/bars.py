@@ -1,0 +1,133 @@
+"""Drift and advantage as horizontal bars, one per condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from backends.finetune.report.labels import label, percent, readable
+from backends.finetune.report.paper import PaperRow, paper_rows
+from backends.finetune.report.pictures.style import FAINT, INK, mark_of
+from backends.finetune.runs.results import RunResults
+
+WITH_PAPER = 5  # narrow bars with the paper's means: more have no room for a second line
+
+
+def drift_bars(results: RunResults) -> Figure | None:
+    """Drift and advantage per condition, with the seeds; the paper's means in the labels, as their scale is another."""
+    shown = [name for name in results.conditions if results.complete_seeds(name)]
+    if not shown:
+        return None
+    figure = Figure(figsize=(10, 2.0 + 0.42 * max(len(shown), 2)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    drift_panel(left, results, shown)
+    advantage_panel(right, results, shown, named=False)
+    left.set_title("Drift: loss gained since a task's own phase")
+    right.set_title("Advantage over FROZEN")
+    figure.legend(handles=bar_handles(results), loc="outside lower left", ncols=3, fontsize=9)
+    figure.suptitle("Forgetting and benefit", x=0.01, ha="left")
+    return figure
+
+
+def drift_panel(axes: Axes, results: RunResults, shown: list[str], narrow: bool = False) -> None:
+    values = {
+        name: [100 * metrics.drift for seed in results.seeds if (metrics := results.metrics(name, seed))]
+        for name in shown
+    }
+    several = len(results.tasks) > 1
+    paper = {row.condition: row.drift for row in _first_model(results)}
+    empty = "no finished run yet" if several else "a single task cannot drift"
+    _bars(axes, values if several else {}, shown, paper, empty, narrow=narrow)
+    axes.set_xlabel("drift (%)")
+
+
+def advantage_panel(
+    axes: Axes, results: RunResults, shown: list[str], named: bool = True, narrow: bool = False
+) -> None:
+    values = {
+        name: [100 * gain for seed in results.seeds if (gain := results.advantage(name, seed)) is not None]
+        for name in shown
+        if name != "frozen"
+    }
+    paper = {row.condition: row.advantage for row in _first_model(results)}
+    _bars(axes, values, shown, paper, "needs a finished FROZEN run\nof the same seed", named, narrow)
+    axes.set_xlabel("advantage (%)")
+
+
+def _first_model(results: RunResults) -> list[PaperRow]:
+    rows = paper_rows(results.run)
+    return [row for row in rows if row.model == rows[0].model]
+
+
+def _bars(
+    axes: Axes,
+    ours: dict[str, list[float]],
+    shown: list[str],
+    paper: Mapping[str, tuple[float, float | None] | None],
+    empty: str,
+    named: bool = True,
+    narrow: bool = False,
+) -> None:
+    axes.grid(False, axis="y")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(shown)), [label(readable(name), 24) for name in shown], fontsize=8.5)
+    if not named:
+        axes.tick_params(axis="y", labelleft=False)
+    if narrow and len(shown) > WITH_PAPER:
+        paper = {}
+    if not any(ours.values()):
+        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+        axes.set_xticks([])
+        return
+    for place, name in enumerate(shown):
+        if values := ours.get(name, []):
+            _bar(axes, place, values, mark_of(name).colour)
+            # In a column beside the axes: there the layout makes room for it, whatever the bars are.
+            text = _in_words(values) + _paper_mean(paper.get(name), "\n" if narrow else "  ")
+            axes.annotate(
+                text, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
+                ha="left", va="center", fontsize=7.5 if narrow else 8, annotation_clip=False, linespacing=1.0,
+            )  # fmt: skip
+    axes.margins(x=0.04)
+
+
+def _bar(axes: Axes, place: float, values: list[float], colour: str) -> None:
+    mean = float(np.mean(values))
+    axes.barh([place], [mean], height=0.56, facecolor=colour)
+    if len(values) > 1:
+        axes.hlines(place, min(values), max(values), color=INK, linewidth=1.1)
+        axes.plot(values, [place] * len(values), "o", color="white", markeredgecolor=INK, markersize=3.5)
+
+
+def _in_words(values: list[float]) -> str:
+    mean = float(np.mean(values))
+    return f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 10 else percent(mean)
+
+
+def _paper_mean(column: tuple[float, float | None] | None, separator: str) -> str:
+    return "" if column is None else f"{separator}(paper {percent(column[0])})"
+
+
+def bar_handles(results: RunResults, with_paper: bool = True) -> list[Any]:
+    """Legend of the bars."""
+    handles: list[Any] = [Patch(facecolor="#777777", label="this run")]
+    if len(results.seeds) > 1:
+        handles[0].set_label("this run, mean")
+        handles.append(
+            Line2D(
+                [], [], color=INK, marker="o", markerfacecolor="white", markersize=4, linewidth=1.1, label="each seed"
+            )
+        )
+    if with_paper and (rows := _first_model(results)):
+        text = f"paper: mean of {rows[0].table}, {rows[0].model}, another model and scale"
+        handles.append(Line2D([], [], linewidth=0, label=text))
+    return handles

@@ -1,0 +1,162 @@
+"""Spectral norm, singular values and displacement over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from backends.certificate import ROUNDING
+from backends.finetune.report.labels import budget_of, readable
+from backends.finetune.report.pictures.style import BOUND, INK, handle_of, logarithmic, mark_of, phase_axis
+from backends.finetune.runs.records import PhaseRecord, SpectralLog
+from backends.finetune.runs.results import RunResults
+
+Array = NDArray[np.float64]
+Log = tuple[str, Array, SpectralLog]
+SMALLEST = (0, (3, 1))  # the line of the smallest over the layers
+UNBOUNDED, STILL = "modular-unconstrained", "modular-still"
+
+
+def spectral_norm(results: RunResults) -> Figure | None:
+    """Extreme deviations of the spectral norm of M from 1 over the layers; extreme singular values of the adapter."""
+    logs = list(_spectral_logs(results))
+    if not logs:
+        return None
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _norms(upper, [entry for entry in logs if entry[0] != UNBOUNDED])
+    free = [max(log.norm_max) for name, _, log in logs if name == UNBOUNDED]
+    text = "Mixing matrix M: extreme spectral norms over the layers"
+    upper.set_title(text + (f" ({readable(UNBOUNDED)}, not shown, reaches {max(free):.3g})" if free else ""))
+    for name, positions, log in logs:
+        colour = mark_of(name).colour
+        lower.plot(positions, log.adapter_max, color=colour, linewidth=1.3)
+        lower.plot(positions, log.adapter_min, color=colour, linewidth=1.3, linestyle=SMALLEST)
+    lower.set_ylabel("singular value (no unit)")
+    lower.set_title("Whole adapter: extreme singular values over the layers")
+    for axes in (upper, lower):
+        phase_axis(axes, results)
+    upper.tick_params(labelbottom=False)
+    upper.set_xlabel("")
+    _legend(figure, logs, _kinds())
+    figure.suptitle("Spectral certificates", x=0.01, ha="left")
+    return figure
+
+
+def _norms(axes: Axes, logs: list[Log]) -> None:
+    worst = -np.inf
+    for name, positions, log in logs:
+        mark = mark_of(name)
+        for norms in filter(None, (log.norm_max, log.norm_min)):
+            deviation = (np.array(norms) - 1) * 1e7
+            axes.plot(
+                positions, deviation, mark.marker, color=mark.colour, markersize=4, alpha=0.5,
+                markeredgewidth=0, clip_on=False,
+            )  # fmt: skip
+        worst = max(worst, (max(log.norm_max) - 1) * 1e7)
+    axes.axhline(ROUNDING * 1e7, color=BOUND, linewidth=1.2, linestyle="--")
+    measured = f"; largest measured {worst:.1f} × 10⁻⁷" if logs else ""
+    axes.annotate(
+        f"bound {ROUNDING * 1e7:g} × 10⁻⁷{measured}".replace("-", "−"),
+        (1, ROUNDING * 1e7), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
+        ha="right", va="top", color=BOUND, fontsize=9,
+    )  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -1), max(high, 5.6))
+    axes.set_ylabel("‖M‖₂ − 1, in units of 10⁻⁷")
+
+
+def displacement_over_steps(results: RunResults) -> Figure | None:
+    """How far the shared adapter has moved from its anchor: the largest and smallest distance over the layers."""
+    logs = [entry for entry in _spectral_logs(results) if any(v is not None for v in entry[2].displacement_max)]
+    moving = [entry for entry in logs if entry[0] != STILL]  # whose distance is rounding, and no log axis has a 0
+    if not moving:
+        return None
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    reached: list[float] = []
+    for name, positions, log in moving:
+        mark = mark_of(name)
+        for values, style in ((log.displacement_max, "-"), (log.displacement_min, SMALLEST)):
+            if not values:
+                continue
+            distances = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+            axes.plot(positions, distances, color=mark.colour, linewidth=1.6, linestyle=style)
+            reached += [float(value) for value in distances if value > 0]
+    budgets = {_budget(results, name) for name, _, _ in moving}
+    known = sorted(budget for budget in budgets if budget is not None and math.isfinite(budget))
+    for budget in known:
+        axes.axhline(budget, color=BOUND, linewidth=1.0, linestyle=":", zorder=1.5)
+    reached += known
+    if reached and max(reached) > 12 * min(reached):
+        axes.set_yscale("log")
+        logarithmic(axes.yaxis)
+        axes.set_ylim(min(reached) / 1.5, max(reached) * 1.5)
+    else:
+        axes.set_ylim(0, 1.15 * max([*reached, 1e-12]))
+    _name_budgets(axes, known)
+    axes.set_ylabel("displacement\n(spectral norm, no unit)")
+    phase_axis(axes, results)
+    kinds = _kinds() if any(log.displacement_min for _, _, log in moving) else []
+    _legend(figure, moving, kinds)
+    text = "Displacement of CRMA from its anchor: extremes over the layers"
+    text += f" ({readable(STILL)}: none)" if len(moving) < len(logs) else ""
+    figure.suptitle(text, x=0.01, ha="left")
+    return figure
+
+
+def _name_budgets(axes: Axes, budgets: list[float]) -> None:
+    """On their lines, in the first phase, which has no anchor yet; neighbours side by side."""
+    for place, budget in enumerate(budgets):
+        axes.annotate(
+            f"δ = {budget:g}", (0.01 + 0.09 * (place % 2), budget), xycoords=("axes fraction", "data"), xytext=(0, 1),
+            textcoords="offset points", va="bottom", color=BOUND, fontsize=8.5,
+        )  # fmt: skip
+
+
+def _kinds() -> list[Line2D]:
+    ink: dict[str, Any] = {"color": INK, "linewidth": 1.4}
+    return [Line2D([], [], **ink, label="largest"), Line2D([], [], **ink, linestyle=SMALLEST, label="smallest")]
+
+
+def _budget(results: RunResults, condition: str) -> float | None:
+    """None: no budget holds, so no line is drawn."""
+    if condition in (UNBOUNDED, STILL):
+        return None
+    own = budget_of(condition)
+    return results.run.displacement_budget if own is None else own
+
+
+def _legend(figure: Figure, logs: list[Log], more: list[Any]) -> None:
+    names = list(dict.fromkeys(name for name, _, _ in logs))
+    handles = [*more, *(handle_of(name, marker=True) for name in names)]
+    figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8.5)
+
+
+def _spectral_logs(results: RunResults) -> Iterator[Log]:
+    """(condition, x positions, log): the phases of one condition and seed joined to one line."""
+    for name in results.conditions:
+        for seed in results.seeds:
+            records = [r for r in results.phases_of(name, seed) if r.spectral and r.spectral.steps]
+            if records:
+                yield name, np.concatenate([_positions(record) for record in records]), _joined(records)
+
+
+def _positions(record: PhaseRecord) -> Array:
+    steps = record.spectral.steps if record.spectral else []
+    return record.phase + np.array(steps, dtype=np.float64) / max(1, len(record.losses))
+
+
+def _joined(records: list[PhaseRecord]) -> SpectralLog:
+    logs = [record.spectral for record in records if record.spectral]
+    fields: dict[str, Any] = {
+        name: [value for log in logs for value in getattr(log, name)] for name in SpectralLog.model_fields
+    }
+    return SpectralLog.model_construct(**fields)

@@ -1,0 +1,87 @@
+"""Gradient norms of LoRA, with and without the shared CRMA."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from backends.finetune.report.pictures.style import handle_of, logarithmic, mark_of, phase_axis
+from backends.finetune.runs.results import RunResults
+
+Array = NDArray[np.float64]
+
+
+def gradient_norms(results: RunResults) -> Figure | None:
+    """Norm of the gradient of LoRA's parameters before clipping: MODULAR beside FROZEN, and their ratio per phase."""
+    shown = [name for name in ("frozen", "modular") if name in results.conditions and _curves(results, name, 0)]
+    if not shown:
+        return None
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name in shown:
+        _draw(axes, results, name)
+    axes.set_yscale("log")
+    logarithmic(axes.yaxis)
+    axes.set_ylabel("gradient norm of LoRA\nbefore clipping (nats)")
+    phase_axis(axes, results)
+    handles = [handle_of(name) for name in shown]
+    for handle, name in zip(handles, shown, strict=True):
+        handle.set_label(f"{handle.get_label()}, {'with' if name == 'modular' else 'without'} CRMA")
+    axes.legend(handles=handles, loc="upper right", ncols=2, fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.12)
+    clip = _clip(results)
+    if clip is not None and low < clip < high:
+        axes.axhline(clip, color="#999999", linewidth=0.9, linestyle=":")
+        axes.annotate(
+            f"clipped to {clip:g}", (1, clip), xycoords=("axes fraction", "data"), xytext=(-3, 2),
+            textcoords="offset points", ha="right", color="#444444", fontsize=8.5,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    ratio = _median_ratio(results) if len(shown) == 2 else None
+    title = "" if ratio is None else f": with CRMA {ratio:.2f} times as large in the median"
+    figure.suptitle(f"Gradient norm of LoRA{title}", x=0.01, ha="left")
+    return figure
+
+
+def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]]:
+    records = [results.phases_of(condition, seed)[phase : phase + 1] for seed in results.seeds]
+    return [norms for record in records if record and (norms := record[0].gradient_norms.get("lora"))]
+
+
+def _draw(axes: Axes, results: RunResults, condition: str) -> None:
+    """Per phase the median over seeds, smoothed a little, and the range of the raw values."""
+    mark = mark_of(condition)
+    for phase in range(len(results.tasks)):
+        curves = _curves(results, condition, phase)
+        steps = min((len(curve) for curve in curves), default=0)
+        if not steps:
+            continue
+        values = np.maximum(np.array([curve[:steps] for curve in curves]), 1e-12)
+        places = phase + (np.arange(steps) + 0.5) / steps
+        axes.plot(places, np.median(values, axis=0), color=mark.colour, linestyle=mark.line, linewidth=1.4)
+        if len(curves) > 1:
+            axes.fill_between(
+                places, values.min(axis=0), values.max(axis=0), color=mark.colour, alpha=0.15, linewidth=0
+            )
+
+
+def _median_ratio(results: RunResults) -> float | None:
+    """Over all steps that both took with the same seed."""
+    ratios: list[Array] = []
+    for seed in results.seeds:
+        for one, other in zip(results.phases_of("modular", seed), results.phases_of("frozen", seed), strict=False):
+            pair = (one.gradient_norms.get("lora", []), other.gradient_norms.get("lora", []))
+            steps = min(map(len, pair))
+            crma, plain = (np.array(norms[:steps]) for norms in pair)
+            ratios.append(crma[plain > 0] / plain[plain > 0])
+    everything = np.concatenate(ratios) if ratios else np.array([])
+    return float(np.median(everything)) if everything.size else None
+
+
+def _clip(results: RunResults) -> float | None:
+    section = results.run.config.get("lora")
+    clip = section.get("clip") if isinstance(section, dict) else None
+    return float(clip) if isinstance(clip, (int, float)) else None

@@ -1,0 +1,119 @@
+"""What all pictures share: a palette, marks that tell conditions apart without colour, the axis of phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from backends.finetune.report.labels import budget_of, label, readable
+from backends.finetune.report.pictures.fonts import FAMILY, is_drawn
+from backends.finetune.runs.results import RunResults
+
+PAPER_THREE = ("naive", "frozen", "modular")
+
+
+class Mark(NamedTuple):
+    """How a condition is drawn."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+# Okabe and Ito's palette and its neighbours; line style and marker tell the conditions apart without colour.
+_MARKS = {
+    "naive": Mark("#D55E00", "-.", "o"),
+    "frozen": Mark("#0072B2", (0, (4, 1.5)), "s"),
+    "modular": Mark("#009E73", "-", "D"),
+    "frozen-raised": Mark("#56B4E9", (0, (4, 1, 1, 1)), "P"),
+    "modular-still": Mark("#7A8B00", (0, (6, 1, 1, 1)), "v"),
+    "modular-unconstrained": Mark("#882255", (0, (2, 1)), "X"),
+    "modular-pinned": Mark("#20B2AA", (0, (8, 1.5)), "p"),
+    "replay": Mark("#CC79A7", (0, (1, 1)), "^"),
+    "ewc": Mark("#E69F00", (0, (3, 1, 1, 1)), "<"),
+    "lwf": Mark("#8C510A", (0, (3, 1, 1, 1, 1, 1)), ">"),
+    "o-lora": Mark("#6A51A3", (0, (5, 1, 2, 1)), "h"),
+    "full": Mark("#555555", (0, (1, 2)), "*"),
+}
+_SPARE_COLOURS = ("#999933", "#AA4499", "#332288", "#661100")
+INK, FAINT = "#222222", "#8a8a8a"
+BOUND = "#b00020"
+STYLE: dict[str, Any] = {
+    "font.family": FAMILY, "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True,
+    "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
+    "lines.linewidth": 1.8, "hatch.linewidth": 0.8, "text.parse_math": False, "axes.formatter.useoffset": False,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "figure.titlesize": 12.5, "figure.titleweight": "bold",
+}  # fmt: skip
+
+
+def phase_axis(axes: Axes, results: RunResults, short: bool = False) -> None:
+    """x = phase + fraction of its optimizer steps; the tasks named in the middle of their phases, or numbered."""
+    count = len(results.tasks)
+    axes.set_xlim(0, count)
+    axes.grid(False, axis="x")
+    for boundary in range(1, count):
+        axes.axvline(boundary, color="#bbbbbb", linewidth=0.8, zorder=0.5)
+    width = 16 if count <= 6 else 9
+    names = [str(number + 1) for number in range(count)] if short else task_labels(results, width)
+    axes.set_xticks(np.arange(count) + 0.5, names, rotation=30 if count > 8 and not short else 0)
+    axes.tick_params(axis="x", length=0)
+    steps = sorted({len(record.losses) for record in results.phases.values()})
+    text = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    axes.set_xlabel("phase" if short else f"phase, {text} optimizer steps each")
+
+
+def task_labels(results: RunResults, width: int) -> list[str]:
+    """The tasks' names, each on one line; "task N" for one that no font at hand can draw."""
+    names = [label(task, width) for task in results.tasks]
+    return [name if is_drawn(name) else f"task {number}" for number, name in enumerate(names, start=1)]
+
+
+def mark_of(condition: str) -> Mark:
+    """The paper's three, the controls and the baselines have marks of their own; a budget's shade goes by its size."""
+    if condition in _MARKS:
+        return _MARKS[condition]
+    budget = budget_of(condition)
+    if budget is not None:
+        place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
+        return Mark(to_hex(colormaps["YlGn"](0.42 + 0.5 * place)), (0, (2 + 4 * place, 1)), "d")
+    return Mark(_SPARE_COLOURS[sum(condition.encode(errors="replace")) % len(_SPARE_COLOURS)], ":", "^")
+
+
+def handle_of(condition: str, marker: bool = False) -> Line2D:
+    """Entry of a legend."""
+    mark = mark_of(condition)
+    return Line2D(
+        [], [], color=mark.colour, linestyle=mark.line, marker=mark.marker if marker else "", markersize=5,
+        label=label(readable(condition), 30),
+    )  # fmt: skip
+
+
+def main_and_rest(conditions: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What the large pictures show, the paper's three where there are any, else the first three; and all others."""
+    if len(conditions) <= 4:
+        return list(conditions), []
+    main = [name for name in conditions if name in PAPER_THREE] or list(conditions[:3])
+    return main, [name for name in conditions if name not in main]
+
+
+def logarithmic(axis: Axis) -> None:
+    """Plain numbers at the marks of a logarithmic axis: the usual powers need mathematics in texts."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """What a line or a colour stands for."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"

@@ -1,0 +1,190 @@
+"""The figures of a run as rows of text, with the paper's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+import reference
+from backends.finetune.report.labels import percent
+from backends.finetune.report.paper import paper_rows
+from backends.finetune.runs.results import RunResults
+
+
+def signed(value: float) -> str:
+    """Three decimals and a sign, of nats or of a fraction."""
+    return f"{value:+z.3f}".replace("-", "−")
+
+
+#: per figure of a finished seed: how it is written
+FORMS: dict[str, Callable[[float], str]] = {
+    "drift": percent, "holdout": "{:.3f}".format, "advantage": percent, "transfer": signed, "exact_match": signed,
+}  # fmt: skip
+
+
+class SummaryRow(NamedTuple):
+    """One line of the summary, its cells as text; a range follows its mean after a line break. ``source``: "" for this
+    run, else the paper's table and model."""
+
+    condition: str
+    seeds: str
+    drift: str
+    holdout: str
+    advantage: str
+    transfer: str
+    exact_match: str
+    source: str = ""
+
+
+class SeedRow(NamedTuple):
+    """One seed of one condition, its cells as text."""
+
+    condition: str
+    seed: str
+    drift: str
+    holdout: str
+    advantage: str
+    transfer: str
+    exact_match: str
+
+
+class PairedRow(NamedTuple):
+    """MODULAR against another condition, paired by seed; ``t`` and ``flip`` are two-sided p values."""
+
+    against: str
+    measure: str
+    n: int
+    difference: str
+    t: str
+    flip: str
+
+
+def summary_rows(results: RunResults) -> list[SummaryRow]:
+    """Per condition one row of this run, then the paper's, chosen by the protocol. Clauses: CL-2..CL-8."""
+    rows = []
+    for condition in results.conditions:
+        rows.append(_own_row(results, condition))
+        rows += _paper(results, condition)
+    return rows
+
+
+def seed_rows(results: RunResults) -> list[SeedRow]:
+    """Every seed of every condition; an unfinished one says how far it is."""
+    rows = []
+    for condition in results.conditions:
+        for seed in results.seeds:
+            values = values_of(results, condition, [seed])
+            if not values["holdout"]:
+                done = f"{len(results.phases_of(condition, seed))} of {len(results.tasks)} phases"
+                rows.append(SeedRow(condition, str(seed), done, "–", "–", "–", "–"))
+                continue
+            cells = [form(values[name][0]) if values[name] else "–" for name, form in FORMS.items()]
+            rows.append(SeedRow(condition, str(seed), *cells))
+    return rows
+
+
+def paired_rows(results: RunResults, subject: str = "modular") -> list[PairedRow]:
+    """MODULAR against FROZEN, NAIVE, the controls and each baseline, in final holdout loss and in drift.
+
+    Over the seeds that both have finished; with fewer than two there is nothing to test. Clause: CL-9.
+    """
+    others = [name for name in results.conditions if name != subject and not name.startswith("modular@")]
+    rows = []
+    for name in others if subject in results.conditions else []:
+        both = set(results.complete_seeds(name))
+        seeds = [seed for seed in results.complete_seeds(subject) if seed in both]
+        for key, measure, form in (("holdout", "final holdout, nats", signed), ("drift", "drift, %", percent)):
+            ours, theirs = (values_of(results, condition, seeds)[key] for condition in (subject, name))
+            if len(ours) != len(theirs) or len(ours) < 2:
+                continue
+            test = reference.paired_t_test(ours, theirs)
+            flip = _p(reference.sign_flip_test(ours, theirs)) if test.n <= 20 else "–"
+            rows.append(PairedRow(name, measure, test.n, form(test.mean_difference), _p(test.p), flip))
+    return rows
+
+
+def values_of(results: RunResults, condition: str, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Of the finished seeds: drift and advantage in percent, holdout loss and forward transfer in nats, and the change
+    of exact match as a fraction; a list is shorter, or empty, where something was not measured."""
+    found: dict[str, list[float]] = {name: [] for name in FORMS}
+    for seed in seeds:
+        metrics, gain = results.metrics(condition, seed), results.advantage(condition, seed)
+        if metrics is None:
+            continue
+        found["holdout"].append(metrics.final_holdout)
+        if len(results.tasks) > 1:
+            found["drift"].append(100 * metrics.drift)
+        if gain is not None and condition != "frozen":
+            found["advantage"].append(100 * gain)
+        more = {
+            "transfer": _forward_transfer(results, condition, seed),
+            "exact_match": results.exact_match_transfer(condition, seed),
+        }
+        for name, value in more.items():
+            found[name] += [] if value is None else [value]
+    return found
+
+
+def _forward_transfer(results: RunResults, condition: str, seed: int) -> float | None:
+    base, phases = results.base.get(seed), results.phases_of(condition, seed)
+    if base is None or len(phases) < 2 or any(task not in base.holdout for task in results.tasks):
+        return None
+    if any(record.before is None for record in phases[1:]):
+        return None
+    before = [np.nan if record.before is None else record.before for record in phases]  # the first does not count
+    return reference.forward_transfer(before, [base.holdout[task] for task in results.tasks])
+
+
+def _own_row(results: RunResults, condition: str) -> SummaryRow:
+    values = values_of(results, condition, results.seeds)
+    done, wanted = len(values["holdout"]), len(results.seeds)
+    if not done:
+        phases = max((len(results.phases_of(condition, seed)) for seed in results.seeds), default=0)
+        text = f"{phases} of {len(results.tasks)} phases"
+        return SummaryRow(condition, f"0 of {wanted}", text, "–", "–", "–", "–")
+    seeds = str(done) if done == wanted else f"{done} of {wanted}"
+    advantage = spread(values["advantage"], percent)
+    if 0 < len(values["advantage"]) < done:
+        advantage += f"\n(of {len(values['advantage'])})"
+    drift, holdout = spread(values["drift"], percent), spread(values["holdout"], FORMS["holdout"], ranged=False)
+    transfer, exact = (spread(values[name], signed, ranged=False) for name in ("transfer", "exact_match"))
+    return SummaryRow(condition, seeds, drift, holdout, advantage, transfer, exact)
+
+
+def _paper(results: RunResults, condition: str) -> list[SummaryRow]:
+    def cell(column: tuple[float, float | None] | None, form: Callable[[float], str]) -> str:
+        if column is None:
+            return "–"
+        return form(column[0]) + ("" if column[1] is None else f" ± {column[1]:.2f}")
+
+    return [
+        SummaryRow(
+            condition,
+            str(row.seeds),
+            cell(row.drift, percent),
+            cell(row.holdout, "{:.4f}".format),
+            cell(row.advantage, percent),
+            "–",
+            "–",
+            f"{row.table}, {row.model}",
+        )
+        for row in paper_rows(results.run)
+        if row.condition == condition
+    ]
+
+
+def spread(values: list[float], form: Callable[[float], str], ranged: bool = True) -> str:
+    """Mean ± sample SD, and the range on a second line."""
+    if not values:
+        return "–"
+    summary = reference.seed_summary(values)
+    if summary.sd is None or not any(values):
+        return form(summary.mean)
+    text = f"{form(summary.mean)} ± {form(summary.sd).lstrip('+').removesuffix(' exactly')}"
+    return text + (f"\n{form(summary.min)} to {form(summary.max)}" if ranged else "")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

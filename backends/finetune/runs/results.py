@@ -1,0 +1,315 @@
+"""``results.jsonl`` of a run folder: its schema, its reader, and the one way to append to it.
+
+One JSON object per line; ``kind`` is ``run`` (once per start of the command), ``base`` (once per seed), ``phase`` (once
+per finished phase) or ``panel``. Other kinds are left alone, so that a newer version's file can still be read.
+
+The last field of a line, ``sha256``, is the digest of that of the line before and of the line's own text up to this
+field: a line that was changed, dropped or moved is noticed. Last lines may be missing, as after a crash.
+Source: ours. Clauses: CL-1..CL-7.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+import reference
+from backends.atomic import disk_space_errors
+from backends.files import kind_of, parse_json, read_bytes
+from backends.finetune.protocols.conditions import in_order
+from backends.finetune.runs.links import refuse_links
+from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
+from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
+
+RESULTS_NAME = "results.jsonl"
+# O_NOFOLLOW, which Windows lacks: never through a link to a file elsewhere. O_NONBLOCK: never wait for a pipe.
+_APPENDING = os.O_RDWR | os.O_CREAT | sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY"))
+_SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
+_REMEDY = "restore the file from a copy, or start again in another run folder"
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All records of one run folder. A phase that was repeated after a crash counts once, the last time.
+
+    ``files``: SHA-256 of every file that a record speaks of, by its path within the run folder.
+    """
+
+    run: RunRecord
+    conditions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    phases: dict[tuple[str, int, int], PhaseRecord]
+    base: dict[int, BaseRecord] = field(default_factory=dict)
+    panels: dict[tuple[str, int], PanelRecord] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.run.tasks
+
+    @property
+    def has_canaries(self) -> bool:
+        """Whether any phase was asked for canaries."""
+        return any(record.exact_match for record in self.phases.values())
+
+    def parameters(self, condition: str) -> dict[str, int]:
+        """Trainable values of one condition by kind; empty before its first phase is finished."""
+        records = (record for (name, _, _), record in self.phases.items() if name == condition)
+        return next((record.parameters for record in records), {})
+
+    def phases_of(self, condition: str, seed: int) -> list[PhaseRecord]:
+        """The finished phases in order, up to the first one that is missing."""
+        finished = []
+        for phase in range(len(self.tasks)):
+            if (record := self.phases.get((condition, seed, phase))) is None:
+                break
+            finished.append(record)
+        return finished
+
+    def texts(self, seeds: Sequence[int] | None = None) -> dict[str, dict[str, TextRecord]]:
+        """What was cut of each task's texts, by side, summed over ``seeds`` (by default all): each draws its own."""
+        found: dict[str, dict[str, TextRecord]] = {task: {} for task in self.tasks}
+        for seed in self.seeds if seeds is None else seeds:
+            for phase, task in enumerate(self.tasks):
+                records = (self.phases.get((condition, seed, phase)) for condition in self.conditions)
+                for side, texts in next((record.texts for record in records if record and record.texts), {}).items():
+                    found[task][side] = found[task][side] + texts if side in found[task] else texts
+        return found
+
+    def complete_seeds(self, condition: str) -> list[int]:
+        """The seeds for which ``condition`` has finished every phase."""
+        return [seed for seed in self.seeds if len(self.phases_of(condition, seed)) == len(self.tasks)]
+
+    def holdout_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
+        """(T, T), ``[phase, task]``, nats per answer token; NaN for tasks not yet seen and phases not yet finished."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for record in self.phases_of(condition, seed):
+            matrix[record.phase, : record.phase + 1] = [record.holdout[task] for task in self.tasks[: record.phase + 1]]
+        return matrix
+
+    def exact_match_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
+        """(T, T), ``[phase, task]``, fractions of canaries recalled; NaN for what was not asked and phases to come."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for record in self.phases_of(condition, seed):
+            matrix[record.phase] = [record.exact_match.get(task, np.nan) for task in self.tasks]
+        return matrix
+
+    def metrics(self, condition: str, seed: int) -> reference.ContinualMetrics | None:
+        """Drift, final holdout loss and backward transfer; None while a phase is missing. Clauses: CL-2, CL-3."""
+        if len(self.phases_of(condition, seed)) < len(self.tasks):
+            return None
+        return reference.continual_metrics(self.holdout_matrix(condition, seed))
+
+    def advantage(self, condition: str, seed: int) -> float | None:
+        """Over FROZEN of the same seed, as a fraction; None while either is missing. Clause: CL-4."""
+        frozen, own = self.metrics("frozen", seed), self.metrics(condition, seed)
+        return None if frozen is None or own is None else reference.advantage(frozen.final_holdout, own.final_holdout)
+
+    def exact_match_transfer(self, condition: str, seed: int) -> float | None:
+        """Mean change of the fraction of canaries recalled, since a task's own phase, over prior tasks that have any.
+
+        None while a phase is missing, or where no prior task has canaries. Clause: CL-7.
+        """
+        matrix, last = self.exact_match_matrix(condition, seed), len(self.tasks) - 1
+        asked = [task for task in range(last) if np.isfinite(matrix[task:, task]).all()]
+        if not asked:
+            return None
+        matrix[last, last] = 0.0  # counts for nothing, and the last task may have no canaries
+        chosen = [*asked, last]
+        return reference.exact_match_transfer(matrix[np.ix_(chosen, chosen)])
+
+
+def read_results(path: Path | str) -> RunResults:
+    """Read ``results.jsonl``, given as the file or as its run folder. A last line cut short by a crash is left out.
+
+    Raises: RunFolderError if the file is missing or holds no ``run`` record, or naming the line that is damaged; as
+    :func:`backends.finetune.runs.links.refuse_links`.
+    """
+    file = Path(path)
+    if os.path.isdir(file):  # unlike Path.is_dir, False for a name that is too long
+        refuse_links(file)
+        file = file / RESULTS_NAME
+    try:
+        *lines, tail = read_bytes(file, follow_links=False).split(b"\n")
+    except OSError as error:
+        raise RunFolderError(
+            str(file),
+            got=error.strerror or str(error),
+            allowed="a results file that can be read",
+            remedy="name a folder in which `crma finetune` was started",
+        ) from error
+    if _is_whole(tail):
+        lines.append(tail)
+    digest = ""
+    runs: list[RunRecord] = []
+    phases: dict[tuple[str, int, int], PhaseRecord] = {}
+    base: dict[int, BaseRecord] = {}
+    panels: dict[tuple[str, int], PanelRecord] = {}
+    files: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        digest, entry = _verified(line, digest, place)
+        if entry.get("kind") == "run":
+            runs.append(_validated(RunRecord, entry, place))
+            files |= runs[-1].files
+            if runs[-1].tasks != runs[0].tasks:
+                _damaged(place, f"tasks {runs[-1].tasks}", f"the tasks of the first line, {runs[0].tasks}")
+        elif entry.get("kind") == "phase":
+            record = _validated(PhaseRecord, entry, place)
+            _check_phase(record, runs, place)
+            phases[record.condition, record.seed, record.phase] = record
+            files |= record.files
+        elif entry.get("kind") == "base":
+            bare = _validated(BaseRecord, entry, place)
+            base[bare.seed] = bare
+        elif entry.get("kind") == "panel":
+            panel = _validated(PanelRecord, entry, place)
+            panels[panel.condition, panel.seed] = panel
+    if not runs:
+        _damaged(str(file), "no record of kind 'run'", "a results file that starts with one")
+    conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
+    seeds = {seed: None for run in runs for seed in run.seeds} | {key[1]: None for key in phases}
+    return RunResults(runs[-1], in_order(conditions), tuple(seeds), phases, base, panels, files)
+
+
+def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line and wait until it is on the disk. A half line left by a crash is cut off first.
+
+    NumPy scalars and arrays become JSON numbers and lists. A failed append leaves the file as it was.
+
+    Raises: NonFiniteError for NaN or infinity, RunFolderError for a record that :func:`read_results` would refuse or
+    a file that cannot be written, DiskSpaceError when the disk is full.
+    """
+    file = Path(path)
+    try:
+        line = json.dumps(record, allow_nan=False, default=_plain).encode()
+    except ValueError as error:
+        raise NonFiniteError(
+            f"record for {file.name}",
+            got=str(error),
+            allowed="finite numbers",
+            remedy="stop the run at the step that diverged, with a lower learning rate",
+        ) from error
+    models: dict[str, type[BaseModel]] = {
+        "run": RunRecord, "base": BaseRecord, "phase": PhaseRecord, "panel": PanelRecord,
+    }  # fmt: skip
+    if (model := models.get(str(record.get("kind")))) is not None:
+        _validated(model, json.loads(line), f"record for {file.name}")
+    try:
+        with disk_space_errors(file):
+            _append_line(file, line)
+    except DiskSpaceError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            str(file),
+            got=error.strerror or str(error),
+            allowed="a file that can be appended to",
+            remedy="check the run folder's permissions and resume",
+        ) from error
+
+
+def _append_line(file: Path, line: bytes) -> None:
+    descriptor = os.open(file, _APPENDING, 0o644)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            what = "a file that has a second name, a hard link" if found.st_nlink > 1 else kind_of(found.st_mode)
+            raise OSError(errno.EINVAL, f"{what}, where a file of this run alone belongs", str(file))
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            content = stream.read()
+        tail = content[content.rfind(b"\n") + 1 :]
+        whole = len(content) if _is_whole(tail) else len(content) - len(tail)
+        waiting = (b"\n" if whole and content[whole - 1 : whole] != b"\n" else b"") + _sealed(line, content[:whole])
+        os.ftruncate(descriptor, whole)
+        os.lseek(descriptor, whole, os.SEEK_SET)
+        try:
+            while waiting:
+                waiting = waiting[os.write(descriptor, waiting) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, whole)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Whether a line without a line end is complete: no proper beginning of a JSON object parses."""
+    try:
+        return isinstance(json.loads(tail), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _sealed(line: bytes, before: bytes) -> bytes:
+    """The line with its digest, behind the content ``before``."""
+    seals = _SEAL.findall(before)
+    digest = hashlib.sha256((seals[-1] if seals else b"") + line[:-1]).hexdigest()
+    return line[:-1] + b', "sha256": "' + digest.encode() + b'"}\n'
+
+
+def _verified(line: bytes, before: str, place: str) -> tuple[str, dict[str, Any]]:
+    """The digest and the content of a line behind one with the digest ``before``."""
+    entry = _parsed(line, place)
+    found = _SEAL.search(line)
+    if found is None:
+        _damaged(place, "no sha256 at its end", "a line as this version writes it; earlier versions wrote no digests")
+    digest = hashlib.sha256(before.encode() + line[: found.start()]).hexdigest()
+    if found[1].decode() != digest:
+        _damaged(place, "content that does not give its sha256", "the lines that were written, in their order")
+    return digest, entry
+
+
+def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        entry = parse_json(line)
+    except ValueError as error:
+        _damaged(place, f"{line[:60].decode(errors='replace')!r} ({error})", "one JSON object per line")
+    if not isinstance(entry, dict):
+        _damaged(place, f"a JSON {type(entry).__name__}", "one JSON object per line")
+    return entry
+
+
+def _validated(model: type[_Record], entry: dict[str, Any], place: str) -> _Record:
+    try:
+        return model.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "record"
+        _damaged(place, f"{entry.get('kind')} record with a faulty {field}", f"{field}: {first['msg']}")
+
+
+def _check_phase(record: PhaseRecord, runs: list[RunRecord], place: str) -> None:
+    if not runs:
+        _damaged(place, "a phase before any 'run' record", "a 'run' record first")
+    tasks = runs[-1].tasks
+    if record.phase >= len(tasks) or tasks[record.phase] != record.task:
+        _damaged(place, f"phase {record.phase} of task {record.task!r}", f"phases in the order of the tasks {tasks}")
+    if missing := [task for task in tasks[: record.phase + 1] if task not in record.holdout]:
+        _damaged(place, f"no holdout loss for {missing}", "a holdout loss of every task seen so far")
+
+
+def _damaged(place: str, got: str, allowed: str) -> NoReturn:
+    raise RunFolderError(place, got=got, allowed=allowed, remedy=_REMEDY)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a results record is neither JSON nor NumPy")

@@ -1,0 +1,143 @@
+"""From examples to batches of token ids: labels on the answer only, order a function of (seed, phase, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backends.finetune.tasks.task import Example, listed
+from backends.finetune.tasks.token_ids import TokenIds, UnusableText
+from reference.errors import TaskDataError
+
+IGNORED = -100  # the label that no loss counts
+WINDOW = 8  # batches
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned. ``cut``: tokens that
+    ``max_tokens`` left out. ``split``: see :class:`backends.finetune.tasks.token_ids.Ids`."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+    cut: int = 0
+    split: bool = False
+
+
+def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str) -> list[EncodedExample]:
+    """Tokenize prompt + response + end-of-text as :class:`backends.finetune.tasks.token_ids.TokenIds` does, and cut at
+    ``max_tokens``. What is cut loses its end-of-text token with the rest: it does not end there.
+
+    Raises: TaskDataError that lists every example whose prompt leaves no room for an answer, or that has none.
+    """
+    token_ids, encoded, unusable = TokenIds(tokenizer), [], []
+    for index, example in enumerate(examples):
+        number = f"example {index + 1}"
+        try:
+            prompt, answer, split = token_ids.example(example.prompt, example.response)
+        except UnusableText as error:
+            unusable.append((str(error), str(error), number, example.place))
+            continue
+        ids, start = [*prompt, *answer], max(len(prompt), 1)
+        if min(len(ids), max_tokens) <= start:
+            got = f"a prompt of {len(prompt)} tokens and a response of {len(answer)}, its end included"
+            unusable.append((got, f"a prompt that leaves no room within {max_tokens} tokens", number, example.place))
+            continue
+        encoded.append(EncodedExample(tuple(ids[:max_tokens]), start, max(0, len(ids) - max_tokens), split))
+    if unusable:
+        raise _unusable(unusable, len(examples), max_tokens, task)
+    return encoded
+
+
+def _unusable(texts: Sequence[tuple[str, str, str, str]], of: int, max_tokens: int, task: str) -> TaskDataError:
+    """``texts``: per text what is wrong with it, the same without figures, its number, and its file and line."""
+    got, _, place, line = texts[0]
+    place += f" ({line})" if line else ""
+    if len(texts) > 1:
+        kinds = dict.fromkeys(kind for _, kind, _, _ in texts)
+        got = "; ".join(f"{kind}: {listed([t[3] or t[2] for t in texts if t[1] == kind])}" for kind in kinds)
+        place = f"{len(texts)} of {of} texts"
+    return TaskDataError(
+        f"task {task}, {place}",
+        got=got,
+        allowed=f"prompt and at least a token of the response within max_tokens = {max_tokens}",
+        remedy="shorten the prompt, take the text out, or raise max_tokens in the protocol",
+    )
+
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded arrays of shape (rows, longest), int64; ``attention_mask`` is 1 on tokens and 0 on padding,
+    ``labels`` hold IGNORED where no loss is counted. With ``position_ids``, which restart in each example, the batch
+    is packed.
+    """
+
+    input_ids: Integers
+    attention_mask: Integers
+    labels: Integers
+    position_ids: Integers | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that the loss counts; the first of a row is predicted from nothing."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """Some of the rows."""
+        chosen = list(indices)
+        positions = None if self.position_ids is None else self.position_ids[chosen]
+        return Batch(self.input_ids[chosen], self.attention_mask[chosen], self.labels[chosen], positions)
+
+
+def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
+    """Pad on the right to the longest example."""
+    shape = (len(examples), max(len(example.ids) for example in examples))
+    input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORED)
+    mask = np.zeros(shape, dtype=np.int64)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        input_ids[row, :length] = example.ids
+        mask[row, :length] = 1
+        labels[row, example.answer_start : length] = example.ids[example.answer_start :]
+    return Batch(input_ids, mask, labels)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token to pad with; which one does not matter, since padding is masked."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
+
+
+def training_order(lengths: Sequence[int], batch_size: int, epochs: int, *, seed: int, phase: int) -> list[list[int]]:
+    """Indices of each batch of a phase, of rows with these ``lengths`` in tokens.
+
+    Stateless, so that a resumed run needs no position in a generator. Each epoch shuffles the rows, puts those of about
+    one length from each window of ``WINDOW`` batches into one batch, for little padding, and shuffles the batches.
+    """
+    batches = []
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, phase, epoch])
+        order = rng.permutation(len(lengths)).tolist()
+        of_epoch = []
+        for start in range(0, len(order), WINDOW * batch_size):
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda index: lengths[index])
+            of_epoch += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        batches += [of_epoch[index] for index in rng.permutation(len(of_epoch))]
+    return batches
+
+
+def evaluation_order(examples: Sequence[EncodedExample], batch_size: int) -> list[list[int]]:
+    """Indices by length, so that little is padded."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

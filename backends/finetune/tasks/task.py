@@ -1,0 +1,245 @@
+"""Tasks of a sequential run: prompts and responses, for training and held out. Source: ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backends.files import parse_json
+from backends.finetune.protocols.text_file import read_text
+from reference.errors import TaskDataError
+
+FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the one text "text"'
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text; the loss counts ``response`` only. ``prompt`` may be empty: then all of it is plain text.
+
+    ``place``: where it was read, as "FILE, line 3"; no part of what it is.
+    """
+
+    prompt: str
+    response: str
+    place: str = field(default="", compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of the sequence: what is trained on, and what measures how much of it is kept.
+
+    ``canaries``: examples whose response is recalled exactly or not at all, asked with the prompt alone.
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    holdout: tuple[Example, ...]
+    canaries: tuple[Example, ...] = ()
+
+
+def fingerprint(task: Task) -> str:
+    """SHA-256 of a task's name and texts, in order: equal exactly where the data are equal.
+
+    A task without canaries has the fingerprint that it had before there were any.
+    """
+    parts = (task.train, task.holdout, task.canaries) if task.canaries else (task.train, task.holdout)
+    sides = [[(example.prompt, example.response) for example in part] for part in parts]
+    return hashlib.sha256(json.dumps([task.name, *sides]).encode()).hexdigest()
+
+
+def read_examples(path: str | Path) -> tuple[Example, ...]:
+    """Read a JSON Lines file: one ``{"prompt": ..., "response": ...}`` or ``{"text": ...}`` a line, UTF-8.
+
+    A byte order mark at the start and blank lines at the end are let pass, since editors add both; a blank line
+    between two examples is an error. ``{"text": t}`` becomes an example with an empty prompt and the response t.
+
+    Raises:
+        TaskDataError: names the file, the line (from 1) and the field.
+
+    Clauses: ERR-1, ERR-2. Source: ours.
+    """
+    lines = read_text(path, TaskDataError).rstrip().split("\n")
+    if lines == [""]:
+        raise TaskDataError(
+            str(path), got="an empty file", allowed=f"one example a line, each {FIELDS}", remedy="check the path"
+        )
+    return tuple(_example(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
+
+
+def parse_task_options(options: Sequence[str]) -> list[Task]:
+    """The tasks of one sequence, each from ``name=train.jsonl:holdout.jsonl``. Only the last colon separates two paths.
+
+    Raises:
+        TaskDataError: another form, a wrong line in a file, a file that is named twice, or what :func:`check_tasks`
+        refuses.
+
+    Clauses: ERR-1, ERR-2. Source: ours.
+    """
+    parts = [_parts(option) for option in options]
+    tasks = [Task(name, read_examples(train), read_examples(holdout)) for name, train, holdout in parts]
+    used: dict[str, str] = {}
+    for name, *paths in parts:
+        for side, path in zip(("training", "holdout"), paths, strict=True):
+            use, file = f"the {side} file of {name}", os.path.realpath(path)
+            if file in used:
+                raise TaskDataError(
+                    use,
+                    got=f"{path}, which is {used[file]}",
+                    allowed="a file of its own for each side of each task",
+                    remedy="name another file",
+                )
+            used[file] = use
+    check_tasks(tasks)
+    return tasks
+
+
+def parse_task_option(option: str) -> Task:
+    """One task, as :func:`parse_task_options` reads it."""
+    return parse_task_options([option])[0]
+
+
+def _parts(option: str) -> tuple[str, str, str]:
+    name, equals, paths = option.partition("=")
+    train_path, colon, holdout_path = paths.rpartition(":")
+    parts = name.strip(), train_path.strip(), holdout_path.strip()
+    if not (equals and colon and all(parts)):
+        raise TaskDataError(
+            "task",
+            got=repr(option),
+            allowed="NAME=TRAIN.jsonl:HOLDOUT.jsonl, none of the three empty",
+            remedy="for example --task law=law/train.jsonl:law/holdout.jsonl",
+        )
+    return parts
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """See that the tasks of one sequence measure what they say: on texts that none of them trains on, each once.
+
+    Texts are compared without regard to case, white space and forms of the same character. Two tasks may hold out the
+    same text, and a task may train on a text twice; a canary is trained on by its own task, and by no other.
+
+    Raises: TaskDataError, naming both places: two tasks of one name, a text that one task trains on and any holds
+    out, a text that is held out twice in one task, a canary of one task that another trains on.
+
+    Clauses: ERR-1, ERR-2. Source: ours.
+    """
+    check_task_names(task.name for task in tasks)
+    trained: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        for place, example in _placed(task, "train"):
+            trained.setdefault(_normal(example), {}).setdefault(task.name, place)
+    for task in tasks:
+        held_out: dict[str, str] = {}
+        for place, example in _placed(task, "holdout"):
+            text = _normal(example)
+            for where in trained.get(text, {}).values():
+                raise _repeated(place, f"the text of {where}, which is trained on")
+            if text in held_out:
+                raise _repeated(place, f"the text of {held_out[text]}, which is held out already")
+            held_out[text] = place
+        for place, example in _placed(task, "canaries"):
+            for name, where in trained.get(_normal(example), {}).items():
+                if name != task.name:
+                    raise _repeated(place, f"the text of {where}, which another task trains on")
+
+
+def _placed(task: Task, side: str) -> Iterator[tuple[str, Example]]:
+    for number, example in enumerate(getattr(task, side), start=1):
+        yield example.place or f"task {task.name}, {side}, example {number}", example
+
+
+def _normal(example: Example) -> str:
+    """The text without case, white space, invisible marks and forms of the same character."""
+    text = unicodedata.normalize("NFKC", example.prompt + example.response).casefold()
+    return re.sub(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+", "", text)
+
+
+def _repeated(place: str, got: str) -> TaskDataError:
+    return TaskDataError(
+        place,
+        got=got,
+        allowed="a text that is in no training line of any task, and is held out once",
+        remedy="remove one of the two: a text seen in training cannot measure what is kept, and one that is held out "
+        "twice counts twice",
+    )
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Raise TaskDataError where two tasks of one sequence have the same name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise TaskDataError(
+                "task names",
+                got=f"{name!r} twice",
+                allowed="a different name for every task of the sequence",
+                remedy="rename one: each task gets an adapter and a column of results under its name",
+            )
+        seen.add(name)
+
+
+def listed(places: Sequence[str], most: int = 20) -> str:
+    """Places such as "a.jsonl, line 3" and "a.jsonl, line 7", as "a.jsonl, lines 3, 7"; ``most`` of each file."""
+    files: dict[str, list[str]] = {}
+    for place in places:
+        file, _, line = place.rpartition(" ")
+        files.setdefault(file, []).append(line)
+    return "; ".join(
+        f"{file}{'s' if len(lines) > 1 else ''} {', '.join(lines[:most])}"
+        + (f" and {len(lines) - most} more" if len(lines) > most else "")
+        for file, lines in files.items()
+    )
+
+
+def _example(line: str, where: str) -> Example:
+    if not line.strip():
+        raise TaskDataError(where, got="a blank line", allowed=FIELDS, remedy="remove the line")
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise TaskDataError(
+            where,
+            got=_control_character(line) or f"no JSON ({error})",
+            allowed=FIELDS,
+            remedy="check quotes and braces; one object a line",
+        ) from error
+    if not isinstance(record, dict):
+        raise TaskDataError(where, got=f"a JSON {_kind(record)}", allowed=FIELDS, remedy="write an object in braces")
+    if set(record) not in ({"prompt", "response"}, {"text"}):
+        fields = ", ".join(repr(field) for field in sorted(record)) or "none"
+        raise TaskDataError(where, got=f"the fields {fields}", allowed=FIELDS, remedy="rename, add or remove fields")
+    for name, value in record.items():
+        _check_text(value, f"{where}, field '{name}'", may_be_empty=name == "prompt")
+    return Example(record.get("prompt", ""), record["text"] if "text" in record else record["response"], where)
+
+
+def _control_character(line: str) -> str | None:
+    """The first character of a line that no JSON text may hold as itself, as an error says it."""
+    found = next((character for character in line if character < " " and character not in "\t\r"), None)
+    return found and f"the control character 0x{ord(found):02x}, which JSON writes as \\u{ord(found):04x}"
+
+
+def _check_text(value: object, where: str, *, may_be_empty: bool) -> None:
+    if not isinstance(value, str):
+        raise TaskDataError(where, got=f"a JSON {_kind(value)}", allowed="a JSON string", remedy="put it in quotes")
+    if not may_be_empty and not value.strip():
+        raise TaskDataError(
+            where, got=repr(value), allowed="a text that is not blank", remedy="remove the line: nothing to learn in it"
+        )
+    if "\0" in value:
+        raise TaskDataError(where, got="a NUL character", allowed="text", remedy="remove it; it is no part of a text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise TaskDataError(
+            where, got="half of a surrogate pair", allowed="Unicode text", remedy="write the character itself"
+        )
+
+
+def _kind(value: object) -> str:
+    names = {list: "array", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
