@@ -50,15 +50,26 @@ def encode_state(
     base_model: str = "",
     base_model_sha256: str = "",
 ) -> bytes:
-    """The bytes of a state file; equal states give equal bytes. Clauses: STATE-1, STATE-2. Source: ours."""
+    """The bytes of a state file; equal states give equal bytes.
+
+    Raises: StateFileError for what no reader would take. Clauses: STATE-1, STATE-2, STATE-4. Source: ours.
+    """
     sizes = dataclasses.asdict(config) | {"layers": len(bases)}
     metadata = {"format": "crma", "spec_version": SPEC_VERSION, "config": json.dumps(sizes)}
     optional = {"base_model": base_model, "base_model_sha256": base_model_sha256}
     metadata |= {key: value for key, value in optional.items() if value}
-    arrays = {
-        key: np.ascontiguousarray(array, np.float32)
-        for key, array in zip(KEYS, (mix_logits, gate_logits, bases), strict=True)
-    }
+    with np.errstate(over="ignore"):  # a float64 number beyond float32 becomes an infinity, which is refused
+        arrays = {
+            key: np.asarray(array, np.float32, order="C")
+            for key, array in zip(KEYS, (mix_logits, gate_logits, bases), strict=True)
+        }
+    if wrong := _misfit(arrays, config, max(len(bases), 1)):
+        raise StateFileError(
+            "state to be written",
+            got=wrong,
+            allowed=f"finite float32 arrays {', '.join(KEYS)} of one layer or more, in the sizes of {config}",
+            remedy="go back to the last state that is whole; a state with NaN comes from a training that diverged",
+        )
     metadata["content_sha256"] = _checksum(metadata["config"], arrays)
     return _sorted_metadata(safetensors.numpy.save(arrays, metadata))
 
@@ -101,6 +112,18 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
         raise _refusal(name, f"config {str(metadata.get('config'))[:200]!r} ({error})") from error
     if sorted(arrays) != sorted(KEYS):
         raise _refusal(name, f"tensors {sorted(arrays)}")
+    if wrong := _misfit(arrays, config, layers):
+        raise _refusal(name, wrong)
+    found = metadata.get("content_sha256")  # files of version 0.2 have none
+    if found is not None and found != (checksum := _checksum(metadata["config"], arrays)):
+        raise _refusal(name, f"content_sha256 {found[:64]}, while the content has {checksum} (damaged bits?)")
+    mix_logits, gate_logits, bases = (arrays[key] for key in KEYS)
+    names = (metadata.get(key, "") for key in ("base_model", "base_model_sha256"))
+    return StateFile(mix_logits, gate_logits, bases, config, *names)
+
+
+def _misfit(arrays: dict[str, Array], config: AdapterConfig, layers: int) -> str:
+    """What is wrong with arrays that are to have these sizes; empty if nothing is. Clause: STATE-4."""
     n = config.streams
     expected = {
         "mix_logits": (layers, n, n),
@@ -109,15 +132,10 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
     }
     for key, shape in expected.items():
         if arrays[key].shape != shape or arrays[key].dtype != np.float32:
-            raise _refusal(name, f"{key} {arrays[key].dtype} {arrays[key].shape}, expected float32 {shape}")
+            return f"{key} {arrays[key].dtype} {arrays[key].shape}, expected float32 {shape}"
         if not np.isfinite(arrays[key]).all():
-            raise _refusal(name, f"{key} with NaN or infinity")
-    found = metadata.get("content_sha256")  # files of version 0.2 have none
-    if found is not None and found != (checksum := _checksum(metadata["config"], arrays)):
-        raise _refusal(name, f"content_sha256 {found[:64]}, while the content has {checksum} (damaged bits?)")
-    mix_logits, gate_logits, bases = (arrays[key] for key in KEYS)
-    names = (metadata.get(key, "") for key in ("base_model", "base_model_sha256"))
-    return StateFile(mix_logits, gate_logits, bases, config, *names)
+            return f"{key} with NaN or infinity"
+    return ""
 
 
 def _checksum(config: str, arrays: dict[str, Array]) -> str:

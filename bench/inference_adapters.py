@@ -55,7 +55,7 @@ def registry_of(
     from backends.finetune.inference.registry import AdapterRegistry
     from backends.finetune.inference.run_adapters import TaskAdapter
     from backends.finetune.inference.shared_adapter import attach_shared
-    from backends.finetune.models.resolve import load_tokenizer
+    from backends.finetune.models.folder import load_tokenizer
 
     base = load_base(model_path, protocol, torch.device("cpu"))
     shared = attach_shared(base, drawn.crma) if crma else None

@@ -101,7 +101,7 @@ _FIELDS = ("precision", "gradient_checkpointing", "batch_size", "accumulation", 
 def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: Any, rates: Any) -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
 
-    from backends.finetune.models.resolve import load_tokenizer
+    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
     from backends.finetune.plan.work import work_of
@@ -134,7 +134,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     name = options.peak_of.removeprefix(STEPS)
     make_engine, _ = engine_factory(options.backend)
     if options.peak_of.startswith(STEPS):
-        from backends.finetune.models.resolve import load_tokenizer
+        from backends.finetune.models.folder import load_tokenizer
 
         return measure(
             folder, protocol, work_of(protocol, [task], load_tokenizer(folder), 0), make_engine, name

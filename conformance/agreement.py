@@ -98,7 +98,7 @@ def adapter_change(backend: Backend, case: Adapter, iterations: int, x_dtype: st
 
 
 def adapter_gradients(
-    backend: Backend, case: Adapter, iterations: int, x_dtype: str | None = None
+    backend: Backend, case: Adapter, iterations: int, x_dtype: str | None = None, function: str = "adapter_vjp"
 ) -> dict[str, Comparison]:
     """The four cotangents; for x without the identity's part. Scales: the largest value that each can have.
 
@@ -109,7 +109,7 @@ def adapter_gradients(
     """
     inputs = inputs_of(backend, case, x_dtype)
     cotangent = cotangent_of(case, inputs[0])
-    actual = backend.adapter_vjp(*inputs, cotangent, iterations)
+    actual = getattr(backend, function)(*inputs, cotangent, iterations)
     x, upstream = inputs[0].astype(np.float64), cotangent.astype(np.float64)
     expected = reference.adapter_vjp(x, parameters_of(case), upstream, iterations)
     scales = gradient_scales(case, x, upstream)

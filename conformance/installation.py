@@ -18,7 +18,16 @@ PARTS = ("reference", "backends", "spec")
 
 
 def one_installation() -> None:
-    """Raises: ConfigError where ``reference``, ``backends`` or ``spec`` is found elsewhere than beside this suite."""
+    """Raises: ConfigError where ``reference``, ``backends`` or ``spec`` is found elsewhere than beside this suite, and
+    where Python leaves the suite's own checks out.
+    """
+    if not __debug__:
+        raise ConfigError(
+            "Python",
+            got="-O or PYTHONOPTIMIZE, which leaves every assert out",
+            allowed="a run in which the suite compares",
+            remedy="unset PYTHONOPTIMIZE",
+        )
     for part in PARTS:
         found = find_spec(part)
         places = list((found and found.submodule_search_locations) or [(found and found.origin) or "nowhere"])

@@ -21,7 +21,7 @@ from conformance.controller import COLLECTED, SIGNATURES, USE, Controller, is_co
 from conformance.gaps import PACKAGE, Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
 from conformance.installation import one_installation, refuse_another_installation
 from conformance.profiles import PROFILES, load_profile, profile_of, same_cases_everywhere
-from conformance.statement import counts_of, is_whole, statement_of, write_statement
+from conformance.statement import counts_of, is_whole, make_way, skips_of, statement_of, write_statement
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
 
@@ -91,6 +91,15 @@ def _configure_options(config: pytest.Config) -> None:
             got=f"{len(chosen_backends(config))} backends",
             allowed="one --backend",
             remedy="make one run and one statement for each",
+        )
+    if config.getoption("--statement") and not hasattr(config, "workerinput"):
+        make_way(config.getoption("--statement"))
+    if gaps and config.getoption("runxfail"):
+        raise ConfigError(
+            "--gaps",
+            got="--runxfail, under which a gap that has closed would not fail the run",
+            allowed="one of the two",
+            remedy="leave --runxfail out",
         )
     reports = config.getoption("--conformance-report")
     if reports and (is_controller(config) or hasattr(config, "workerinput")):
@@ -200,7 +209,8 @@ def pytest_terminal_summary(
         (port,) = config.stash[LOADED].values()
         status = 4 if config.stash[USE] else int(exitstatus)
         whole = is_whole(config, config.stash[COLLECTED], counts)
-        content = statement_of(config, port, list(config.stash[GAPS]), counts, status, whole=whole)
+        gaps, skipped = list(config.stash[GAPS]), skips_of(terminalreporter)
+        content = statement_of(config, port, gaps, counts, skipped, status, whole=whole)
         write_statement(path, content)
         terminalreporter.write_line(f"statement: {content['outcome']}, written to {path}")
     if count := len(config.stash[SIGNATURES]):

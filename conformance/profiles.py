@@ -22,6 +22,11 @@ FOLDER = "HYPOTHESIS_STORAGE_DIRECTORY"
 PROFILES = {"full": "crma-ci", "quick": "crma-quick", "random": "crma-random"}
 
 
+def slow(value: Any) -> Any:
+    """A text or a tuple that equals ``value``, and that ``--quick`` leaves out of what a test is given. CONF-11."""
+    return type(type(value).__name__, (type(value),), {"quick": False})(value)
+
+
 def profile_of(config: pytest.Config) -> str:
     """``full``, ``quick`` or ``random``. Raises: ConfigError where ``--quick`` and ``--profile`` are two things."""
     named, quick = config.getoption("--profile"), config.getoption("--quick")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends.interface import dtype_named
-from conformance.agreement import fails, fails_or_nowhere_finite
+from conformance.agreement import fails, fails_or_nowhere_finite, require_x_dtype
 from conformance.compare import assert_close
 from conformance.golden_vectors.format import INDEX, load_files, read_group, read_header
 from conformance.tolerances import Tolerance
@@ -39,8 +39,7 @@ def inputs_of(backend, case):
     inputs = {name: array.values.astype(backend.parameter_dtype) for name, array in case.of_role("input").items()}
     name = {"<f2": "float16", "<bf16": "bfloat16"}.get(case.arrays["x"].entry["dtype"]) if "x" in inputs else None
     if name:
-        if name not in getattr(backend, "x_dtypes", (backend.parameter_dtype.name,)):
-            pytest.skip(f"{backend.name} does not list {name} among its x_dtypes")
+        require_x_dtype(backend, name)
         inputs["x"] = case.arrays["x"].values.view(dtype_named(name))
     return inputs
 
@@ -152,12 +151,9 @@ def test_golden_displacement(backend, case):
 @pytest.mark.clause("VEC-5", "STATE-1", "STATE-2", "STATE-4", "STATE-5", "STATE-6", "STATE-7", "STATE-8")
 @pytest.mark.parametrize("case", named_cases("state_file"))
 def test_golden_state_file(backend, case):
-    load_state = getattr(backend, "load_state", None)
-    if load_state is None:
-        pytest.skip(f"{backend.name} has no load_state")
     if "refuse" in case.about:
-        assert_refused(case, lambda: [load_state(case.file)])
+        assert_refused(case, lambda: [backend.load_state(case.file)])
         return
-    state = load_state(case.file)
+    state = backend.load_state(case.file)
     assert state.iterations == case.about["iterations"]
     assert_reproduced(backend, case, {name: np.asarray(getattr(state, name)) for name in case.of_role("output")})

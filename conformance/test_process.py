@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.interface import OPTIONAL, dtype_named
+from backends.interface import OPTIONAL, dtype_named, x_dtypes
 from backends.state_file import decode_state, encode_state
 from conformance.agreement import (
+    HALF,
     INPUTS,
     adapter_change,
     adapter_gradients,
@@ -32,14 +33,17 @@ from conformance.agreement import (
     require_x_dtype,
 )
 from conformance.compare import assert_within
+from conformance.first_call import first_changes
 from conformance.process_state import (
     arithmetic_faults,
     changes,
     framework_settings,
+    open_handles,
     process_state,
     surroundings,
     thread_state,
 )
+from conformance.profiles import slow
 from conformance.strategies import Adapter, Logits
 from conformance.tolerances import tolerance_for
 from reference import AdapterConfig
@@ -47,6 +51,7 @@ from reference.errors import PortResultError, PortStoppedError
 
 K = 3
 CALLS, SECONDS = 1000, 2.0  # of each function, as long as they are done in this time
+LEAKS = 20  # files or threads more, after as many calls of each function
 THREADS, PHASE = 6, 0.15  # threads, and seconds for each function: each call at least once
 
 
@@ -66,6 +71,10 @@ class Call:
         except Exception as error:
             raise AssertionError(f"{self.function} refused good arguments: {type(error).__name__}: {error}") from error
 
+    def copy(self) -> Call:
+        """The same with arrays of its own, row by row."""
+        return Call(self.function, tuple(np.array(a) if isinstance(a, np.ndarray) else a for a in self.arguments))
+
     @property
     def arrays(self) -> list[np.ndarray]:
         return [argument for argument in self.arguments if isinstance(argument, np.ndarray)]
@@ -76,10 +85,13 @@ def case_of(seed=4, n=3, leading=(5,), gate=1.0):
 
 
 def calls_of(backend: Any, case: Adapter, iterations: int = K, **changed: Any) -> list[Call]:
-    """One of each function that the port has, with arrays of its own. ``changed``: functions of single arrays."""
+    """Of each function that the port has, with single matrices, with a batch, and with x in each dtype of 16 bits.
+
+    Each call has arrays of its own. ``changed``: functions of single arrays.
+    """
     x, logits, gate, basis = inputs_of(backend, case)
     rng = np.random.default_rng(case.seed + 1)
-    square, batch = (rng.standard_normal(logits.shape).astype(logits.dtype) for _ in range(2))
+    square, other = (rng.standard_normal(logits.shape).astype(logits.dtype) for _ in range(2))
     arrays = {
         "x": x,
         "mix_logits": logits,
@@ -87,11 +99,11 @@ def calls_of(backend: Any, case: Adapter, iterations: int = K, **changed: Any) -
         "basis": basis,
         "cotangent": case.cotangent.astype(x.dtype),
         "square": square,
-        "batch": np.stack([logits, batch]),
     }
     for name, change in changed.items():
         arrays[name] = change(arrays[name])
-    x, logits, gate, basis, cotangent, square, batch = arrays.values()
+    x, logits, gate, basis, cotangent, square = arrays.values()
+    batch, batch_of_cotangents = np.stack([logits, other]), np.stack([square, 2 * other])
     n, rank, d = basis.shape
     logits_32, gate_32, basis_32 = (array[None].astype(np.float32) for array in (logits, gate, basis))
     file = encode_state(logits_32, gate_32, basis_32, AdapterConfig(d, n, rank, iterations))
@@ -102,9 +114,17 @@ def calls_of(backend: Any, case: Adapter, iterations: int = K, **changed: Any) -
         Call("adapter_forward", (*adapter, iterations)),
         Call("adapter_vjp", (*adapter, cotangent, iterations)),
         Call("load_state", (file,)),
-        Call("save_state", (np.array(batch[:1]), gate.reshape(1).copy(), basis[None].copy(), iterations)),
+        Call("save_state", (np.array(logits[None]), gate.reshape(1).copy(), basis[None].copy(), iterations)),
         Call("adapter_autodiff", (*adapter, cotangent, iterations)),
+        Call("sinkhorn_projection", (batch, iterations)),
+        Call("sinkhorn_projection_vjp", (np.array(batch), batch_of_cotangents, iterations)),
     ]
+    for half in HALF:
+        if half in x_dtypes(backend):
+            tokens, upstream = (array.astype(dtype_named(half)) for array in (x, cotangent))
+            calls.append(Call("adapter_forward", (tokens, logits, gate, basis, iterations)))
+            both = (np.array(tokens), logits, gate, basis, upstream, iterations)
+            calls += [Call("adapter_vjp", both), Call("adapter_autodiff", both)]
     return [call for call in calls if call.function not in OPTIONAL or hasattr(backend, call.function)]
 
 
@@ -124,8 +144,10 @@ def layout_of(array: np.ndarray) -> tuple[Any, ...]:
 
 
 def assert_owned(call: Call, result: Any) -> None:
-    """No array of the result shares memory with an argument, or is one."""
+    """No array of the result shares memory with an argument, or is one; each number has a place of its own."""
     for number, part in enumerate(parts_of(result)):
+        repeated = any(size > 1 and not stride for size, stride in zip(part.shape, part.strides, strict=True))
+        assert not (part.size and repeated), f"BACK-8: {call.function}, part {number}, has one number in several places"
         for array in call.arrays:
             shared = part is array or part.base is array or np.shares_memory(part, array)
             assert not shared, f"BACK-8: {call.function}, part {number}, shares memory with an argument"
@@ -173,6 +195,9 @@ TEMPTING: dict[str, tuple[dict[str, Any], dict[str, Callable[[np.ndarray], np.nd
     "one stream": ({"n": 1}, {}),
     "no tokens": ({"leading": (0,)}, {}),
     "one iteration": ({"iterations": 1}, {}),
+    "equal logits": ({}, {"mix_logits": np.ones_like}),
+    slow("five streams, two axes"): ({"n": 5, "leading": (2, 3), "iterations": 12}, {}),
+    slow("many numbers"): ({"leading": (3, 700)}, {}),
 }
 
 
@@ -258,10 +283,20 @@ def test_no_argument_is_kept(backend):
         kept = [weakref.ref(array) for array in call.arrays]
         result = call(backend)
         del call
-        if any(reference() is not None for reference in kept):
-            gc.collect()
-        assert not [reference for reference in kept if reference() is not None], f"BACK-7: {function} keeps an argument"
+        assert_freed(kept, function)
         del result
+    for refused in refused_calls(backend):
+        call = refused.copy()
+        kept = [weakref.ref(array) for array in call.arrays]
+        try_refused(backend, [call])
+        del call
+        assert_freed(kept, f"{refused.function}, in a call that is refused,")
+
+
+def assert_freed(kept: list[weakref.ref[np.ndarray]], function: str) -> None:
+    if any(reference() is not None for reference in kept):
+        gc.collect()
+    assert not [reference for reference in kept if reference() is not None], f"BACK-7: {function} keeps an argument"
 
 
 @pytest.mark.clause("BACK-3", "BACK-7")
@@ -273,11 +308,11 @@ def test_arrays_are_read_however_they_lie_in_memory(backend, layout):
     if layout == "repeated":
         logits, square = calls[1].arrays
         two = (2, *logits.shape)
-        calls.append(Call("sinkhorn_projection", (np.broadcast_to(logits, two), K)))
-        calls.append(Call("sinkhorn_projection_vjp", (np.broadcast_to(logits, two), np.broadcast_to(square, two), K)))
+        batches = (np.broadcast_to(logits, two), np.broadcast_to(square, two))
+        calls += [Call("sinkhorn_projection", (batches[0], K)), Call("sinkhorn_projection_vjp", (*batches, K))]
     for call in calls:
         laid = Call(call.function, tuple(map(LAYOUTS[layout], call.arguments)))
-        plain = Call(call.function, tuple(np.array(a) if isinstance(a, np.ndarray) else a for a in call.arguments))
+        plain = call.copy()
         before = [layout_of(array) for array in laid.arrays]
         result = laid(backend)
         assert_same_up_to_rounding(backend, result, plain(backend), plain)
@@ -303,7 +338,7 @@ def test_arguments_may_share_memory_with_each_other(backend, views):
             "overlapping": (memory[:-1], memory[1:]),
         }[views]
         together = Call(call.function, tuple(arguments))
-        apart = Call(call.function, tuple(a.copy() if isinstance(a, np.ndarray) else a for a in arguments))
+        apart = together.copy()
         before = layout_of(memory), layout_of(array)
         assert_same_up_to_rounding(backend, together(backend), apart(backend), apart)
         assert (layout_of(memory), layout_of(array)) == before, f"BACK-7: {call.function}"
@@ -314,23 +349,23 @@ def assert_same_up_to_rounding(backend: Any, actual: Any, expected: Any, call: C
     if call.function.endswith("_state"):
         assert bits_of(actual) == bits_of(expected), f"BACK-3: {call.function}"
         return
-    case, upstream, row = case_of(), call.arguments[-2], ("sinkhorn_projection", "gradient")
-    x, condition = call.arguments[0], case.logits.condition
-    rows: list[tuple[tuple[str, str], Any]]
+    case, upstream, dtype = case_of(), call.arguments[-2], backend.parameter_dtype
+    x, condition = call.arguments[0].astype(np.float64), case.logits.condition
+    of_x = x_dtype if (x_dtype := call.arguments[0].dtype.name) in HALF else dtype
+    rows: list[tuple[tuple[str, Any, str], Any]]
     if call.function == "sinkhorn_projection":
-        rows = [(("sinkhorn_projection", "forward"), condition)]
+        rows = [(("sinkhorn_projection", dtype, "forward"), condition)]
     elif call.function == "sinkhorn_projection_vjp":
-        rows = [(row, condition * np.abs(upstream).max())]
+        rows = [(("sinkhorn_projection", dtype, "gradient"), condition * np.abs(upstream).max())]
     elif call.function == "adapter_forward":
-        rows = [(("adapter y - x", "forward"), condition * np.linalg.norm(x, axis=-1, keepdims=True))]
+        operation = "adapter y" if x_dtype in HALF else "adapter y - x"
+        rows = [((operation, of_x, "forward"), condition * np.linalg.norm(x, axis=-1, keepdims=True))]
     else:
-        scales = gradient_scales(case, np.float64(x), np.float64(upstream))
-        rows = [((f"adapter {name}", "gradient"), scales[name]) for name in INPUTS]
-    for (operation, direction), scale, part, other in zip(
-        *zip(*rows, strict=True), parts_of(actual), parts_of(expected), strict=True
-    ):
-        tolerance = tolerance_for(operation, backend.parameter_dtype, direction)
-        assert_within(part, other, tolerance, clause="BACK-3", scale=scale, context=call.function)
+        scales = gradient_scales(case, x, upstream.astype(np.float64))
+        rows = [((f"adapter {name}", of_x if name == "x" else dtype, "gradient"), scales[name]) for name in INPUTS]
+    for (row, scale), part, other in zip(rows, parts_of(actual), parts_of(expected), strict=True):
+        close = part.astype(np.float64), other.astype(np.float64)
+        assert_within(*close, tolerance_for(*row), clause="BACK-3", scale=scale, context=call.function)
 
 
 # -- results --
@@ -359,7 +394,8 @@ def test_a_result_stays_as_it_is(backend, where):
     calls = tempting_calls(backend, where)
     held = [call(backend) for call in calls]
     before = [bits_of(result) for result in held]
-    for call in (*calls, *other_calls(backend), *other_calls(backend)):
+    others = [with_other_values(call, 1) for call in calls]
+    for call in (*calls, *others, *other_calls(backend), *other_calls(backend)):
         call(backend)
     if where == "nothing":
         try_refused(backend, refused_calls(backend))
@@ -391,7 +427,7 @@ def test_the_same_arguments_give_the_same_bits_a_thousand_times(backend):
     kinds = [calls_of(backend, case_of()), calls_of(backend, case_of(seed=9)), calls_of(backend, case_of(11, n=1))]
     expected = [[bits_of(call(backend)) for call in calls] for calls in kinds]
     refused, started = refused_calls(backend), time.monotonic()
-    state = process_state()
+    state, open_before, number = process_state(), open_handles(), 0
     for number in range(CALLS):
         if number and time.monotonic() - started > SECONDS:
             break
@@ -405,6 +441,8 @@ def test_the_same_arguments_give_the_same_bits_a_thousand_times(backend):
     for calls, at_first in zip(kinds, expected, strict=True):
         assert [bits_of(call(backend)) for call in calls] == at_first, "BACK-9: other bits at the end"
     assert not changes(state, process_state()), "BACK-10"
+    more = {kind: count - open_before[kind] for kind, count in open_handles().items()}
+    assert number < LEAKS or max(more.values()) < LEAKS, f"BACK-10: after {number} calls of each function {more}"
 
 
 def with_other_values(call: Call, number: int) -> Call:
@@ -473,7 +511,7 @@ def test_what_a_port_keeps_is_found_by_k_too(backend):
 def test_states_of_the_same_size_are_still_two(backend):
     """What is read or written is what this file or these arrays hold, and not those of the same sizes before."""
     for seed in (4, 9, 4):
-        calls = {call.function: call for call in calls_of(backend, case_of(seed=seed))}
+        calls = {call.function: call for call in calls_of(backend, case_of(seed=seed)) if "state" in call.function}
         expected: Any = decode_state(calls["load_state"].arguments[0])
         for found, wanted in zip(calls["load_state"](backend)[:3], expected, strict=False):
             assert np.array_equal(np.asarray(found, np.float32), wanted), f"BACK-9: load_state, {seed}"
@@ -495,9 +533,10 @@ class SameValues:
 
 @pytest.mark.clause("BACK-9", "BACK-10")
 @pytest.mark.parametrize("usual", [True, False], ids=["usual", "unusual"])
-def test_the_state_of_the_process_is_left_alone(backend, usual):
+@pytest.mark.parametrize("where", ["nothing", slow("five streams, two axes")])
+def test_the_state_of_the_process_is_left_alone(backend, where, usual):
     """Of what :mod:`conformance.process_state` can see, whether a call returns or is refused."""
-    calls, refused = [*calls_of(backend, case_of()), *other_calls(backend)], refused_calls(backend)
+    calls, refused = [*tempting_calls(backend, where), *other_calls(backend)], refused_calls(backend)
     expected = [bits_of(call(backend)) for call in calls]  # what a port imports at its first call is its own affair
     try_refused(backend, refused)
     with surroundings(usual, 20261123 + usual):
@@ -525,6 +564,14 @@ def test_settings_of_frameworks_are_left_alone(backend, usual):
             before = process_state()
             try_refused(backend, [call])
             assert not changes(before, process_state()), f"BACK-10: {call.function}"
+
+
+@pytest.mark.clause("BACK-10")
+@pytest.mark.parametrize("where", [slow("a process of its own")])
+def test_the_first_calls_leave_the_process_alone(request, backend, where):
+    """Settings that are put once, at the first call, are as those that are put at each."""
+    found = first_changes(request.node.callspec.params["backend"])
+    assert not found, f"BACK-10, in {where}: {'; '.join(found)}"
 
 
 # -- threads --

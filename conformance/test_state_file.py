@@ -5,9 +5,12 @@ Clauses: STATE-1, STATE-2, STATE-4, STATE-5.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +20,16 @@ from hypothesis import strategies as st
 from backends.interface import State
 from backends.state_file import decode_state
 from conformance.agreement import fails
-from conformance.golden_vectors.state_files import CONFIG, refused_files, state_arrays, state_file
-from conformance.state_variants import FAMILIES, legal_files
+from conformance.golden_vectors.state_files import CONFIG, refused_files, state_arrays, state_file, taken_apart
+from conformance.state_variants import FAMILIES, LARGE_K, large_arrays, large_file, legal_files
 from conformance.strategies import SEEDS
 from reference import SPEC_VERSION
 from reference.errors import CRMAError
 
 KEYS = State._fields[:3]
-SIZES = [(1, 1, 1, 1), (200, 2, 1, 3), (1, 64, 1, 64), (2, 3, 17, 51), (1, 2, 3, 8192)]
+SPEC_VERSIONS = ("0.1", "0.2", SPEC_VERSION)
+SIZES = [(1, 1, 1, 1), (12, 2, 1, 3), (1100, 2, 1, 3), (1, 64, 1, 64), (2, 3, 17, 51), (1, 2, 3, 8192)]
+WRITTEN = {"format", "spec_version", "config", "content_sha256"}
 
 
 @st.composite
@@ -54,7 +59,7 @@ def assert_holds(found, expected):
     assert found.iterations == expected.iterations
     for key, actual, wanted in zip(KEYS, found, expected, strict=False):
         assert np.shape(actual) == wanted.shape, f"STATE-1: {key}"
-        assert np.array_equal(np.asarray(actual, np.float32), wanted), f"STATE-1: {key}"
+        assert np.asarray(actual, np.float32).tobytes() == wanted.tobytes(), f"STATE-1: {key}"
 
 
 @pytest.mark.clause("STATE-1", "STATE-2")
@@ -115,29 +120,68 @@ def test_files_that_are_wrong_in_one_thing_are_refused(backend, family):
 def test_every_legal_form_is_read(backend):
     """With a checksum too, as this project writes all its files."""
     held = state_arrays()
-    expected = State(held["mix_logits"], held["gate_logits"], held["bases"], CONFIG["iterations"])
     for name, data in legal_files():
-        try:
-            found = backend.load_state(data)
-        except CRMAError as error:
-            raise AssertionError(f"STATE-2: refused, {name}: {error}") from error
-        assert_holds(found, expected)
+        assert_holds(loaded(backend, data, name), state_of(held, CONFIG["iterations"]))
+    for k in LARGE_K:
+        config = json.dumps({**CONFIG, "iterations": k})
+        assert_holds(loaded(backend, state_file(held, config=config), f"K = {k}"), state_of(held, k))
+    large = large_arrays()
+    assert_holds(loaded(backend, large_file(large), "300 layers"), state_of(large, CONFIG["iterations"]))
+
+
+def state_of(arrays, iterations):
+    logits, gates, bases = (arrays[key] for key in KEYS)
+    return State(logits, gates, bases, iterations)
+
+
+def loaded(backend, data, name):
+    try:
+        return backend.load_state(data)
+    except CRMAError as error:
+        raise AssertionError(f"STATE-2: refused, {name}: {error}") from error
+
+
+def special_state(sizes, k):
+    """With zeros of both signs, subnormal and the largest numbers; no layer is like another."""
+    layers, n, r, d = sizes
+    special = np.asarray([0.0, -0.0, 1e-45, -1e-40, 1.0, -3.4e38, 3e4], np.float32)
+    arrays = [np.resize(special, shape) for shape in ((layers, n, n), (layers,), (layers, n, r, d))]
+    for array in arrays:
+        array.reshape(layers, -1)[:, -1] = np.arange(layers)
+    return State(arrays[0], arrays[1], arrays[2], k)
 
 
 @pytest.mark.clause("STATE-1")
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1, 1), (200, 2, 1, 3), (1, 64, 1, 64), (2, 3, 17, 51), (1, 2, 3, 8192)], ids=str
-)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_every_size_is_read(backend, sizes):
-    """(L, n, r, d); with zeros of both signs and subnormal numbers, bit for bit."""
-    layers, n, r, d = sizes
-    special = np.asarray([0.0, -0.0, 1e-45, -1e-40, 1.0, -3.4e38], np.float32)
-    arrays = [np.resize(special, shape) for shape in ((layers, n, n), (layers,), (layers, n, r, d))]
-    state = State(arrays[0], arrays[1], arrays[2], 20)
-    found = backend.load_state(encoded(state))
-    assert_holds(found, state)
-    for key, actual, wanted in zip(KEYS, found, arrays, strict=False):
-        assert np.array_equal(np.signbit(np.asarray(actual)), np.signbit(wanted)), f"STATE-1: {key}"
+    """(L, n, r, d), bit for bit."""
+    state = special_state(sizes, 20)
+    assert_holds(backend.load_state(encoded(state)), state)
+
+
+@pytest.mark.clause("STATE-1", "BACK-9")
+@pytest.mark.parametrize("key", KEYS)
+def test_large_files_that_differ_in_one_number_are_two(backend, key):
+    """In its first, in its middle or in its last number; of equal length, and without a checksum."""
+    arrays = large_arrays()
+    for place in (0, arrays[key].size // 2, -1, 0):
+        changed = {name: array.copy() for name, array in arrays.items()}
+        changed[key].reshape(-1)[place] += 1
+        found = backend.load_state(large_file(changed, author="somebody"))
+        assert_holds(found, state_of(changed, CONFIG["iterations"]))
+
+
+@pytest.mark.clause("BACK-7", "BACK-8")
+def test_the_bytes_of_a_file_belong_to_the_caller(backend):
+    """They are not kept, and no array of the state is a view of them."""
+    data = bytearray(state_file(state_arrays()))
+    first = bytes(data)
+    references = sys.getrefcount(first)
+    found = backend.load_state(first)
+    gc.collect()
+    assert sys.getrefcount(first) == references, "BACK-7: load_state keeps the bytes"
+    for key, array in zip(KEYS, found, strict=False):
+        assert not np.shares_memory(np.asarray(array), np.frombuffer(first, np.uint8)), f"BACK-8: {key}"
 
 
 @pytest.mark.clause("STATE-4")
@@ -155,10 +199,60 @@ def test_writes_a_state_file_that_others_can_read(backend, state):
         pytest.skip("not offered: save_state")
     dtype = backend.parameter_dtype
     data = backend.save_state(*(array.astype(dtype) for array in state[:3]), state.iterations)
-    content = decode_state(data)
-    assert_holds(State(*content[:3], content.config.iterations), state)
+    assert_holds(written(data), state)
     assert backend.save_state(*(array.astype(dtype) for array in state[:3]), state.iterations) == data
     assert_holds(backend.load_state(data), state)
+
+
+def written(data):
+    """The state of a file that a port wrote, with nothing in its metadata that save_state was not given."""
+    content, metadata = decode_state(data), taken_apart(data)[0]["__metadata__"]
+    assert metadata["spec_version"] in SPEC_VERSIONS, f"STATE-2: spec_version {metadata['spec_version']}"
+    assert set(metadata) <= WRITTEN, f"STATE-2: metadata {sorted(set(metadata) - WRITTEN)}, which nobody gave"
+    return State(*content[:3], content.config.iterations)
+
+
+@pytest.mark.clause("STATE-1", "STATE-8")
+@pytest.mark.parametrize(
+    ("sizes", "k"), [*((sizes, 20) for sizes in SIZES), *((SIZES[0], k) for k in LARGE_K)], ids=str
+)
+def test_writes_every_size_bit_for_bit(backend, sizes, k):
+    if not hasattr(backend, "save_state"):
+        pytest.skip("not offered: save_state")
+    state = special_state(sizes, k)
+    data = backend.save_state(*(array.astype(backend.parameter_dtype) for array in state[:3]), k)
+    assert_holds(written(data), state)
+
+
+@pytest.mark.clause("STATE-1", "STATE-4", "STATE-8")
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_no_file_may_hold_is_not_written(backend):
+    """Numbers that are not finite in float32, K that is no integer >= 1, shapes that disagree, n r > d, no layers."""
+    if not hasattr(backend, "save_state"):
+        pytest.skip("not offered: save_state")
+    dtype = backend.parameter_dtype
+    right = {key: array.astype(dtype) for key, array in state_arrays().items()}
+    wrong: dict[str, dict[str, Any]] = {f"K = {k!r}": {"iterations": k} for k in (0, -1, True, 2.0, 2.5, "3", None)}
+    for key, bad in itertools.product(KEYS, (np.nan, np.inf, -np.inf)):
+        for place in (0, -1):
+            changed = right[key].copy()
+            changed.reshape(-1)[place] = bad
+            wrong[f"{bad} in {key} at {place}"] = {key: changed}
+    for key in KEYS:
+        for axis, step in itertools.product(range(right[key].ndim), (-1, 1)):
+            shape = [size + step * (i == axis) for i, size in enumerate(right[key].shape)]
+            wrong[f"{key} {shape}"] = {key: np.resize(right[key], shape)}
+        wrong[f"{key} of another number of axes"] = {key: right[key][None]}
+    wrong["n r > d"] = {"bases": np.ones((2, 3, 3, 7), dtype)}
+    wrong["no layers"] = {key: right[key][:0] for key in KEYS}
+    # a rank of 1 or 3 and another hidden size are not wrong in themselves: no other array says them
+    fits = {f"bases {shape}" for shape in ([2, 3, 1, 7], [2, 3, 2, 6], [2, 3, 2, 8])}
+    taken = [
+        name
+        for name, changed in wrong.items()
+        if name not in fits and not fails(partial(backend.save_state, *{**right, "iterations": 9, **changed}.values()))
+    ]
+    assert not taken, f"STATE-4: written with {'; '.join(taken)}"
 
 
 @pytest.mark.clause("STATE-1", "BACK-3")
@@ -168,5 +262,4 @@ def test_writes_strided_arrays_by_index(backend, state):
     if not hasattr(backend, "save_state"):
         pytest.skip("not offered: save_state")
     arrays = [np.asfortranarray(array.astype(backend.parameter_dtype)) for array in state[:3]]
-    content = decode_state(backend.save_state(*arrays, state.iterations))
-    assert_holds(State(*content[:3], content.config.iterations), state)
+    assert_holds(written(backend.save_state(*arrays, state.iterations)), state)

@@ -67,3 +67,9 @@ _opaque.def_abstract_eval(lambda *types, outputs, **_: types[:outputs])
 mlir.register_lowering(_opaque, mlir.lower_fun(_run, multiple_results=True))
 ad.primitive_jvps[_opaque] = _differentiate
 batching.primitive_batchers[_opaque] = _map
+
+
+def opaque_projection(function: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
+    """vmap is the batch: a ``cond`` that JAX mapped itself would become a ``select`` and run both branches."""
+    whole = opaque(lambda *arrays: (function(*arrays),), lambda *arrays: (plain(*arrays),), 1, takes_batches=True)
+    return lambda *arrays: whole(*arrays)[0]

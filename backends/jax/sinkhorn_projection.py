@@ -19,7 +19,7 @@ from backends.jax.iteration import (
     scaled_weights_vjp,
 )
 from backends.jax.kernels import Kernels, wants_pallas
-from backends.jax.opaque import opaque
+from backends.jax.opaque import opaque_projection
 from reference.errors import ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
@@ -112,12 +112,6 @@ def _cond(matrices: Array, scaled: Callable[[Array], Array], logarithmic: Callab
 
     result: Array = lax.platform_dependent(matrices, cuda=logarithmic, rocm=logarithmic, default=choose)
     return result
-
-
-def opaque_projection(function: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
-    """vmap is the batch: a ``cond`` that JAX mapped itself would become a ``select`` and run both branches."""
-    whole = opaque(lambda *arrays: (function(*arrays),), lambda *arrays: (plain(*arrays),), 1, takes_batches=True)
-    return lambda *arrays: whole(*arrays)[0]
 
 
 def _batch_last(matrices: Array) -> Array:

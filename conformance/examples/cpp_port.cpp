@@ -537,11 +537,11 @@ std::uint64_t bytes_of(const std::vector<std::uint64_t>& shape, std::uint64_t li
     return total;
 }
 
-// STATE-2: MAJOR.MINOR, of which this port knows the major number 0.
+// STATE-7: MAJOR.MINOR of at most nine digits each. STATE-2: of them this port knows the major number 0.
 bool is_known(std::string_view version) {
     const auto is_number = [](std::string_view part) {
         const bool digits = !part.empty() && part.find_first_not_of("0123456789") == part.npos;
-        return digits && (part == "0" || part.front() != '0');
+        return digits && part.size() <= 9 && (part == "0" || part.front() != '0');
     };
     const std::size_t point = std::min(version.find('.'), version.size());
     return version.substr(0, point) == "0" && is_number(version.substr(std::min(point + 1, version.size())));

@@ -143,11 +143,11 @@ function loadState({ data }) {
   const file = Buffer.from(data, "base64");
   const start = file.length >= 8 ? 8 + Number(file.readBigUInt64LE(0)) : Infinity;
   demand(start <= file.length, "cut off before the end of the header"); // STATE-4
-  const text = new TextDecoder("utf-8", { fatal: true }).decode(file.subarray(8, start));
+  const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(file.subarray(8, start));
   const { __metadata__: metadata, ...header } = JSON.parse(text);
   demand(Object.values(metadata).every((value) => typeof value === "string"), "metadata that is not text");
   const { format, spec_version, config, content_sha256 } = metadata;
-  demand(format === "crma" && /^0\.(0|[1-9][0-9]*)$/.test(spec_version), "format or spec_version"); // STATE-2
+  demand(format === "crma" && /^0\.(0|[1-9][0-9]{0,8})$/.test(spec_version), "format or spec_version"); // STATE-7
   for (const json of [text, config]) { // JSON.parse reads 2.0 and 2e0 as 2, but only an integer is a size
     demand(!/[-.eE]/.test(json.replace(/"(\\.|[^"\\])*"/g, "")), "a number that is no integer");
   }
@@ -158,9 +158,10 @@ function loadState({ data }) {
   demand(String(Object.keys(header).sort()) === "bases,gate_logits,mix_logits", "other arrays than those of a state");
   const [state, checksum] = [{ iterations }, createHash("sha256").update(config)];
   const spans = Object.entries(shapes).map(([name, shape]) => { // STATE-5: by name, wherever they lie
-    const { dtype, shape: stored, data_offsets: [begin, end] } = header[name];
+    const { dtype, shape: stored, data_offsets: [begin, end, ...more] } = header[name];
     demand(JSON.stringify([dtype, stored]) === JSON.stringify(["F32", shape]), `${name} is not F32 [${shape}]`);
-    demand(Number.isInteger(begin) && begin >= 0 && end <= file.length - start, `${name} lies outside the file`);
+    demand(more.length === 0 && Number.isInteger(begin), `${name} has no two integers for its place`);
+    demand(begin >= 0 && end <= file.length - start, `${name} lies outside the file`);
     demand(end - begin === 4 * product(shape), `${name} has not as many bytes as its shape`);
     const values = Array.from({ length: product(shape) }, (_, i) => file.readFloatLE(start + begin + 4 * i));
     demand(values.every(Number.isFinite), `${name} holds NaN or an infinity`);

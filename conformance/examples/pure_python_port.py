@@ -220,8 +220,8 @@ def load_state(data):
         raise ValueError(f"no header of a state file ({type(error).__name__}: {error})") from None
     demand(all(isinstance(value, str) for value in metadata.values()), "metadata holds something that is not text")
     demand(metadata.get("format") == "crma", "another format")
-    version = re.fullmatch("(0|[1-9][0-9]*)[.](0|[1-9][0-9]*)", metadata.get("spec_version", ""))  # STATE-2
-    demand(version and len(version[1]) < 10 and int(version[1]) <= SPEC_MAJOR, "no spec_version, or a newer one")
+    version = re.fullmatch("(0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})", metadata.get("spec_version", ""))  # STATE-7
+    demand(version and int(version[1]) <= SPEC_MAJOR, "no spec_version, or a newer one")
     demand(isinstance(config, dict) and sorted(config) == sorted(SIZES), f"config is not of {SIZES}")  # STATE-8
     demand(all(type(config[size]) is int for size in SIZES), "a size in config that is no integer")
     d, n, r, iterations, layers = (config[size] for size in SIZES)

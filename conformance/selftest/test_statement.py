@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +14,26 @@ from backends import load_backend
 from conformance import statement
 from conformance.gaps import PACKAGE, Gap
 from conformance.profiles import PROFILES
+from conformance.scenes import SCENES
 from conformance.selftest.test_processes import ROOT, run
-from conformance.statement import COUNTED, check_statement, is_whole, main, statement_of, write_statement
+from conformance.statement import (
+    COUNTED,
+    check_statement,
+    is_whole,
+    main,
+    size_of_suite,
+    statement_of,
+    write_statement,
+)
 from reference.errors import CRMAError
 
 pytestmark = pytest.mark.clause("CONF-9")
-COUNTS = {"passed": 1200, "failed": 0, "skipped": 3, "xfailed": 0, "xpassed": 0, "error": 0}
-GAP = Gap("test_refusals.py::test_x[reference]", "not written", "#1")
-
-
-IDS = [
-    f"conformance/{path.name}::{name}[reference]"
-    for path in PACKAGE.glob("test_*.py")
-    for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
-]
-ALL = {**dict.fromkeys(COUNTED, 0), "passed": len(IDS) - 3, "skipped": 3}
+IDS = [f"conformance/{test}[reference-{i}]" for test, count in size_of_suite().items() for i in range(count)]
+ONE_EACH = list({test.partition("[")[0]: test for test in IDS}.values())  # one test of each function
+COUNTS = {**dict.fromkeys(COUNTED, 0), "passed": len(IDS) - 3, "skipped": 3}
+SKIPPED = {"not offered: adapter_autodiff": 3}
+GAP = Gap("test_refusals.py::test_sizes_that_do_not_fit_are_refused[x]", "not written", "#1")
+WITH_GAP = {**COUNTS, "passed": len(IDS) - 4, "xfailed": 1}
 
 
 def config_of(**options):
@@ -41,7 +45,8 @@ def config_of(**options):
 
 
 def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, **options):
-    return statement_of(config_of(**options), load_backend("reference"), list(gaps), counts, status, whole=whole)
+    port = load_backend("reference")
+    return statement_of(config_of(**options), port, list(gaps), counts, SKIPPED, status, whole=whole)
 
 
 @pytest.mark.clause("CONF-1")
@@ -49,7 +54,7 @@ def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, **options):
     ("outcome", "case"),
     [
         ("conforms", {}),
-        ("conforms but for", {"gaps": [GAP], "counts": {**COUNTS, "xfailed": 1}}),
+        ("conforms but for", {"gaps": [GAP], "counts": WITH_GAP}),
         ("does not conform", {"status": 1, "counts": {**COUNTS, "failed": 1}}),
         ("proves nothing", {"status": 4}),
         ("proves nothing", {"status": 2}),
@@ -66,14 +71,21 @@ def test_only_a_whole_run_says_that_a_port_conforms(outcome, case):
 @pytest.mark.parametrize(
     ("whole", "collected", "counts", "options"),
     [
-        (True, IDS, ALL, {}),
-        (True, [*IDS, IDS[0]], {**ALL, "xfailed": 1}, {}),
-        (False, IDS, ALL, {"--quick": True}),
-        (False, IDS, ALL, {"--profile": "random"}),
-        (False, IDS, {**ALL, "passed": len(IDS) - 4}, {}),
-        (False, IDS[1:], {**ALL, "passed": len(IDS) - 4}, {}),
-        (False, [*IDS[1:], IDS[2]], ALL, {}),
-        (False, [], {**ALL, "passed": 0, "skipped": 0}, {}),
+        (True, IDS, COUNTS, {}),
+        (True, IDS, WITH_GAP, {}),
+        (False, [*IDS, IDS[0]], {**COUNTS, "xfailed": 1}, {}),
+        (False, IDS, COUNTS, {"--quick": True}),
+        (False, IDS, COUNTS, {"--profile": "random"}),
+        (False, IDS, {**COUNTS, "passed": len(IDS) - 4}, {}),
+        (False, IDS[1:], {**COUNTS, "passed": len(IDS) - 4}, {}),
+        (False, [*IDS[1:], IDS[2]], COUNTS, {}),
+        (
+            False,
+            list({test.partition("[")[0]: test for test in IDS}.values()),
+            {**COUNTS, "passed": len(size_of_suite()) - 3},
+            {},
+        ),
+        (False, [], {**COUNTS, "passed": 0, "skipped": 0}, {}),
     ],
 )
 def test_a_run_is_whole_if_every_test_was_collected_and_has_run(whole, collected, counts, options):
@@ -99,6 +111,8 @@ def profile(name):
         ("conforms", ["-n", "2"]),
         ("proves nothing", ["-n", "2", "-k", "refused"]),
         ("proves nothing", ["--clause=MIX-4"]),
+        ("proves nothing", [f"test_refusals.py::test_a_gate_per_stream_is_refused[reference-{s}]" for s in SCENES]),
+        ("proves nothing", ["test_refusals.py::test_a_gate_per_stream_is_refused[reference-one stream]"]),
         ("proves nothing", ["--deselect", "conformance/test_refusals.py::test_a_gate_per_stream_is_refused"]),
         ("proves nothing", ["--hypothesis-profile=crma-quick"]),
         ("proves nothing", ["-n", "2", "-p", "leaves_out"]),
@@ -114,24 +128,23 @@ def test_whatever_leaves_a_test_out_is_seen(outcome, options, tmp_path):
     assert json.loads((tmp_path / "port.json").read_text())["outcome"] == outcome, printed
 
 
-#: its ``FUNCTION`` finds the tests of one file alone, and ``python -m conformance`` is given it
+#: ``size_of_suite`` counts those of one file alone, and ``python -m conformance`` is given it
 ONE_FILE = """
 import sys
+from collections import Counter
 from conformance import statement
 from conformance.__main__ import main
 
-class Function:
-    def findall(self, text):
-        return FUNCTION.findall(text) if "def test_a_gate_per_stream_is_refused" in text else []
-
-FUNCTION, statement.FUNCTION = statement.FUNCTION, Function()
-sys.exit(main([*sys.argv[1:], "test_refusals.py"]))
+whole = statement.size_of_suite()
+statement.size_of_suite = lambda: Counter({test: n for test, n in whole.items() if "test_refusals" in test})
+paths = [] if any("::" in argument for argument in sys.argv) else ["test_refusals.py"]
+sys.exit(main([*sys.argv[1:], *paths]))
 """
 
 
 def test_a_statement_is_what_was_written(tmp_path, capsys):
     path = tmp_path / "statement.json"
-    write_statement(str(path), stated(gaps=[GAP]))
+    write_statement(str(path), stated(gaps=[GAP], counts=WITH_GAP))
     assert check_statement(str(path)) == json.loads(path.read_text())
     assert main([str(path)]) == 0
     assert "conforms but for" in capsys.readouterr().out
@@ -147,13 +160,28 @@ def test_a_statement_is_what_was_written(tmp_path, capsys):
         {"format": "other"},
         {"format_version": 2},
         {"more": 1},
+        {"counts": {**WITH_GAP, "passed": 1}},
+        {"counts": {**COUNTS, "passed": 1, "skipped": len(IDS) - 2, "xfailed": 1}},
+        {"counts": COUNTS},
+        {"counts": [1]},
+        {"counts": {"passed": 1}},
+        {"gaps": [{**GAP._asdict(), "test": "a"}]},
+        {"gaps": ["a"]},
+        {"skipped": {}},
+        {"skipped": {"not offered: save_state": 3}},
+        {"skipped": {"it was late": 3}},
+        {"skipped": 3},
+        {"backend": "x"},
+        {"command": ["python", "-m", "conformance", "-k", "x"]},
+        {"command": ["python", "-m", "conformance", "--quick"]},
+        {"command": ["python", "-m", "conformance", "test_refusals.py::test_x"]},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_statement_that_was_changed_is_void(change, signed, tmp_path, capsys):
     """Also where its own digest was made to fit, as far as it contradicts itself or the suite."""
-    content = {**stated(gaps=[GAP], counts={**COUNTS, "xfailed": 1}), **change}
+    content = {**stated(gaps=[GAP], counts=WITH_GAP), **change}
     if signed:
         content["sha256"] = statement._own_digest({k: v for k, v in content.items() if k != "sha256"})
     path = tmp_path / "statement.json"
@@ -177,10 +205,60 @@ def test_the_digest_of_the_suite_is_of_what_decides(monkeypatch, tmp_path):
     before = statement.suite_digest()
     assert before == statement.suite_digest()
     read = Path.read_bytes
-    for name in ("test_design.py", "layouts.json", "residual_mixing.py", "tolerances.py"):
+    for name in ("test_design.py", "layouts.json", "residual_mixing.py", "tolerances.py", "port.py", "state_file.py"):
         monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
         assert statement.suite_digest() != before, name
     monkeypatch.setattr(Path, "read_bytes", read)
+
+
+def test_a_statement_of_another_run_is_not_left_behind(tmp_path):
+    """A port that dies leaves none, and a file that is no statement is not overwritten."""
+    path = tmp_path / "port.json"
+    write_statement(str(path), stated())
+    (tmp_path / "dies.py").write_text(DIES)
+    options = ["-q", "-n", "0", "test_refusals.py", f"--statement={path}"]
+    code, _ = run(["-m", "conformance", "--backend=dies:Dies", *options], tmp_path)
+    assert code == 4
+    assert not path.exists() or json.loads(path.read_text())["outcome"] == "proves nothing"
+    path.write_text("a letter")
+    code, printed = run(["-m", "conformance", *options], tmp_path)
+    assert code == 4
+    assert "no statement" in printed
+    assert path.read_text() == "a letter"
+
+
+DIES = """
+import os
+from conformance.selftest.port import NumpyPort
+
+class Dies(NumpyPort):
+    def adapter_vjp(self, *arguments):
+        os._exit(0)
+"""
+
+
+def test_a_statement_steers_no_terminal(tmp_path, capsys):
+    content = stated(gaps=[GAP], counts=WITH_GAP)
+    content["backend"]["name"] = "\x1b[2Jport"
+    content["sha256"] = statement._own_digest({k: v for k, v in content.items() if k != "sha256"})
+    (tmp_path / "port.json").write_text(json.dumps(content))
+    assert main([str(tmp_path / "port.json")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.clause("CONF-3", "CONF-4")
+def test_nothing_takes_the_comparisons_out_of_a_run(tmp_path, monkeypatch):
+    """Neither Python's -O, which leaves assert out, nor --runxfail, under which a closed gap fails nothing."""
+    gaps = tmp_path / "gaps.toml"
+    gaps.write_text('[[gap]]\ntest = "test_refusals.py::test_x"\nreason = "a"\nlink = "b"\n')
+    code, printed = run(["-m", "conformance", "test_refusals.py", f"--gaps={gaps}", "--runxfail"], tmp_path)
+    assert code == 4
+    assert "--runxfail" in printed
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    for command in (["-m", "conformance"], ["-m", "pytest", "-p", "conformance.plugin", str(PACKAGE)]):
+        code, printed = run([*command, "--assert=plain"], tmp_path)
+        assert code == 4, printed
+        assert "PYTHONOPTIMIZE" in printed
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])

@@ -21,9 +21,11 @@ from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.engines.engine import EngineFactory
 from backends.finetune.engines.world import World
 from backends.finetune.models.check_fits import check_fits
+from backends.finetune.models.fingerprint import model_fingerprint
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.marker import is_random, random_size
 from backends.finetune.models.random_weights import random_model_folder
-from backends.finetune.models.resolve import load_tokenizer, model_fingerprint, resolve_model
+from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import Protocol, load_protocol
 from backends.finetune.protocols.supported import check_supported

@@ -165,7 +165,7 @@ def _folder(options: argparse.Namespace, protocol: Protocol) -> tuple[Path, list
 
 def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[str]) -> list[PhaseWork]:
     """Exact where the texts and the model's own tokenizer are here."""
-    from backends.finetune.models.resolve import load_tokenizer
+    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.work import most_work, work_of
     from backends.finetune.tasks.named import named_task
     from backends.finetune.tasks.task import check_tasks

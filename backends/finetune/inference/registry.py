@@ -15,7 +15,7 @@ from backends.finetune.inference.generation import generate
 from backends.finetune.inference.peft_adapters import PeftAdapters, load_adapter
 from backends.finetune.inference.run_adapters import RunAdapters, TaskAdapter, run_adapters
 from backends.finetune.inference.shared_adapter import SharedAdapter, attach_shared
-from backends.finetune.models.resolve import load_tokenizer
+from backends.finetune.models.folder import load_tokenizer
 from reference.errors import ConfigError
 
 

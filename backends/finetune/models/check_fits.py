@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.files import printable
+from backends.finetune.models.folder import load_config
 from backends.finetune.models.limits import limits_of
 from backends.finetune.models.marker import is_random
-from backends.finetune.models.resolve import load_config
 from backends.finetune.protocols.protocol import Protocol
 from reference.errors import ModelError, ProtocolError
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.finetune.models.cache_folder import cache_folder
+from backends.finetune.models.folder import check_model_folder, load_config, missing_extra, read_json
 from backends.finetune.models.marker import MARKER, is_random
 from backends.finetune.models.zoo import ZOO, ZooModel, find_model
 from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError, OutOfMemoryError
@@ -37,11 +38,6 @@ def random_model_folder(name: str, *, size: Size = "reduced", layers: int | None
 
     Raises: ModelError for a model that is not of the zoo, ConfigError, DiskSpaceError. Clauses: ERR-1, ERR-2.
     """
-    from backends.finetune.models.resolve import (  # which knows the models of this package
-        check_model_folder,
-        missing_extra,
-    )
-
     model = find_model(name)
     if model is None:
         raise ModelError(
@@ -97,7 +93,6 @@ def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None
     from transformers import AutoModelForCausalLM
 
     from backends.finetune.models.load_errors import load_errors
-    from backends.finetune.models.resolve import load_config, read_json
     from backends.finetune.models.weights import default_attention, load_weights
 
     device = torch.device(device)
@@ -159,7 +154,7 @@ def _build_folder(folder: Path, model: ZooModel, size: Size, fields: dict, texts
     import torch
     from transformers import AutoModelForCausalLM
 
-    from backends.finetune.models.resolve import check_model_folder
+    from backends.finetune.models.folder import check_model_folder
     from backends.finetune.models.tokenizer import train_tokenizer
 
     building = folder.with_name(f"{folder.name}.building")

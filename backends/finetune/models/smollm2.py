@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.finetune.models.cache_folder import cache_folder
-from backends.finetune.models.resolve import check_model_folder, missing_extra
+from backends.finetune.models.folder import check_model_folder, missing_extra
 from backends.finetune.tasks.domains.packages import PINNED, package_file
 from reference.errors import CRMAError, DiskSpaceError, ModelError
 

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from backends.files import printable
 from backends.finetune.models.check_fits import stored_quantization
+from backends.finetune.models.folder import load_config
 from backends.finetune.models.limits import limits_of
 from backends.finetune.models.load_errors import load_errors
 from backends.finetune.models.packed_weights import packed_at_fault, unusable
-from backends.finetune.models.resolve import load_config
 from backends.weight_files import DTYPES, Entry, find_tensors
 from reference.errors import ModelError
 

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from backends.finetune.models.folder import load_config
 from backends.finetune.models.load_errors import load_errors
-from backends.finetune.models.resolve import load_config
 from backends.finetune.protocols.protocol import LoraSection
 
 

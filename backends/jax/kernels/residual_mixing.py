@@ -2,7 +2,7 @@
 
 ``y = x + (x A^T) C`` with ``C = alpha D^T A``, ``D = M - I``; backwards ``x' = y' + w E`` with ``E = alpha D A`` and
 ``w = A y'``, and the sums over tokens ``P = z y'^T``, ``Q = w x^T``, in parts of a fixed order without atomics. What is
-of the parameters' size is plain JAX (:mod:`backends.jax.residual_mixing`).
+of the parameters' size is plain JAX (:mod:`backends.jax.mixed_tokens`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jax import Array
 from backends.jax.dtypes import widened
 from backends.jax.kernels.launch import interpreted
 from backends.jax.kernels.token_launch import gradients, write_back
-from backends.jax.opaque import opaque
-from backends.jax.residual_mixing import (
+from backends.jax.mixed_tokens import (
     difference_of,
     mixed_tokens,
     mixed_tokens_vjp,
     over_streams,
     parameter_gradients,
 )
+from backends.jax.opaque import opaque
 from reference.errors import ConfigError
 
 MOST_STREAMS, MOST_WIDTH = 64, 512

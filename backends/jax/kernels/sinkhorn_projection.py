@@ -12,7 +12,7 @@ from jax import Array
 from backends.jax.autodiff import plain_projection, plain_projection_vjp
 from backends.jax.kernels.launch import call, interpreted, pl, power_of_two
 from backends.jax.kernels.projection_kernels import Task, backward_kernel, forward_kernel
-from backends.jax.sinkhorn_projection import opaque_projection
+from backends.jax.opaque import opaque_projection
 from reference.errors import ConfigError
 
 MOST_STREAMS = 64

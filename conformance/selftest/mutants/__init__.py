@@ -12,12 +12,14 @@ from importlib.util import find_spec
 from conformance.selftest.mutants.base import Mutant
 from conformance.selftest.mutants.border import MUTANTS as BORDER
 from conformance.selftest.mutants.gradients import MUTANTS as GRADIENTS
+from conformance.selftest.mutants.lenient_reader import MUTANTS as LENIENT_READER
 from conformance.selftest.mutants.levels import MUTANTS as LEVELS
 from conformance.selftest.mutants.memory import MUTANTS as MEMORY
 from conformance.selftest.mutants.mixing import MUTANTS as MIXING
 from conformance.selftest.mutants.process import MUTANTS as PROCESS
 from conformance.selftest.mutants.projection import MUTANTS as PROJECTION
 from conformance.selftest.mutants.refusals import MUTANTS as REFUSALS
+from conformance.selftest.mutants.scoped import MUTANTS as SCOPED
 from conformance.selftest.mutants.sharing import MUTANTS as SHARING
 from conformance.selftest.mutants.sizes import MUTANTS as SIZES
 from conformance.selftest.mutants.state_file import MUTANTS as STATE_FILE
@@ -32,9 +34,11 @@ MUTANTS: tuple[Mutant, ...] = (
     *SIZES,
     *MEMORY,
     *STATE_FILE,
+    *LENIENT_READER,
     *STATE_WRITER,
     *SHARING,
     *PROCESS,
+    *SCOPED,
     *LEVELS,
     *REFUSALS,
 )

@@ -162,7 +162,12 @@ MUTANTS = tuple(
             _BOTH,
         ),
         ("first_gate_for_all", FirstGateForAll, ("test_a_gate_per_stream_is_refused",), _BOTH),
-        ("iterations_at_least_one", IterationsAtLeastOne, ("test_fewer_than_one_iteration_is_refused",), _BOTH),
+        (
+            "iterations_at_least_one",
+            IterationsAtLeastOne,
+            ("test_iterations_that_are_no_integer_above_0_are_refused",),
+            _BOTH,
+        ),
         (
             "cuts_to_a_square",
             CutsToASquare,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ class Writer(NumpyPort):
     physical_order = KEYS
 
     def save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
+        self.check(mix_logits, gate_logits, bases, iterations)
         layers, n, r, d = bases.shape
         config = {"hidden_size": d, "streams": n, "rank": r, "iterations": iterations, "layers": layers}
         arrays = zip(KEYS, (mix_logits, gate_logits, bases), strict=True)
@@ -37,6 +40,9 @@ class Writer(NumpyPort):
         text += b" " * (-len(text) % 8)
         body = b"".join(tensors[key].tobytes() for key in self.physical_order)
         return struct.pack("<Q", len(text)) + text + body
+
+    def check(self, *state: Any) -> None:
+        super().save_state(*state)  # refuses what no file may hold
 
     def tensors(self, tensors: dict[str, Array]) -> dict[str, Array]:
         return tensors
@@ -94,6 +100,46 @@ class WritesOneLayerLess(Writer):
         return super().metadata(metadata, config | {"layers": config["layers"] - 1})
 
 
+class WritesAnything(Writer):
+    def check(self, *state: Any) -> None:
+        return None
+
+
+class WritesOtherNumbers(Writer):
+    def __init__(self, change: Callable[[Array], Array]) -> None:
+        super().__init__()
+        self.change = change
+
+    def tensors(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        return {key: np.asarray(self.change(tensor), np.float32) for key, tensor in tensors.items()}
+
+
+class WritesLayersAsText(Writer):
+    """In the order of their numbers as texts: 0, 1, 10, 11, 2."""
+
+    def tensors(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        order = sorted(range(len(tensors["gate_logits"])), key=str)
+        return {key: tensor[order] for key, tensor in tensors.items()}
+
+
+class WritesKInAByte(Writer):
+    def metadata(self, metadata: dict[str, str], config: dict[str, int]) -> dict[str, str] | None:
+        return super().metadata(metadata, config | {"iterations": min(config["iterations"], 255)})
+
+
+class WritesMore(Writer):
+    """Metadata that it was not given, or in place of its own."""
+
+    def __init__(self, **more: str) -> None:
+        super().__init__()
+        self.more = more
+
+    def metadata(self, metadata: dict[str, str], config: dict[str, int]) -> dict[str, str] | None:
+        return super().metadata(metadata | self.more, config)
+
+
+SMALLEST = np.finfo(np.float32).tiny
+_EVERY = ("test_writes_every_size_bit_for_bit",)
 _WRITES = ("test_writes_a_state_file_that_others_can_read",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, (PROJECTION, ADAPTER, STATE_FILE))
@@ -106,5 +152,18 @@ MUTANTS = tuple(
         ("writes_no_metadata", WritesNoMetadata, _WRITES),
         ("writes_default_iterations", WritesDefaultIterations, _WRITES),
         ("writes_one_layer_less", WritesOneLayerLess, _WRITES),
+        ("writes_anything", WritesAnything, ("test_what_no_file_may_hold_is_not_written",)),
+        ("writes_layers_as_text", WritesLayersAsText, _EVERY),
+        ("writes_k_in_a_byte", WritesKInAByte, _EVERY),
+        ("writes_zeros_without_sign", partial(WritesOtherNumbers, lambda array: array + np.float32(0)), _EVERY),
+        (
+            "writes_no_subnormal_numbers",
+            partial(WritesOtherNumbers, lambda array: np.where(np.abs(array) < SMALLEST, array * 0, array)),
+            _EVERY,
+        ),
+        ("writes_what_fits_float16", partial(WritesOtherNumbers, lambda array: np.clip(array, -1e4, 1e4)), _EVERY),
+        ("writes_another_version", partial(WritesMore, spec_version="0.999"), _WRITES),
+        ("writes_a_date", partial(WritesMore, created="2026-11-28"), _WRITES),
+        ("writes_a_model_that_nobody_gave", partial(WritesMore, base_model="llama, 30 layers"), _WRITES),
     )
 )

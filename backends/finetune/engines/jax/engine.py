@@ -36,7 +36,7 @@ from backends.finetune.engines.optimizer import (
 )
 from backends.finetune.engines.world import SINGLE
 from backends.finetune.models.check_fits import check_fits
-from backends.finetune.models.resolve import load_config, load_tokenizer
+from backends.finetune.models.folder import load_config, load_tokenizer
 from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint

@@ -35,7 +35,7 @@ from backends.finetune.engines.torch.unconstrained import (
 )
 from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, total
 from backends.finetune.engines.world import SINGLE, World
-from backends.finetune.models.resolve import load_tokenizer
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint

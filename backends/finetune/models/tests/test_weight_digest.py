@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("peft")
 
 from backends.finetune.models import weight_digest
-from backends.finetune.models.resolve import model_fingerprint
+from backends.finetune.models.fingerprint import model_fingerprint
 
 Edit = Callable[[Path], object]
 

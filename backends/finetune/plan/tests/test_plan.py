@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.random_weights import build_random, random_model_folder
-from backends.finetune.models.resolve import load_tokenizer
 from backends.finetune.models.zoo import ZOO
 from backends.finetune.plan.counts import count_parameters
 from backends.finetune.plan.crma_cost import crma_cost

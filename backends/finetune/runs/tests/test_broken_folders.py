@@ -29,7 +29,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 from tokenizers import Tokenizer, models
 
-from backends.finetune.models.resolve import load_tokenizer
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.engines.torch.model import load_base
 from reference.errors import CRMAError
