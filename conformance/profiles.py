@@ -55,7 +55,7 @@ def load_profile(config: pytest.Config) -> None:
     profiles: dict[str, dict[str, object]] = {
         "crma-ci": {"derandomize": True, "max_examples": 150},
         "crma-random": {"derandomize": False, "max_examples": 5000, "print_blob": True},
-        "crma-quick": {"derandomize": True, "max_examples": 40, "phases": quick},
+        "crma-quick": {"derandomize": True, "max_examples": 25, "phases": quick},
     }
     common = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
     for name, chosen in profiles.items():

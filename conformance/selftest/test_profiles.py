@@ -37,7 +37,7 @@ TEST = "test_residual_mixing.py::test_agrees_with_the_reference"
     ("options", "profile", "examples"),
     [
         ((), "crma-ci", 150),
-        (("--quick",), "crma-quick", 40),
+        (("--quick",), "crma-quick", 25),
         (("--hypothesis-profile=crma-random",), "crma-random", 5000),
         (("--hypothesis-profile=crma-random", "--quick"), "crma-random", 5000),
     ],
