@@ -82,7 +82,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Whatever can be known to be wrong before hours of work."""
-    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.protocols.supported import check_supported
     from backends.finetune.training.threads import set_up_framework
@@ -116,8 +116,8 @@ def _folder(options: argparse.Namespace, model: str) -> Path:
 def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     from backends import load_backend
     from backends.finetune.engines.by_name import engine_factory
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.models.tokenizer import training_text
-    from backends.finetune.protocols.conditions import parse_condition
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.tasks.task import Example
     from backends.finetune.training.threads import set_up_framework

@@ -21,8 +21,8 @@ from typing import Any
 from backends.atomic import atomic_write
 from backends.files import printable
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.resolve import resolve_model
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.encoding import EncodedExample
 from backends.finetune.training.threads import set_up_framework

@@ -101,11 +101,11 @@ _FIELDS = ("precision", "gradient_checkpointing", "batch_size", "accumulation", 
 def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: Any, rates: Any) -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
 
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
     from backends.finetune.plan.work import work_of
-    from backends.finetune.protocols.conditions import parse_condition
 
     work = work_of(protocol, [task], load_tokenizer(folder), 0)
     device = options.backend.partition("-")[2]
@@ -144,7 +144,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, device: str) -> dict[str, Any]:
     """One epoch and one evaluation, as the session goes through them."""
-    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.tasks.encoding import evaluation_order, training_order
 
     engine = make_engine(folder, protocol, parse_condition(name), 0)

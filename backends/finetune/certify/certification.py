@@ -16,7 +16,8 @@ from backends.finetune.certify.files import RunFiles
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
-from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.runs.results import RESULTS_NAME, RunResults, read_results
 from reference.errors import ConfigError, RunFolderError
 

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from backends.finetune.certify.check import Check, holds
-from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import PhaseRecord, SpectralLog
 from backends.finetune.runs.results import RunResults
@@ -70,10 +71,15 @@ def _of_the_data(results: RunResults) -> Iterator[str]:
             found = {name: results.phases.get((name, seed, phase)) for name in results.conditions}
             records = {name: record for name, record in found.items() if record is not None}
             steps = {name: len(record.losses) for name, record in records.items()}
-            tokens = {name: record.tokens for name, record in records.items() if name != "replay" or phase == 0}
+            tokens = {name: record.tokens for name, record in records.items() if phase == 0 or not _joins_memory(name)}
             for unit, counts in (("steps", steps), ("tokens", tokens)):
                 if len(set(counts.values())) > 1:
                     yield f"seed {seed}, phase {phase + 1}: {unit} differ between conditions: {counts}"
+
+
+def _joins_memory(name: str) -> bool:
+    """Whether a condition's batches hold examples of earlier tasks, too."""
+    return parse_condition(name).method.memory == "joined"
 
 
 def _crma_of(name: str) -> str:

@@ -16,7 +16,7 @@ from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.files import TEXT_LIMIT, parse_json, read_bytes, sha256_of
 from backends.finetune.certify.check import Check, holds
 from backends.finetune.certify.states import StoredState
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import LoraSection
 from backends.finetune.runs.results import RunResults
 from backends.finetune.runs.run_folder import RunFolder
@@ -97,7 +97,7 @@ class RunFiles:
         files = self.places.files(seed, condition.name, phase)
         paths = [files.model] if condition.trains == "full" else [files.lora / CONFIG, files.lora / WEIGHTS]
         paths += {"none": [], "doubly-stochastic": [files.crma], "unconstrained": [files.mixing]}[condition.crma]
-        paths += [files.consolidated] if condition.baseline == "ewc" else []
+        paths += [files.consolidated] if condition.method.keeps_file else []
         return [self._name(path) for path in paths]
 
     def of_this_run(self, results: RunResults, states: list[StoredState]) -> Check:

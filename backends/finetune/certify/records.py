@@ -13,7 +13,7 @@ from backends.finetune.certify.check import (
     largest,
     not_promised,
 )
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.runs.results import RunResults
 
 

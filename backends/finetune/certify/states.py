@@ -19,7 +19,7 @@ from backends.finetune.certify.check import (
     largest,
     not_promised,
 )
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.runs.records import PhaseRecord
 from backends.torch.certificates import certificate, displacement
 from backends.torch.state import StateFile

@@ -20,13 +20,13 @@ from backends.finetune.cli.terminal import Terminal
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.engines.engine import EngineFactory
 from backends.finetune.engines.world import World
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.fingerprint import model_fingerprint
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.marker import is_random, random_size
 from backends.finetune.models.random_weights import random_model_folder
 from backends.finetune.models.resolve import resolve_model
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import Protocol, load_protocol
 from backends.finetune.protocols.supported import check_supported
 from backends.finetune.report.page import summary_table, write_report
@@ -38,6 +38,7 @@ from backends.finetune.tasks.encoding import EncodedExample, encode
 from backends.finetune.tasks.named import named_task
 from backends.finetune.tasks.task import Example, Task, check_task_names, check_tasks, fingerprint, parse_task_options
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
+from backends.finetune.training.branch import EVALUATION_COST
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.session import run_session
 from backends.finetune.training.tensorboard import NO_LOG, TensorBoardLog
@@ -175,7 +176,7 @@ class _Run:
                     folder.check_files(read_results(folder.path))
                 append_record(folder.results, record | {"files": files})
             self.world.barrier()
-            weights = [_cost(name) for _ in protocol.seeds for name in protocol.conditions]
+            weights = [_cost(protocol, name) for _ in protocol.seeds for name in protocol.conditions]
             log = TensorBoardLog(folder.path / "tensorboard") if self.tensorboard and is_first else NO_LOG
             with closing(log), Progress(console, branches=len(weights), weights=weights) as progress:
                 run_session(protocol, tasks, self.model_path, self.make_engine, folder, progress, log)
@@ -183,10 +184,11 @@ class _Run:
                 show_report(folder.path, console)
 
 
-def _cost(name: str) -> float:
-    """Of a token in a condition, beside the others; measured on a CPU."""
+def _cost(protocol: Protocol, name: str) -> float:
+    """Of a token in a condition, beside the others."""
     condition = parse_condition(name)
-    return {"replay": 1.8, "lwf": 1.3, "ewc": 1.1}.get(condition.baseline, 1.6 if condition.trains == "full" else 1.0)
+    work = condition.method.work(condition.settings(protocol), protocol.batch_size, EVALUATION_COST)
+    return work * (1.6 if condition.trains == "full" else 1.0)  # the last measured on a CPU
 
 
 def show_report(folder: Path, console: Terminal) -> None:

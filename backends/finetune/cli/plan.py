@@ -111,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _check_run(options: argparse.Namespace, protocol: Protocol, random_weights: str | None) -> None:
     """What `crma finetune` refuses has no plan. Raises: as ``protocols.supported.check_supported``."""
-    from backends.finetune.protocols.conditions import parse_condition
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.protocols.supported import check_supported
 
     conditions = map(parse_condition, protocol.conditions)

@@ -18,6 +18,7 @@ from backends.finetune.cli.generate import add_parser as add_generate
 from backends.finetune.cli.plan import SETTINGS
 from backends.finetune.cli.plan import add_parser as add_plan
 from backends.finetune.cli.route import add_parser as add_route
+from backends.finetune.methods.conditions import BUDGET_FORM, KNOWN
 from backends.finetune.models.load_errors import LIMITS
 from reference import SPEC_VERSION
 from reference.errors import ConfigError, CRMAError, MissingPackageError
@@ -103,8 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "--conditions",
         nargs="+",
         metavar="CONDITION",
-        help="naive, frozen, modular; controls: frozen-raised, modular-still, modular-unconstrained, modular-pinned, "
-        "modular@DELTA, modular@none; baselines: replay, ewc, lwf, o-lora, full",
+        help=f"{', '.join(KNOWN)}, {BUDGET_FORM}, modular@none",
     )
     finetune.add_argument("--set", **SETTINGS)
     finetune.add_argument(

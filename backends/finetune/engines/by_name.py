@@ -7,8 +7,8 @@ from pathlib import Path
 
 from backends.finetune.engines.engine import Engine, EngineFactory
 from backends.finetune.engines.world import SINGLE, World
+from backends.finetune.methods.method import Condition
 from backends.finetune.models.marker import random_size
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.protocols.supported import check_backend, check_supported
 from reference.errors import BackendError, MissingPackageError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from backends.finetune.engines.world import World
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol as FinetuneProtocol
 from backends.finetune.runs.run_folder import PhaseFiles
 from backends.finetune.tasks.encoding import Batch, EncodedExample
@@ -59,12 +59,14 @@ class Engine(Protocol):
         """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
         ...
 
-    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
-        """One optimizer step on all of ``batches``. Raises: TrainingDivergedError before any parameter is changed."""
+    def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
+        """One optimizer step on all of ``batches``; ``memory``: examples beside them, for a method that asks.
+
+        Raises: TrainingDivergedError before any parameter is changed."""
         ...
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
-        """What a baseline learns from a finished phase; ``examples`` are batches of one."""
+        """What a method learns from a finished phase; ``examples`` are batches of one."""
         ...
 
     def spectrum(self) -> SpectralReport | None:

@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 from backends.finetune.engines.engine import StepReport
-from backends.finetune.protocols.conditions import Condition
-from backends.finetune.protocols.protocol import FullSection, LoraSection, Protocol
+from backends.finetune.methods.full import FullSection
+from backends.finetune.methods.method import Condition
+from backends.finetune.protocols.protocol import LoraSection, Protocol
 from reference.errors import NonFiniteError, TrainingDivergedError
 
 CRMA_GROUPS = ("basis", "mixing", "gate")
@@ -26,7 +27,7 @@ def group_settings(protocol: Protocol, condition: Condition, phase: int) -> dict
     One norm per group: their gradients differ by orders of magnitude, a joint norm would silence the small ones.
     """
     if condition.trains == "full":
-        return {"full": _later(protocol.full, phase)}
+        return {"full": _later(condition.settings(protocol), phase)}
     groups = {"lora": _later(protocol.lora, phase)}
     later = protocol.crma.later_rate_factor if phase > 0 else 1.0
     for name in CRMA_GROUPS if trains_crma(condition, phase) else ():

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from backends.adapter_folder import CONFIG, WEIGHTS
-from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.plan.skeleton import skeleton
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import Protocol
 
 

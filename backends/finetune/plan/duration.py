@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from backends.finetune.methods.method import Condition
 from backends.finetune.plan.trace import Cost
 from backends.finetune.plan.work import PhaseWork
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 
 UTILIZATION = (0.15, 0.5)  # of a stated peak: what small batches on a GPU reach, and what large ones do
@@ -41,11 +41,6 @@ def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, p
 
 
 def _more_work(condition: Condition, protocol: Protocol, rates: Rates) -> float:
-    """What a baseline adds to each step: kept examples in the batch; another forward pass. EWC's Fisher information is
-    left out: it comes once a phase.
-    """
-    if condition.baseline == "replay":
-        return 1 + protocol.replay.batch_size / protocol.batch_size
-    if condition.baseline == "lwf":
-        return 1 + rates.evaluate / rates.train
-    return 1.0
+    """What a method adds to each step. What comes once a phase is left out."""
+    settings = condition.settings(protocol)
+    return condition.method.work(settings, protocol.batch_size, rates.evaluate / rates.train)

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts, count_parameters
 from backends.finetune.plan.crma_cost import crma_cost
 from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, rates_from_throughput, run_seconds
-from backends.finetune.plan.memory import Parts, baseline_bytes, disk_bytes, logit_bytes, trainable_bytes, weight_bytes
+from backends.finetune.plan.memory import Parts, disk_bytes, logit_bytes, method_bytes, trainable_bytes, weight_bytes
 from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Cost, Setting, trace
 from backends.finetune.plan.work import PhaseWork, Shape, largest, share_of_device
-from backends.finetune.protocols.conditions import Condition, parse_condition
 from backends.finetune.protocols.protocol import Protocol
 
 Range = tuple[float, float]
@@ -121,9 +122,9 @@ class _Estimator:
     def _batch(self, condition: Condition) -> Shape:
         """The largest, with the examples that experience replay puts beside it."""
         rows, tokens, answers = self.batch
-        if condition.baseline != "replay" or len(self.work) == 1:
+        if condition.method.memory != "joined" or len(self.work) == 1:
             return self.batch
-        kept = -(-self.protocol.replay.batch_size // self.machine.devices)
+        kept = -(-condition.settings(self.protocol).batch_size // self.machine.devices)
         return rows + kept, tokens, answers + kept * (tokens - 1)
 
     def _cost(self, condition: Condition, checkpoint: bool) -> tuple[Cost, Cost]:
@@ -161,7 +162,7 @@ class _Estimator:
             "activations": whole.kept,
             "CRMA, activations": adapters.kept,
             "logits": logits,
-            "baseline": baseline_bytes(condition, trainable, len(self.work), 4.0 * answers * self.config.vocab_size),
+            "method": method_bytes(condition, trainable, len(self.work), 4.0 * answers * self.config.vocab_size),
         }
         if checkpoint:  # one block's activations at a time, when the logits are gone
             block = self._cost(condition, False)[1].kept

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from backends.finetune.engines.engine import Engine, EngineFactory
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.plan.duration import Rates
 from backends.finetune.plan.work import PhaseWork, Shape
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.tasks.encoding import IGNORED, Batch
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts
 from backends.finetune.plan.work import Shape
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight in NF4 with scales of 64 in 8 bits, these in blocks of 256
@@ -48,14 +48,9 @@ def trainable_bytes(trainable: dict[str, int]) -> Parts:
     return {part: float(size * values) for part, size in PER_TRAINABLE.items()}
 
 
-def baseline_bytes(condition: Condition, trainable: dict[str, int], phases: int, answered: float) -> float:
-    """What a baseline holds in the last phase: EWC importances and centres; LwF the LoRA before the phase, its float32
-    logits, which take ``answered`` bytes, and their probabilities; O-LoRA the LoRAs of all earlier tasks.
-    """
-    if phases == 1:
-        return 0.0
-    lora = 4.0 * trainable.get("lora", 0)
-    return {"ewc": 2 * lora, "lwf": lora + 2 * answered, "o-lora": (phases - 1) * lora}.get(condition.baseline, 0.0)
+def method_bytes(condition: Condition, trainable: dict[str, int], phases: int, answered: float) -> float:
+    """What a method holds in the last phase; ``answered``: bytes of float32 logits of a batch's answers."""
+    return condition.method.held_bytes(4.0 * trainable.get("lora", 0), phases, answered) if phases > 1 else 0.0
 
 
 def disk_bytes(condition: Condition, trainable: dict[str, int], phases: int) -> float:
@@ -65,6 +60,5 @@ def disk_bytes(condition: Condition, trainable: dict[str, int], phases: int) -> 
     kept = phases * (trainable.get("lora", 0) + trainable.get("crma", 0))
     if condition.trains == "full":
         kept = 2 * trainable["full"]  # the models of the last two phases
-    if condition.baseline == "ewc":
-        kept += 2 * 2 * trainable["lora"]  # importances and anchors of the last two phases
+    kept += 2 * condition.method.kept_values(trainable.get("lora", 0))  # its files of the last two phases
     return 4.0 * (kept + 2 * 3 * sum(trainable.values()))

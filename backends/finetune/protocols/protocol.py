@@ -10,21 +10,17 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from backends.files import TEXT_LIMIT, parse_toml
-from backends.finetune.protocols.conditions import PAPER, parse_condition
+from backends.finetune.methods.conditions import PAPER, SECTIONS, parse_condition
+from backends.finetune.methods.method import section_name
+from backends.finetune.methods.section import Count, Factor, Positive, Rate, Rows, Section
 from backends.finetune.protocols.text_file import read_text
 from reference.errors import ProtocolError
 
-# Limits say what cannot be meant. They lie far above every use, and are refused before anything is allocated.
-Positive = Annotated[float, Field(gt=0, le=1e30)]  # float32, in which all is computed, ends at 3e38
-Factor = Annotated[float, Field(ge=0, le=1e30)]
-Rate = Annotated[float, Field(gt=0, le=1e6)]
 Width = Annotated[int, Field(ge=1, le=2**14)]  # the hidden size of the widest open models, which a rank never exceeds
-Count = Annotated[int, Field(ge=1, le=10**7)]  # of examples: 500 times the longest task of the paper, and in memory
 CountOrNone = Annotated[int, Field(ge=0, le=10**7)]
-Rows = Annotated[int, Field(ge=1, le=2**16)]  # of a batch
 Steps = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -63,11 +59,7 @@ Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
 Modules = Annotated[str | list[str], AfterValidator(_modules)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LoraSection(_Section):
+class LoraSection(Section):
     """LoRA, by PEFT. ``later_rate_factor`` scales the learning rate after the first task."""
 
     rank: Width = 8
@@ -78,14 +70,14 @@ class LoraSection(_Section):
     clip: Positive = 1.0
 
 
-class GroupSection(_Section):
+class GroupSection(Section):
     """Learning rate and clipping norm of one group of CRMA parameters."""
 
     learning_rate: Rate
     clip: Positive = 1.0
 
 
-class CrmaSection(_Section):
+class CrmaSection(Section):
     """The shared CRMA. ``displacement_budget`` is delta: no layer moves further than that from its state after the
     first task (``limit_displacement``); absent means no limit. ``later_rate_factor`` scales the three learning rates
     after the first task."""
@@ -104,43 +96,14 @@ class CrmaSection(_Section):
     gate: GroupSection = GroupSection(learning_rate=2e-2)
 
 
-class ReplaySection(_Section):
-    """Experience replay: examples of each finished task that are kept, and how many of all join each batch."""
-
-    memory_per_task: Count = 32
-    batch_size: Rows = 4
-
-
-class EwcSection(_Section):
-    """EWC: the penalty's strength lambda, and the training examples of a task from which its Fisher is estimated."""
-
-    strength: Factor = 1.0
-    examples: Count = 32
+_OF_METHODS: Any = create_model(
+    "_OfMethods",
+    __base__=Section,
+    **{section_name(name): (kind, kind()) for name, kind in SECTIONS.items()},  # type: ignore[call-overload]
+)
 
 
-class LwfSection(_Section):
-    """Learning without Forgetting: the weight of the distillation loss, and its temperature."""
-
-    strength: Factor = 1.0
-    temperature: Positive = 2.0
-
-
-class OrthogonalLoraSection(_Section):
-    """O-LoRA: the weight of the orthogonality loss."""
-
-    strength: Factor = 0.5
-
-
-class FullSection(_Section):
-    """Training of all parameters of the base model. ``later_rate_factor`` scales the learning rate after the first
-    task."""
-
-    learning_rate: Rate = 5e-5
-    later_rate_factor: Factor = 1.0
-    clip: Positive = 1.0
-
-
-class Protocol(_Section):
+class Protocol(_OF_METHODS):
     """One protocol. Counts are examples per task; ``epochs`` passes over each task's training examples. ``train`` and
     ``holdout`` are None where the tasks come from files, of which every line is used.
 
@@ -150,14 +113,14 @@ class Protocol(_Section):
     ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every order of the
     tasks, each in a run folder of its own. ``canaries`` per task are asked for by exact match, ``panel`` questions
     per task are answered with and without CRMA after the last phase, ``transfer`` measures each task before it is
-    trained on, too, and on the bare base model.
+    trained on, too, and on the bare base model. Each method that has settings adds a section of its own.
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
     description: str
     source: str = ""
     model: Annotated[str, AfterValidator(_without_nul)] = "smollm2"
-    models: list[str] = []
+    models: list[str] = Field(default_factory=list)
     precision: Literal["float32", "mixed", "bfloat16"] = "float32"
     quantization: Literal["none", "4bit"] = "none"
     tasks: Annotated[list[str], Field(min_length=1, max_length=10_000)]
@@ -175,15 +138,14 @@ class Protocol(_Section):
     max_tokens: Annotated[int, Field(ge=8, le=2**24)] = 128  # the longest context of an open model: 10 million
     warmup_steps: Steps = 2
     checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 20
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=10_000)] = [0]
-    conditions: Annotated[list[ConditionName], Field(min_length=1, max_length=1000)] = list(PAPER)
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=10_000)] = Field(
+        default_factory=lambda: [0]
+    )
+    conditions: Annotated[list[ConditionName], Field(min_length=1, max_length=1000)] = Field(
+        default_factory=lambda: list(PAPER)
+    )
     lora: LoraSection = LoraSection()
     crma: CrmaSection = CrmaSection()
-    replay: ReplaySection = ReplaySection()
-    ewc: EwcSection = EwcSection()
-    lwf: LwfSection = LwfSection()
-    o_lora: OrthogonalLoraSection = OrthogonalLoraSection()
-    full: FullSection = FullSection()
 
     @model_validator(mode="after")
     def _few_orders(self) -> Protocol:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.method import Condition, Method
 from backends.finetune.protocols.protocol import Protocol
 from reference.errors import BackendError, ConfigError, ProtocolError
 
@@ -77,7 +77,7 @@ def _check_random(protocol: Protocol, backend: str, size: str) -> None:
 
 def _check_jax(protocol: Protocol, conditions: Iterable[Condition]) -> None:
     for condition in conditions:
-        plain = condition.trains in ("per-task", "shared") and condition.baseline == "none"
+        plain = condition.trains in ("per-task", "shared") and condition.method is Method
         if not plain or condition.crma == "unconstrained":
             raise _only_torch("conditions", condition.name)
     for field in ("accumulation", "packing", "quantization"):

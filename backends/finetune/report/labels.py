@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 from backends.files import printable
-from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.methods.conditions import parse_condition
 
 RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
-_TEXTS = {
-    "naive": "NAIVE",
-    "frozen": "FROZEN",
-    "modular": "MODULAR",
-    "frozen-raised": "FROZEN, raised rank",
-    "modular-still": "MODULAR, still",
-    "modular-unconstrained": "MODULAR, unconstrained",
-    "modular-pinned": "MODULAR, pinned",
-    "replay": "Experience replay",
-    "ewc": "EWC",
-    "lwf": "LwF",
-    "o-lora": "O-LoRA",
-    "full": "Full",
-}
 
 
 def readable(condition: str) -> str:
     """The condition in words: "MODULAR, δ 0.002"; one that is not known in capitals."""
-    budget = budget_of(condition)
-    if budget is not None:
-        return "MODULAR, no budget" if math.isinf(budget) else f"MODULAR, δ {budget:g}"
-    return _TEXTS.get(condition, condition.upper())
+    try:
+        return parse_condition(condition).label
+    except ValueError:
+        return condition.upper()
 
 
 def budget_of(condition: str) -> float | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import reference
-from backends.finetune.protocols.conditions import PAPER
+from backends.finetune.methods.conditions import PAPER
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable
 from backends.finetune.report.paper import paper_fictional, paper_rows
 from backends.finetune.report.rows import FORMS, signed, spread, summary_rows, values_of

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 import reference
 from backends.atomic import disk_space_errors
 from backends.files import kind_of, parse_json, read_bytes
-from backends.finetune.protocols.conditions import in_order
+from backends.finetune.methods.conditions import in_order
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from backends.finetune.engines.engine import Engine
+from backends.finetune.methods.method import Condition
 from backends.finetune.models.memory_errors import memory_errors
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import append_record
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
@@ -75,15 +75,15 @@ class Branch:
             if index < len(record["losses"]):
                 self.progress.skip(tokens)
                 continue
-            self._step(self.data.batches(phase, index, rows), index, len(order), record)
+            self._step(phase, index, rows, len(order), record)
             record["seconds"] = seconds_before + time.monotonic() - started
             self._log_step(record, earlier_steps + index + 1)
             if (index + 1) % self.protocol.checkpoint_every == 0:
                 self.engine.save_checkpoint(checkpoint, record)
             self.progress.advance(tokens, trained=tokens)
-        if self.condition.baseline == "ewc":
-            self.progress.describe(f"{self.tasks[phase].name}, Fisher information")
-            self.engine.finish_phase(phase, self.data.fisher_examples(phase))
+        if examples := self.condition.method.examples(self.condition.settings(self.protocol)):
+            self.progress.describe(f"{self.tasks[phase].name}, what {self.condition.label} keeps of it")
+            self.engine.finish_phase(phase, self.data.examples_of(phase, examples))
         self.engine.save_checkpoint(checkpoint, record)
         self.engine.save_phase(phase, self._files(phase))
         record["files"] = self.folder.digests(self.seed, self.condition.name, phase)
@@ -96,10 +96,11 @@ class Branch:
             self.folder.forget(self.seed, self.condition.name, phase + 1)
         self.engine.world.barrier()
 
-    def _step(self, batches: Sequence[Batch], index: int, steps: int, record: dict[str, Any]) -> None:
+    def _step(self, phase: int, index: int, rows: Sequence[Sequence[int]], steps: int, record: dict[str, Any]) -> None:
+        batches, memory = self.data.batches(phase, index, rows), self.data.memory(phase, index)
         shapes = " and ".join(dict.fromkeys(f"{b.input_ids.shape[0]} x {b.input_ids.shape[1]}" for b in batches))
         with memory_errors(f"step {index + 1} on {shapes} tokens"):
-            report = self.engine.step(batches, index)
+            report = self.engine.step(batches, index, memory)
         record["losses"].append(report.loss)
         record["tokens"] += sum(batch.tokens for batch in batches)
         for name, norm in report.gradient_norms.items():

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from backends.finetune.engines.engine import Engine
-from backends.finetune.methods.experience_replay import memory_indices, replay_draw
-from backends.finetune.protocols.conditions import Condition
+from backends.finetune.methods.memory import memory_indices, replay_draw
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.tasks.encoding import Batch, EncodedExample, evaluation_order, training_order
 from backends.finetune.tasks.packing import pack
@@ -48,32 +48,38 @@ class EncodedTasks:
         return [batches[first : first + p.accumulation] for first in range(0, len(batches), p.accumulation)]
 
     def batches(self, phase: int, step: int, rows: Sequence[Sequence[int]]) -> list[Batch]:
-        """What one step trains on: these rows, and, with experience replay, examples of earlier tasks."""
-        return [
-            self.engine.batch([self.rows[phase][row] for row in batch] + self._replayed(phase, step, place))
-            for place, batch in enumerate(rows)
-        ]
+        """What one step trains on: these rows, and examples of earlier tasks where its method joins them."""
+        joined = self.condition.method.memory == "joined"
+        batches = []
+        for place, batch in enumerate(rows):
+            # A step of several batches draws for each of them
+            turn = step * self.protocol.accumulation + place
+            replayed = self._drawn(phase, turn) if joined else []
+            batches.append(self.engine.batch([self.rows[phase][row] for row in batch] + replayed))
+        return batches
 
-    def _replayed(self, phase: int, step: int, place: int) -> list[Row]:
-        if self.condition.baseline != "replay" or phase == 0:
-            return []
+    def memory(self, phase: int, step: int) -> Batch | None:
+        """Examples of earlier tasks that a step is given beside its batches, where its method asks for them."""
+        if self.condition.method.memory != "beside" or phase == 0:
+            return None
+        return self.engine.batch(self._drawn(phase, step))
+
+    def _drawn(self, phase: int, turn: int) -> list[Row]:
         sizes = [len(memory) for memory in self._memories[:phase]]
-        # A step of several batches draws for each of them
-        turn = step * self.protocol.accumulation + place
-        drawn = replay_draw(sizes, self.protocol.replay.batch_size, seed=self.seed, phase=phase, step=turn)
+        count = self.condition.settings(self.protocol).batch_size
+        drawn = replay_draw(sizes, count, seed=self.seed, phase=phase, step=turn)
         return [[self._memories[task][index]] for task, index in drawn]
 
     @cached_property
     def _memories(self) -> list[list[EncodedExample]]:
-        kept = self.protocol.replay.memory_per_task
+        kept = self.condition.settings(self.protocol).memory_per_task
         return [
             [examples[index] for index in memory_indices(len(examples), kept, seed=self.seed, task=task)]
             for task, examples in enumerate(self.train)
         ]
 
-    def fisher_examples(self, phase: int) -> Iterator[Batch]:
-        """Batches of one, from which EWC estimates what matters for a finished task."""
-        count = self.protocol.ewc.examples
+    def examples_of(self, phase: int, count: int) -> Iterator[Batch]:
+        """Batches of one, of a finished phase, for what its method keeps of it."""
         for index in memory_indices(len(self.train[phase]), count, seed=self.seed, task=phase):
             yield self.engine.batch([[self.train[phase][index]]])
 

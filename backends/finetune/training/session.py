@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backends.finetune.engines.engine import EngineFactory
-from backends.finetune.protocols.conditions import Condition, parse_condition
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import RunResults, read_results
 from backends.finetune.runs.run_folder import RunFolder

@@ -19,9 +19,9 @@ pytest.importorskip("rich", reason="pip install 'crma[finetune]'")
 
 from backends.finetune.cli.plan import TOO_LARGE, add_parser
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.random_weights import random_model_folder
 from backends.finetune.models.zoo import ZOO
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.domains.packages import package_folder
 

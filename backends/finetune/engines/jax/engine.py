@@ -35,9 +35,9 @@ from backends.finetune.engines.optimizer import (
     trains_crma,
 )
 from backends.finetune.engines.world import SINGLE
+from backends.finetune.methods.method import Condition
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import load_config, load_tokenizer
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.runs.run_folder import PhaseFiles
@@ -116,7 +116,7 @@ class JaxEngine:
             self.protocol.gradient_checkpointing,
         )
 
-    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+    def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         (batch,) = batches
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         rates = rate_arrays({name: group.learning_rate * factor for name, group in self.settings.items()})
@@ -153,7 +153,7 @@ class JaxEngine:
         )
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
-        return None  # no baseline runs here
+        return None  # no method runs here
 
     # Answers --------------------------------------------------------------------------------------------------------
 

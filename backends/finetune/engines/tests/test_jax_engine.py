@@ -17,7 +17,7 @@ pytest.importorskip("optax")
 from safetensors.numpy import load_file
 
 from backends.finetune.engines.by_name import engine_factory
-from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import Batch

@@ -14,8 +14,8 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install 'crma[qua
 from backends.finetune.conftest import adapters, measured, tiny_protocol
 from backends.finetune.engines.torch.engine import TorchEngine
 from backends.finetune.engines.torch.model import load_base
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.tests.test_base_loading import edit, rewrite
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.results import read_results
 from reference.errors import ModelError

@@ -32,7 +32,7 @@ from backends.finetune.conftest import Arguments, adapters, measured
 from backends.finetune.engines.torch import engine as torch_engine
 from backends.finetune.engines.torch.world import TorchWorld
 from backends.finetune.engines.world import SINGLE, SingleProcess
-from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.run_folder import RunFolder
 from conformance.compare import assert_close
 from conformance.tolerances import Tolerance

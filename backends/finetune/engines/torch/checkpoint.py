@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backends.atomic import atomic_write
-from backends.finetune.runs.checkpoint_file import damaged
-from backends.sealed import seal
+from backends.finetune.runs.checkpoint_file import damaged, damaged_phase
+from backends.sealed import read_sealed, seal
 
 Optimizer = torch.optim.Optimizer
 
@@ -58,3 +58,11 @@ def _optimizer_state(tensors: Mapping[str, Tensor], name: str, parameter: nn.Par
             # Adam counts its steps on the CPU; the moments live beside their parameter
             state[key] = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
     return state
+
+
+def read_tensors(path: Path, device: Any) -> dict[str, Tensor]:
+    """A file of this run. Raises: RunFolderError."""
+    try:
+        return {name: tensor.to(device) for name, tensor in safetensors.torch.load(read_sealed(path)).items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged_phase(path, f"{type(error).__name__}: {error}") from error

@@ -24,7 +24,6 @@ from backends.finetune.engines.optimizer import (
     trains_crma,
 )
 from backends.finetune.engines.torch import checkpoint as torch_checkpoint
-from backends.finetune.engines.torch.baselines import Baseline, baseline_of, read_tensors
 from backends.finetune.engines.torch.lora import LoraSlot
 from backends.finetune.engines.torch.model import load_base
 from backends.finetune.engines.torch.unconstrained import (
@@ -35,8 +34,8 @@ from backends.finetune.engines.torch.unconstrained import (
 )
 from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, total
 from backends.finetune.engines.world import SINGLE, World
+from backends.finetune.methods.method import Condition, Method, Training
 from backends.finetune.models.folder import load_tokenizer
-from backends.finetune.protocols.conditions import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.runs.run_folder import PhaseFiles
@@ -92,9 +91,11 @@ class TorchEngine:
             check_packing(self.model)
         if protocol.gradient_checkpointing and self.slot is not None:
             self.model.enable_input_require_grads()
-        self.baseline: Baseline | None = None
+        self.method: Method | None = None
         if self.slot is not None:
-            self.baseline = baseline_of(condition, protocol, self.slot, self._answer_logits, seed)
+            scaling = protocol.lora.alpha / protocol.lora.rank
+            training = Training(self.slot, scaling, self._answer_logits, seed)
+            self.method = condition.method(condition.settings(protocol), training)
         self.anchor: AdapterState | None = None
         self.phase = -1
 
@@ -126,8 +127,8 @@ class TorchEngine:
         if self.phase == 0 and phase == 1 and self.backbone is not None:
             self.anchor = self.backbone.state()
         self.phase, self.steps = phase, steps
-        if self.baseline is not None:
-            self.baseline.begin_phase(phase)
+        if self.method is not None:
+            self.method.begin_phase(phase)
         if self.slot is not None and (phase == 0 or self.condition.trains != "shared"):
             self.slot.draw(1_000_003 * self.seed + phase)  # the same in every condition
         self._allow_training(phase)
@@ -140,16 +141,18 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    def step(self, batches: Sequence[Batch], index: int) -> StepReport:
+    def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         answer_tokens = sum(batch.answer_tokens for batch in batches)
         loss_sum = 0.0
         for batch in batches:
             loss_sum += self._backward(batch, answer_tokens)
         groups = self._groups()
         sum_gradients(self.world, (parameter for group in groups.values() for parameter in group))
-        penalty = None if self.baseline is None else self.baseline.penalty()
+        penalty = None if self.method is None else self.method.penalty()
         if penalty is not None:  # after the sum: every process has the same penalty
             penalty.backward()
+        if memory is not None:
+            self._adjust(memory)
         norms = {
             name: float(nn.utils.clip_grad_norm_(groups[name], group.clip)) for name, group in self.settings.items()
         }
@@ -164,14 +167,25 @@ class TorchEngine:
         self._limit()
         return report
 
+    def _adjust(self, memory: Batch) -> None:
+        """What the method makes of the step's gradients, given those of ``memory``'s mean loss."""
+        assert self.method is not None
+        parameters = [parameter for group in self._groups().values() for parameter in group]
+        own = _take_gradients(parameters)
+        self._backward(memory, memory.answer_tokens)
+        sum_gradients(self.world, parameters)
+        of_memory = _take_gradients(parameters)
+        for parameter, gradient in zip(parameters, self.method.adjusted(own, of_memory), strict=True):
+            parameter.grad = gradient
+
     def _backward(self, batch: Batch, answer_tokens: int) -> float:
         """Add the gradients of this process's share of ``batch``; returns its loss, summed over answer tokens."""
         mine = share(self.world, len(batch.input_ids))
         counted = [row for row, counts in mine if counts]
         part = batch.rows(counted or [0])
-        prepared = None if self.baseline is None else self.baseline.prepare(part)
+        prepared = None if self.method is None else self.method.prepare(part)
         loss, logits = self._loss(part)
-        extra = None if self.baseline is None else self.baseline.batch_loss(prepared, logits)
+        extra = None if self.method is None else self.method.batch_loss(prepared, logits)
         weight = 1.0 if counted else 0.0  # a process without a row keeps the others company, for the sake of FSDP
         ((loss if extra is None else loss + extra) * (weight / answer_tokens)).backward()
         return weight * loss.item()
@@ -205,8 +219,8 @@ class TorchEngine:
             raise diverged(error, self.phase) from error
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
-        if self.baseline is not None:
-            self.baseline.finish_phase(phase, examples)
+        if self.method is not None:
+            self.method.finish_phase(phase, examples)
 
     def spectrum(self) -> SpectralReport | None:
         if self.backbone is None:
@@ -313,8 +327,9 @@ class TorchEngine:
             atomic_write(files.model, seal(safetensors.torch.save(tensors)))
         else:
             self.slot.save(files.lora)
-        if self.baseline is not None:
-            self.baseline.save(files)
+        if self.method is not None and self.condition.method.keeps_file:
+            kept = {name: tensor.cpu().contiguous() for name, tensor in self.method.state().items()}
+            atomic_write(files.consolidated, seal(safetensors.torch.save(kept)))
         if self.backbone is not None and self.condition.crma == "unconstrained":
             save_unconstrained(files.mixing, self.backbone.finite_state())
         elif self.backbone is not None:
@@ -324,8 +339,10 @@ class TorchEngine:
         if not phases:
             return
         self.phase = len(phases) - 1
-        if self.baseline is not None:
-            self.baseline.restore(phases)
+        if self.method is not None:
+            self.method.restore([files.lora for files in phases])
+            if self.condition.method.keeps_file:
+                self.method.load_state(torch_checkpoint.read_tensors(phases[-1].consolidated, self.device))
         if self.slot is None:
             self._load_model(phases[-1].model)
         if self.backbone is None:
@@ -343,7 +360,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def _load_model(self, path: Path) -> None:
-        tensors = read_tensors(path, self.device)
+        tensors = torch_checkpoint.read_tensors(path, self.device)
         for name, parameter in self._trainables().items():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise damaged_phase(path, f"{name} missing or of another shape")
@@ -367,3 +384,11 @@ class TorchEngine:
         """Whether this process writes; the others wait until the files are there."""
         yield self.world.rank == 0
         self.world.barrier()
+
+
+def _take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradients, zeros where there are none, which are gone from the parameters then."""
+    taken = [torch.zeros_like(value) if value.grad is None else value.grad for value in parameters]
+    for value in parameters:
+        value.grad = None
+    return taken

@@ -42,6 +42,10 @@ class LoraSlot:
         """The layers that LoRA sits on, by name."""
         return {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
 
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, in) and B (out, r) of every layer, by name."""
+        return {name: factors(layer) for name, layer in self.layers.items()}
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """A and B of every layer, by name."""
         return {name: value for name, value in self.model.named_parameters() if f".{NAME}." in name}

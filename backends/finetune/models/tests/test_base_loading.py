@@ -18,6 +18,7 @@ import safetensors.torch
 
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.engines.torch.model import load_base
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import check_model_folder, load_tokenizer
 from backends.finetune.models.load_errors import load_errors
@@ -25,7 +26,6 @@ from backends.finetune.models.marker import MARKER
 from backends.finetune.models.random_weights import build_random
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.models.weights import load_weights
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import Protocol
 from reference.errors import CRMAError, ModelError, OutOfMemoryError, ProtocolError
 

@@ -19,13 +19,13 @@ transformers = pytest.importorskip("transformers", reason="pip install 'crma[fin
 from safetensors import SafetensorError
 
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.folder import check_model_folder, load_tokenizer
 from backends.finetune.models.marker import MARKER, is_random, random_size
 from backends.finetune.models.random_weights import build_random, random_model_folder
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.models.tokenizer import train_tokenizer, training_text
 from backends.finetune.models.zoo import ZOO, find_model
-from backends.finetune.protocols.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 
 ROOT = Path(__file__).parents[4]

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.methods.conditions import KNOWN, parse_condition
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.random_weights import build_random, random_model_folder
 from backends.finetune.models.zoo import ZOO
@@ -27,7 +28,6 @@ from backends.finetune.plan.memory import FOUR_BITS, weight_bytes
 from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Setting, trace
 from backends.finetune.plan.work import PhaseWork, largest, most_work, share_of_device, work_of
-from backends.finetune.protocols.conditions import KNOWN, parse_condition
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.encoding import training_order
 from backends.finetune.tasks.task import Example, Task
@@ -236,7 +236,7 @@ def test_memory_follows_the_machine_and_the_protocol():
     assert replay["activations"] == pytest.approx(rows / 3 * frozen.memory["activations"], rel=0.05)
     assert replay["logits"] == pytest.approx(rows / 3 * frozen.memory["logits"])
     for name, bytes_each in (("ewc", 8), ("o-lora", 4 * 4), ("naive", 0)):
-        assert baselines[name].memory["baseline"] == bytes_each * alone.counts.lora
+        assert baselines[name].memory["method"] == bytes_each * alone.counts.lora
     assert frozen.run is None
     assert sharded.run is not None
     assert sharded.run[0] < sharded.run[1]

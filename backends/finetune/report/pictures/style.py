@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,36 +14,12 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from backends.finetune.methods.conditions import KNOWN, PAPER
+from backends.finetune.methods.method import Mark
 from backends.finetune.report.labels import budget_of, label, readable
 from backends.finetune.report.pictures.fonts import FAMILY, is_drawn
 from backends.finetune.runs.results import RunResults
 
-PAPER_THREE = ("naive", "frozen", "modular")
-
-
-class Mark(NamedTuple):
-    """How a condition is drawn."""
-
-    colour: str
-    line: Any
-    marker: str
-
-
-# Okabe and Ito's palette and its neighbours; line style and marker tell the conditions apart without colour.
-_MARKS = {
-    "naive": Mark("#D55E00", "-.", "o"),
-    "frozen": Mark("#0072B2", (0, (4, 1.5)), "s"),
-    "modular": Mark("#009E73", "-", "D"),
-    "frozen-raised": Mark("#56B4E9", (0, (4, 1, 1, 1)), "P"),
-    "modular-still": Mark("#7A8B00", (0, (6, 1, 1, 1)), "v"),
-    "modular-unconstrained": Mark("#882255", (0, (2, 1)), "X"),
-    "modular-pinned": Mark("#20B2AA", (0, (8, 1.5)), "p"),
-    "replay": Mark("#CC79A7", (0, (1, 1)), "^"),
-    "ewc": Mark("#E69F00", (0, (3, 1, 1, 1)), "<"),
-    "lwf": Mark("#8C510A", (0, (3, 1, 1, 1, 1, 1)), ">"),
-    "o-lora": Mark("#6A51A3", (0, (5, 1, 2, 1)), "h"),
-    "full": Mark("#555555", (0, (1, 2)), "*"),
-}
 _SPARE_COLOURS = ("#999933", "#AA4499", "#332288", "#661100")
 INK, FAINT = "#222222", "#8a8a8a"
 BOUND = "#b00020"
@@ -80,9 +56,9 @@ def task_labels(results: RunResults, width: int) -> list[str]:
 
 
 def mark_of(condition: str) -> Mark:
-    """The paper's three, the controls and the baselines have marks of their own; a budget's shade goes by its size."""
-    if condition in _MARKS:
-        return _MARKS[condition]
+    """Its own, as its method's file says; a budget's shade goes by its size."""
+    if condition in KNOWN:
+        return KNOWN[condition].mark
     budget = budget_of(condition)
     if budget is not None:
         place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
@@ -103,7 +79,7 @@ def main_and_rest(conditions: Sequence[str]) -> tuple[list[str], list[str]]:
     """What the large pictures show, the paper's three where there are any, else the first three; and all others."""
     if len(conditions) <= 4:
         return list(conditions), []
-    main = [name for name in conditions if name in PAPER_THREE] or list(conditions[:3])
+    main = [name for name in conditions if name in PAPER] or list(conditions[:3])
     return main, [name for name in conditions if name not in main]
 
 

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import reference
-from backends.finetune.protocols.conditions import KNOWN
+from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label, percent, readable
 from backends.finetune.report.page import report_html, write_report
 from backends.finetune.report.pictures import PAINTERS, draw_pictures, overview

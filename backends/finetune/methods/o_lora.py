@@ -12,10 +12,73 @@ one stacked pair, which computes the same sum in two products whatever their num
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+from backends.finetune.methods.method import Condition, Mark, Method, Training
+from backends.finetune.methods.section import Factor, Section
 from reference.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class OrthogonalLoraSection(Section):
+    """O-LoRA: the weight of the orthogonality loss."""
+
+    strength: Factor = 0.5
+
+
+class OrthogonalLora(Method):
+    """The LoRAs of earlier tasks stay in the forward pass, and the new A keeps orthogonal to theirs."""
+
+    section = OrthogonalLoraSection
+
+    def __init__(self, settings: OrthogonalLoraSection, training: Training) -> None:
+        from torch import nn
+
+        super().__init__(settings, training)
+        self.earlier: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in self.slot.layers.items():
+            nn.Module.register_forward_hook(cast(nn.Module, layer), self._hook(name))
+
+    @staticmethod
+    def held_bytes(lora: float, phases: int, answered: float) -> float:
+        return (phases - 1) * lora  # the LoRAs of all earlier tasks
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add_earlier(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name not in self.earlier:
+                return output
+            a, b = self.earlier[name]
+            return output + earlier_output(inputs[0].to(a.dtype), a, b).to(output.dtype)
+
+        return add_earlier
+
+    def penalty(self) -> Tensor | None:
+        import torch
+
+        if not self.earlier:
+            return None
+        own = self.slot.factors()
+        losses = [orthogonality_loss(own[name][0], a) for name, (a, _) in self.earlier.items()]
+        return cast("Tensor", self.settings.strength * torch.stack(losses).sum())
+
+    def begin_phase(self, phase: int) -> None:
+        if phase > 0:  # the slot still holds what the phase before trained
+            self._stack()
+
+    def restore(self, loras: Sequence[Path]) -> None:
+        for earlier in loras[:-1]:
+            self.slot.load(earlier)
+            self._stack()
+        super().restore(loras)
+
+    def _stack(self) -> None:
+        for name, factors in self.slot.factors().items():
+            a, b = (factor.detach().clone() for factor in factors)
+            self.earlier[name] = stack_lora(self.earlier.get(name), a, b * self.training.scaling)
 
 
 def orthogonality_loss(a: Tensor, earlier: Tensor) -> Tensor:
@@ -50,6 +113,8 @@ def stack_lora(
     Returns:
         (A, B) of shapes (R + r, in) and (out, R + r), copies without gradient. Raises: ShapeError.
     """
+    import torch
+
     wanted = (a.shape[-1], b.shape[0]) if previous is None else (previous[0].shape[1], previous[1].shape[0])
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or (a.shape[1], b.shape[0]) != wanted:
         raise ShapeError(
@@ -73,4 +138,11 @@ def earlier_output(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         Shape (..., out), in the dtype of ``a``: add it to the layer's output, then round to the output's dtype.
     """
+    from torch import nn
+
     return nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b)
+
+
+CONDITIONS = (
+    Condition("o-lora", "O-LoRA", Mark("#6A51A3", (0, (5, 1, 2, 1)), "h"), trains="summed", method=OrthogonalLora),
+)

@@ -1,15 +1,9 @@
-"""Experience replay: every update sees a batch of the current task and a batch from memories of the earlier tasks.
+"""A memory of finished tasks: which examples are kept, and which of them a step is given.
 
-Source: D. Rolnick, A. Ahuja, J. Schwarz, T. Lillicrap, G. Wayne (2019), "Experience Replay for Continual Learning",
-NeurIPS 32; A. Chaudhry, M. Rohrbach, M. Elhoseiny, T. Ajanthan, P. Dokania, P. Torr, M. Ranzato (2019), "On Tiny
-Episodic Memories in Continual Learning", arXiv:1902.10486, algorithm 1.
-
-Left to us: tasks have known ends here, so a task's memory is one uniform draw when it is finished (the reservoir of
-Chaudhry et al. has the same law, without knowing the end), of a fixed size per task, so that no task crowds out
-another; the replayed batch is added to the loss, as in Chaudhry et al., and not traded against new data, as in Rolnick
-et al.; Rolnick et al.'s V-trace and behavioural cloning belong to reinforcement learning and are left out.
-
-Every draw is a function of its arguments alone, so a resumed run replays the same examples.
+Tasks have known ends here, so a task's memory is one uniform draw when it is finished (the reservoir of A. Chaudhry et
+al. (2019), arXiv:1902.10486, has the same law, without knowing the end), of a fixed size per task, so that no task
+crowds out another. Every draw is a function of its arguments alone, so a resumed run draws the same examples.
+Source: ours.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from backends.finetune.conftest import tiny_protocol
-from backends.finetune.engines.torch.baselines import ElasticWeightConsolidation
 from backends.finetune.engines.torch.engine import TorchEngine
-from backends.finetune.methods.elastic_weight_consolidation import diagonal_fisher
-from backends.finetune.protocols.conditions import parse_condition
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.ewc import ElasticWeightConsolidation, diagonal_fisher
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import IGNORED, Batch
@@ -52,10 +51,10 @@ class Trained:
     def train(self, phase: int, steps: int = STEPS) -> None:
         self.engine.begin_phase(phase, STEPS)
         for step in range(steps):
-            self.engine.step([self.batch(phase, step)], step)
+            self.engine.step([self.batch(phase, step)], step, self.data.memory(phase, step))
 
     def finish(self, phase: int) -> None:
-        self.engine.finish_phase(phase, self.data.fisher_examples(phase))
+        self.engine.finish_phase(phase, self.data.examples_of(phase, self.protocol.ewc.examples))
         self.engine.save_phase(phase, self.files(phase))
 
     def merged(self, phases: list[int]) -> Any:
@@ -106,25 +105,25 @@ def test_o_lora_trains_against_the_subspaces_of_all_earlier_tasks(trained):
         if ".lora_A." in name:
             of_task = [tensors[name.replace(".task.", ".")] for tensors in earlier]
             expected += sum(float((a @ now.detach().mT).square().sum()) for a in of_task)
-    assert float(run.engine.baseline.penalty().detach()) == pytest.approx(0.5 * expected, rel=1e-5)
+    assert float(run.engine.method.penalty().detach()) == pytest.approx(0.5 * expected, rel=1e-5)
     assert expected > 0.01
 
 
 def test_lwf_keeps_what_the_model_answered_before_the_phase(trained):
     run = trained("lwf")
     run.train(0)
-    assert run.engine.baseline.prepare(run.batch(0, 0)) is None  # the first task has nothing to keep
+    assert run.engine.method.prepare(run.batch(0, 0)) is None  # the first task has nothing to keep
     run.finish(0)
     run.train(1, steps=3)
     batch = run.batch(1, 3)
     before = {name: value.detach().clone() for name, value in run.engine.slot.parameters().items()}
-    teacher = run.engine.baseline.prepare(batch)
+    teacher = run.engine.method.prepare(batch)
     assert all(torch.equal(value, before[name]) for name, value in run.engine.slot.parameters().items())
     torch.testing.assert_close(teacher, answer_logits(run.merged([0]), batch), rtol=1e-4, atol=1e-4)
     student = run.engine._answer_logits(batch)[0].detach()
     assert (teacher - student).abs().max() > 0.1
     soft, hard = (teacher / 2).softmax(-1), (student / 2).log_softmax(-1)
-    extra = run.engine.baseline.batch_loss(teacher, student)
+    extra = run.engine.method.batch_loss(teacher, student)
     assert float(extra) == pytest.approx(-float((soft * hard).sum()), rel=1e-5)
 
 
@@ -133,7 +132,7 @@ def test_ewc_estimates_the_fisher_information_of_the_model_itself(trained):
     run = trained("ewc")
     run.train(0, steps=STEPS)
     parameters = run.engine.slot.parameters()
-    example = next(iter(run.data.fisher_examples(0)))
+    example = next(iter(run.data.examples_of(0, run.protocol.ewc.examples)))
     scores = run.engine._answer_logits(example)[0].log_softmax(-1)[:3]  # of three tokens, for the sake of time
     exact = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for token in scores:
@@ -143,7 +142,7 @@ def test_ewc_estimates_the_fisher_information_of_the_model_itself(trained):
                 total += float(token[label].exp()) * gradient.square()
     only_three = np.where(np.cumsum(example.labels != IGNORED, axis=1) <= 3, example.labels, IGNORED)
     short = Batch(example.input_ids, example.attention_mask, only_three)
-    baseline = run.engine.baseline
+    baseline = run.engine.method
     assert isinstance(baseline, ElasticWeightConsolidation)
     sampled = baseline._log_likelihoods(_times(short, 800), torch.Generator().manual_seed(0))
     estimate = diagonal_fisher(parameters, sampled)
@@ -154,19 +153,19 @@ def test_ewc_estimates_the_fisher_information_of_the_model_itself(trained):
 def test_ewc_pulls_towards_the_earlier_task_in_the_measure_of_its_fisher_information(trained):
     run = trained("ewc", "ewc.strength=7.0")
     run.train(0)
-    assert run.engine.baseline.penalty() is None
+    assert run.engine.method.penalty() is None
     run.finish(0)
     generator = torch.Generator().manual_seed(1_000_003 * 0 + 0)
     parameters = run.engine.slot.parameters()
     anchor = {name: value.detach().clone() for name, value in parameters.items()}
-    likelihoods = run.engine.baseline._log_likelihoods(run.data.fisher_examples(0), generator)
+    likelihoods = run.engine.method._log_likelihoods(run.data.examples_of(0, run.protocol.ewc.examples), generator)
     fisher = diagonal_fisher(parameters, likelihoods)
     run.train(1)
     expected = sum(
         3.5 * float((fisher[name] * (value.detach() - anchor[name]).square()).sum())
         for name, value in parameters.items()
     )
-    assert float(run.engine.baseline.penalty().detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(run.engine.method.penalty().detach()) == pytest.approx(expected, rel=1e-4)
     assert expected > 0
 
 
@@ -183,6 +182,39 @@ def test_replay_adds_stored_examples_of_earlier_tasks_and_of_no_other(trained):
         assert all(row in of_task[0] | of_task[1] for row in rows[3:])
         replayed |= set(rows[3:])
     assert len(replayed & of_task[0]) == len(replayed & of_task[1]) == 2
+
+
+def test_a_gem_takes_from_the_step_what_would_raise_the_loss_on_the_memory(trained):
+    """The step's gradients before clipping, against the two gradients computed by hand."""
+    run = trained("a-gem", "a_gem.memory_per_task=3", "a_gem.batch_size=3")
+    assert run.data.memory(0, 0) is None  # the first task has nothing to keep
+    run.train(0)
+    run.finish(0)
+    run.train(1)
+    engine, of_task = run.engine, {example.ids for example in run.data.train[0]}
+    conflicts = 0
+    for step in range(STEPS):
+        batch, memory = run.batch(1, step), run.data.memory(1, step)
+        rows = [tuple(ids[mask == 1]) for ids, mask in zip(memory.input_ids, memory.attention_mask, strict=True)]
+        assert len(rows) == 3
+        assert set(rows) <= of_task
+        parameters = list(engine.slot.parameters().values())
+        of_step, of_memory = (torch.autograd.grad(mean_loss(engine, part), parameters) for part in (batch, memory))
+        own, reference = (torch.cat([part.flatten() for part in parts]) for parts in (of_step, of_memory))
+        product = float(own @ reference)
+        conflicts += product < 0
+        expected = own if product >= 0 else own - product / float(reference @ reference) * reference
+        engine._backward(batch, batch.answer_tokens)
+        engine._adjust(memory)
+        found = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert float(found @ reference) >= -1e-6 * float(found.norm() * reference.norm())
+        engine.optimizer.zero_grad(set_to_none=True)
+    assert conflicts, "a step that would have raised the loss on the memory"
+
+
+def mean_loss(engine: TorchEngine, batch: Batch) -> Any:
+    return engine._loss(batch)[0] / batch.answer_tokens
 
 
 def test_full_trains_every_parameter_and_at_its_own_rate_after_the_first_task(trained):

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from backends.finetune.methods.orthogonal_lora import earlier_output, orthogonality_loss, stack_lora
+from backends.finetune.methods.o_lora import earlier_output, orthogonality_loss, stack_lora
 from reference.errors import ShapeError
 
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn
 
-from backends.finetune.methods.elastic_weight_consolidation import ConsolidatedWeights, diagonal_fisher
+from backends.finetune.methods.ewc import ConsolidatedWeights, diagonal_fisher
 from reference.errors import ConfigError, NonFiniteError, ShapeError, StateFileError
 
 SHAPES = {"a": (3, 4), "b.weight": (5,)}

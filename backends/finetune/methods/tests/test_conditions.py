@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backends.finetune.conftest import Arguments, adapters, measured, write_tasks
-from backends.finetune.protocols.conditions import KNOWN, parse_condition
+from backends.finetune.methods.conditions import KNOWN, parse_condition
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder
 

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from backends.finetune.methods.learning_without_forgetting import distillation_loss
+from backends.finetune.methods.lwf import distillation_loss
 from reference.errors import ConfigError, ShapeError
 
 

@@ -18,14 +18,75 @@ in the same volume keeps one per task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from backends.finetune.methods.method import Condition, Mark, Method, Training
+from backends.finetune.methods.section import Count, Factor, Section
 from reference.errors import ConfigError, NonFiniteError, ShapeError, StateFileError
 
-Tensors = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = Mapping[str, "Tensor"]
+
+
+class EwcSection(Section):
+    """EWC: the penalty's strength lambda, and the training examples of a task from which its Fisher is estimated."""
+
+    strength: Factor = 1.0
+    examples: Count = 32
+
+
+class ElasticWeightConsolidation(Method):
+    """The diagonal Fisher of each task's answers, with labels drawn from the model."""
+
+    section = EwcSection
+    keeps_file = True
+
+    def __init__(self, settings: EwcSection, training: Training) -> None:
+        super().__init__(settings, training)
+        self.consolidated = ConsolidatedWeights()
+
+    @staticmethod
+    def examples(settings: EwcSection) -> int:
+        return settings.examples
+
+    @staticmethod
+    def held_bytes(lora: float, phases: int, answered: float) -> float:
+        return 2 * lora  # importances and centres
+
+    @staticmethod
+    def kept_values(lora: int) -> int:
+        return 2 * lora
+
+    def penalty(self) -> Tensor | None:
+        if not self.consolidated:
+            return None
+        return self.consolidated.penalty(self.slot.parameters(), self.settings.strength)
+
+    def finish_phase(self, phase: int, examples: Iterable[Any]) -> None:
+        import torch
+
+        parameters: dict[str, Any] = self.slot.parameters()
+        generator = torch.Generator().manual_seed(1_000_003 * self.training.seed + phase)
+        fisher = diagonal_fisher(parameters, self._log_likelihoods(examples, generator))
+        self.consolidated.add(fisher, {name: value.detach().clone() for name, value in parameters.items()})
+
+    def _log_likelihoods(self, examples: Iterable[Any], generator: Any) -> Iterator[Tensor]:
+        import torch
+
+        for example in examples:
+            log_probabilities = self.training.answer_logits(example)[0].log_softmax(-1)
+            drawn = torch.multinomial(log_probabilities.detach().exp().cpu(), 1, generator=generator)
+            yield log_probabilities.gather(1, drawn.to(log_probabilities.device)).sum()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.consolidated.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.consolidated.load(tensors)
 
 
 class ConsolidatedWeights:
@@ -34,19 +95,22 @@ class ConsolidatedWeights:
     def __init__(self) -> None:
         self._importance: dict[str, Tensor] = {}
         self._centre: dict[str, Tensor] = {}
+        import torch
+
         self._rest = torch.zeros(())
 
     def __bool__(self) -> bool:
         """Whether a task has been added."""
         return bool(self._importance)
 
-    @torch.no_grad()
     def add(self, fisher: Tensors, parameters: Tensors) -> None:
         """Add a task that ended at ``parameters`` with the diagonal ``fisher`` (:func:`diagonal_fisher`).
 
         Raises: ConfigError for other names than before or a negative value, ShapeError, NonFiniteError; then nothing
         has changed.
         """
+        import torch
+
         _check_layout(fisher, parameters)
         if self._importance:
             _check_layout(self._importance, parameters)
@@ -72,6 +136,8 @@ class ConsolidatedWeights:
 
         Raises: ConfigError, ShapeError.
         """
+        import torch
+
         if not 0 <= strength < float("inf"):
             raise ConfigError(
                 "ewc strength", got=strength, allowed="a number of at least 0", remedy="try values from 1 to 10,000"
@@ -127,6 +193,8 @@ def diagonal_fisher(parameters: Tensors, log_likelihoods: Iterable[Tensor]) -> d
 
     Raises: ConfigError if there is no example, NonFiniteError.
     """
+    import torch
+
     total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     count = 0
     for log_likelihood in log_likelihoods:
@@ -162,7 +230,7 @@ def _check_layout(fisher: Tensors, parameters: Tensors) -> None:
             )
 
 
-def _check_values(tensors: Tensors, what: str, *, least: float = -torch.inf) -> None:
+def _check_values(tensors: Tensors, what: str, *, least: float = -math.inf) -> None:
     """Raises: NonFiniteError, or ConfigError for a value below ``least``."""
     for name, value in tensors.items():
         if not value.isfinite().all():
@@ -179,3 +247,10 @@ def _check_values(tensors: Tensors, what: str, *, least: float = -torch.inf) -> 
                 allowed="values of at least 0: means of squares",
                 remedy="compute it by diagonal_fisher",
             )
+
+
+CONDITIONS = (
+    Condition(
+        "ewc", "EWC", Mark("#E69F00", (0, (3, 1, 1, 1)), "<"), trains="shared", method=ElasticWeightConsolidation
+    ),
+)

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from backends.finetune.methods.experience_replay import memory_indices, replay_draw
+from backends.finetune.methods.memory import memory_indices, replay_draw
 from reference.errors import ConfigError
 
 DRAWS = 6000

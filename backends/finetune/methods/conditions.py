@@ -1,0 +1,54 @@
+"""Conditions: what a run trains and what answers. The paper's three, controls that it lacks, and published methods.
+
+A condition is what its file in this folder says; here they have their names and their order. Clause: CL-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from backends.finetune.methods import a_gem, ewc, frozen, full, lwf, modular, naive, o_lora, replay
+from backends.finetune.methods.method import Condition
+from backends.finetune.methods.section import Section
+
+BUDGET_FORM = "modular@DELTA"
+METHODS = (naive, frozen, modular, replay, a_gem, ewc, lwf, o_lora, full)  # in the order of tables and pictures
+PAPER = ("naive", "frozen", "modular")  # which come first
+_ALL: list[Condition] = [condition for file in METHODS for condition in file.CONDITIONS]
+KNOWN = {condition.name: condition for condition in sorted(_ALL, key=lambda condition: condition.name not in PAPER)}
+#: condition -> its section of a protocol
+SECTIONS: dict[str, type[Section]] = {
+    name: condition.method.section for name, condition in KNOWN.items() if condition.method.section
+}
+
+
+def parse_condition(name: str) -> Condition:
+    """The condition of a name. Raises: ValueError, saying what is allowed.
+
+    >>> parse_condition("modular@0.002").budget
+    0.002
+    """
+    base, at, delta = name.partition("@")
+    found = modular.with_budget(delta) if at and base == "modular" else KNOWN.get(name)
+    if found is None:
+        raise ValueError(
+            f"allowed are {', '.join(KNOWN)}, and {BUDGET_FORM} with a displacement budget > 0 in its shortest form, "
+            "such as modular@0.002, or modular@none"
+        )
+    return found
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once: those of KNOWN in its order, budgets by size behind "modular", unknown ones last."""
+    known = list(KNOWN)
+
+    def place(name: str) -> tuple[int, float]:
+        try:
+            condition = parse_condition(name)
+        except ValueError:
+            return len(known), 0.0
+        if "@" in name:
+            return known.index("modular"), condition.budget or 0.0
+        return known.index(name), 0.0
+
+    return tuple(sorted(dict.fromkeys(names), key=place))

@@ -1,0 +1,13 @@
+"""FROZEN: a fresh LoRA for each task, and nothing shared that learns; and the same with as many values as MODULAR has.
+
+Source: paper section 6.1; the raised rank: ours.
+"""
+
+from __future__ import annotations
+
+from backends.finetune.methods.method import Condition, Mark
+
+CONDITIONS = (
+    Condition("frozen", "FROZEN", Mark("#0072B2", (0, (4, 1.5)), "s")),
+    Condition("frozen-raised", "FROZEN, raised rank", Mark("#56B4E9", (0, (4, 1, 1, 1)), "P"), raised_rank=True),
+)

@@ -1,0 +1,165 @@
+"""What a method of continual learning is, for every part of the program that asks about it.
+
+A method is a file of this folder and a line in ``conditions.py``. Where no framework is loaded its names and settings
+are read all the same: torch is imported inside the functions that compute. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from backends.finetune.methods.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+AnswerLogits = Callable[[Any], "tuple[Tensor, Tensor]"]  # logits (answer tokens, vocabulary) in float32, and labels
+
+
+class Mark(NamedTuple):
+    """How a condition is drawn: matplotlib's colour, line style and marker."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+class Slot(Protocol):
+    """The one LoRA that is in memory."""
+
+    @property
+    def layers(self) -> Mapping[str, Any]: ...
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, in) and B (out, r) of every layer."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class Training(NamedTuple):
+    """What the PyTorch engine gives a method: the LoRA that trains, alpha / r, a forward pass with it, and the seed."""
+
+    slot: Slot
+    scaling: float
+    answer_logits: AnswerLogits
+    seed: int
+
+
+class Method:
+    """Adds nothing: LoRA, CRMA or the base model trained as the condition says.
+
+    Attributes:
+        section: of the protocol, under the condition's name with an underscore for each hyphen.
+        memory: whether a step is given examples of earlier tasks, "joined" to its batch or "beside" it.
+        keeps_file: whether it holds on to tensors from phase to phase (``state``, ``load_state``).
+    """
+
+    section: ClassVar[type[Section] | None] = None
+    memory: ClassVar[Literal["none", "joined", "beside"]] = "none"
+    keeps_file: ClassVar[bool] = False
+
+    # For the plan -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def examples(settings: Any) -> int:
+        """How many training examples of a finished phase :meth:`finish_phase` looks at."""
+        return 0
+
+    @staticmethod
+    def work(settings: Any, batch_size: int, evaluation: float) -> float:
+        """A step's cost from the second task on, in steps without it; a forward pass alone costs ``evaluation``."""
+        return 1.0
+
+    @staticmethod
+    def held_bytes(lora: float, phases: int, answered: float) -> float:
+        """What it holds in the last phase, beside ``lora`` bytes of a LoRA and ``answered`` of float32 logits."""
+        return 0.0
+
+    @staticmethod
+    def kept_values(lora: int) -> int:
+        """Of its file of a phase, beside ``lora`` values of a LoRA."""
+        return 0
+
+    # In the PyTorch engine --------------------------------------------------------------------------------------------
+
+    def __init__(self, settings: Any, training: Training) -> None:
+        self.settings, self.training, self.slot = settings, training, training.slot
+
+    def begin_phase(self, phase: int) -> None:
+        """Before the first step of a phase."""
+
+    def prepare(self, batch: Any) -> Any:
+        """Before the forward pass of a batch: what :meth:`batch_loss` will want."""
+
+    def batch_loss(self, prepared: Any, logits: Tensor) -> Tensor | None:
+        """Summed over the answer tokens of a batch, like the loss it is added to."""
+        return None
+
+    def penalty(self) -> Tensor | None:
+        """Added once a step."""
+        return None
+
+    def adjusted(self, gradients: Sequence[Tensor], of_memory: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of a step, given those of the examples "beside" it."""
+        return list(gradients)
+
+    def finish_phase(self, phase: int, examples: Iterable[Any]) -> None:
+        """After the last step of a phase; ``examples`` are batches of one."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What later phases need, for its file."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Become what :meth:`state` returned."""
+
+    def restore(self, loras: Sequence[Path]) -> None:
+        """After a restart: the LoRAs of the finished phases; then the slot holds the last of them."""
+        self.slot.load(loras[-1])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way through the sequence of tasks.
+
+    Attributes:
+        name: as the user writes it and as the run folder has it. label: as tables and pictures have it. mark: as
+            pictures draw it.
+        trains: "per-task", a fresh LoRA in each phase; "shared", one LoRA in all phases; "summed", a fresh LoRA whose
+            output is added to that of all earlier ones (O-LoRA); "full", the base model's own parameters.
+        crma: whether there is a shared CRMA, with a doubly stochastic mixing matrix or an unconstrained one.
+        trains_crma: whether it goes on training after the first task.
+        pinned: whether a task answers with the CRMA as it was after its own phase, rather than as it is now.
+        budget: displacement budget: a number (infinity = none), or None for the protocol's.
+        raised_rank: whether LoRA's rank is raised until it has as many parameters as MODULAR's LoRA and CRMA.
+        method: the published method that is added.
+    """
+
+    name: str
+    label: str
+    mark: Mark
+    trains: Literal["per-task", "shared", "summed", "full"] = "per-task"
+    crma: Literal["none", "doubly-stochastic", "unconstrained"] = "none"
+    trains_crma: Literal["always", "first-task"] = "always"
+    pinned: bool = False
+    budget: float | None = None
+    raised_rank: bool = False
+    method: type[Method] = Method
+
+    @property
+    def never_drifts(self) -> bool:
+        """Whether nothing that a finished task answers with ever changes, so that its drift is exactly 0."""
+        return self.trains == "per-task" and (self.crma == "none" or self.pinned or self.trains_crma == "first-task")
+
+    def settings(self, protocol: Any) -> Any:
+        """The method's section of a protocol; None if it has none."""
+        return getattr(protocol, section_name(self.name)) if self.method.section else None
+
+
+def section_name(condition: str) -> str:
+    """A condition's section of a protocol, as TOML has it."""
+    return condition.replace("-", "_")
