@@ -20,7 +20,7 @@ BACKENDS = {
     "torch-triton": "backends.torch.backend",
     "jax-cpu": "backends.jax.backend",
     "jax-cuda": "backends.jax.backend",
-    "jax-pallas": "backends.jax.kernels.backend",
+    "jax-pallas": "backends.jax.pallas_backend",
 }
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import spec
 
 #: groups that bind a port, and groups that bind this project's drivers and tools (spec/82-conformance.md)
@@ -126,3 +128,8 @@ def _marker_ids(nodes: list[ast.expr]) -> set[str]:
         for argument in call.args
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
     }
+
+
+def clauses_of(item: pytest.Item) -> list[str]:
+    """The ids in the markers of a test."""
+    return [clause for marker in item.iter_markers("clause") for clause in marker.args]

@@ -14,6 +14,7 @@ import pytest
 
 from backends import Backend, load_backend
 
+LOADED = pytest.StashKey[dict[str, Backend]]()
 SIGNATURES = pytest.StashKey[set[str]]()  # of the calls of this process, or, in the controller, of all
 COLLECTED = pytest.StashKey[list[str]]()  # ids of this suite's tests, before any is left out; all workers have the same
 USE = pytest.StashKey[list[str]]()  # errors of use that a worker has met

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from backends import Backend, load_backend
+from conformance.calls import calls_of, case_of
 from conformance.process_state import changes, process_state
 
 #: what an import at the first call may change, as those of frameworks do
@@ -30,8 +31,6 @@ def first_changes(name: str) -> list[str]:
 
 
 def _look(backend: Backend) -> list[str]:
-    from conformance.test_process import calls_of, case_of
-
     found = []
     for call in calls_of(backend, case_of()):
         before = process_state()

@@ -17,6 +17,7 @@ from reference.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 DECLARED = pytest.StashKey["Gap"]()
+GAPS = pytest.StashKey[Iterable["Gap"]]()
 FORM = '[[gap]] tables with test = "test_FILE.py::test_NAME[PARAMETERS]", reason = "..." and link = "..."'
 
 

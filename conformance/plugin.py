@@ -6,7 +6,7 @@ selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3. S
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,17 +16,14 @@ import reference
 from backends import Backend
 from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
-from conformance.clauses import clause_ids
-from conformance.controller import COLLECTED, SIGNATURES, USE, Controller, is_controller, load_counted
-from conformance.gaps import PACKAGE, Gap, declare_gaps, is_ours, read_gaps, refuse_skipped
+from conformance.clauses import clause_ids, clauses_of
+from conformance.controller import COLLECTED, LOADED, SIGNATURES, USE, Controller, is_controller, load_counted
+from conformance.gaps import GAPS, PACKAGE, declare_gaps, is_ours, read_gaps, refuse_skipped
 from conformance.installation import one_installation, refuse_another_installation
 from conformance.profiles import PROFILES, load_profile, profile_of, same_cases_everywhere
 from conformance.statement import counts_of, is_whole, make_way, skips_of, statement_of, write_statement
 from conformance.tolerances import tolerance_for
 from reference.errors import ConfigError, CRMAError, PortStoppedError
-
-LOADED = pytest.StashKey[dict[str, Backend]]()
-GAPS = pytest.StashKey[Iterable[Gap]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -179,11 +176,6 @@ def is_quick(item: pytest.Item) -> bool:
     """Whether ``--quick`` runs a test: what it is given of layouts and of golden vectors says so. Clause: CONF-11."""
     callspec = getattr(item, "callspec", None)
     return all(getattr(value, "quick", True) for value in callspec.params.values()) if callspec else True
-
-
-def clauses_of(item: pytest.Item) -> list[str]:
-    """The ids in the markers of a test."""
-    return [clause for marker in item.iter_markers("clause") for clause in marker.args]
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:

@@ -18,7 +18,9 @@ import pytest
 from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
 from conformance import compare
-from conformance.gaps import PACKAGE, identifier, is_ours
+from conformance.clauses import clauses_of
+from conformance.controller import LOADED
+from conformance.gaps import GAPS, PACKAGE, identifier, is_ours
 from conformance.report.files import check_report_paths, write_reports
 from conformance.report.tally import OWN, Entry, Ledger
 from conformance.report.verdict import summarise
@@ -64,8 +66,6 @@ class ReportPlugin:
             self.not_collected.append(report.nodeid.rpartition("/")[2])
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        from conformance.plugin import GAPS, clauses_of
-
         gaps = {gap.test: (gap.reason, gap.link) for gap in self.config.stash[GAPS]}
         for item in filter(is_ours, session.items):
             self.files.add(Path(item.path).resolve())
@@ -120,8 +120,6 @@ class ReportPlugin:
             terminalreporter.line(printable(line))
 
     def _identities(self) -> dict[str, dict[str, Any]]:
-        from conformance.plugin import LOADED
-
         return {
             name: {
                 "implementation": port.name,

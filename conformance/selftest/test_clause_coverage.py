@@ -92,7 +92,7 @@ def test_every_clause_has_a_test():
 
 #: clauses of these groups that no call of a port can show, and what shows them
 SHOWN_ELSEWHERE = {
-    "STATE-3": "atomic writing: backends/test_atomic.py",
+    "STATE-3": "atomic writing: backends/tests/test_atomic.py",
     "BACK-2": "names of backends: selftest/test_plugin.py",
     "BACK-5": "the lines of an executable: selftest/test_executable.py",
 }

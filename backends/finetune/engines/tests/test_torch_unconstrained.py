@@ -3,7 +3,7 @@
 import pytest
 
 from backends.finetune.engines.torch.unconstrained import unconstrain
-from backends.torch.test_disabled import assert_recomputed
+from backends.torch.tests.test_disabled import assert_recomputed
 
 
 @pytest.mark.clause("CL-5")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,13 +13,14 @@ from backends.finetune.methods.conditions import KNOWN, METHODS, SECTIONS
 from backends.finetune.methods.section import MemorySection
 
 
-def pair(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def pair(seed: int) -> tuple[list[Any], list[Any]]:
     draw = torch.Generator().manual_seed(seed)
     shapes = ((4, 3), (7,), ())
-    return tuple([torch.randn(shape, generator=draw) for shape in shapes] for _ in range(2))  # type: ignore[return-value]
+    first, second = ([torch.randn(shape, generator=draw) for shape in shapes] for _ in range(2))
+    return first, second
 
 
-def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+def flat(tensors: list[Any]) -> Any:
     return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 

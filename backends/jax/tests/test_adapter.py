@@ -202,8 +202,8 @@ def test_four_devices_give_what_one_gives() -> None:
     """shard_map with and without its check of varying axes, and shardings that jit spreads; needs its own process."""
     flags = "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-    root = Path(__file__).parents[2]
-    program = [sys.executable, "-m", "backends.jax._four_devices"]
+    root = Path(__file__).parents[3]
+    program = [sys.executable, "-m", "backends.jax.tests._four_devices"]
     finished = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split() == ["4", "devices:", "same"]

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the decoder is compared with transf
 import jax.numpy as jnp
 
 from backends.jax.decoder import generate, logits, loss
-from backends.jax.decoder.conftest import QUICK, TOLERANCE
+from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE
 from reference.errors import ConfigError, ShapeError
 
 RANK = 4
@@ -41,7 +41,7 @@ def draw_matrices(config, rng):
 def peft_model():
     """A function that builds a PEFT model with given factors around a fresh copy of a case's model."""
     peft = pytest.importorskip("peft")
-    from backends.jax.decoder.conftest import build_model
+    from backends.jax.decoder.tests.conftest import build_model
 
     def build(name, lora):
         settings = peft.LoraConfig(r=RANK, lora_alpha=RANK // 2, target_modules="all-linear", lora_dropout=0.0)

@@ -16,7 +16,7 @@ import reference
 from backends.jax import sinkhorn_projection
 from backends.jax.kernels import launch
 from backends.jax.kernels import sinkhorn_projection as kernels
-from backends.jax.kernels.conftest import QUICK
+from backends.jax.kernels.tests.conftest import QUICK
 from reference.errors import ConfigError
 
 EPS = 2.0**-23

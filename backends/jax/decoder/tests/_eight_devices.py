@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from backends.jax.decoder._random_folders import FAMILIES, write_folder
-from backends.jax.decoder._sharded_run import Run, draw_trainables, tuning
 from backends.jax.decoder.generate import generate
 from backends.jax.decoder.sharding import make_mesh
+from backends.jax.decoder.tests._random_folders import FAMILIES, write_folder
+from backends.jax.decoder.tests._sharded_run import Run, draw_trainables, tuning
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 STEPS = 3

@@ -124,7 +124,7 @@ def test_sizes_that_cannot_be_are_named(sizes: dict[str, Any], field: str) -> No
 
 
 def test_the_example_of_the_readme_runs() -> None:
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).parents[3] / "README.md"
     if not readme.is_file():
         pytest.skip("the README is only in a checkout")
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)

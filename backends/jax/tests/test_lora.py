@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.jax.decoder import logits
-from backends.jax.decoder.conftest import QUICK, TOLERANCE, build_model
+from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE, build_model
 from backends.jax.lora import decoder_lora, init_lora, load_lora, save_lora, target_projections
 from reference.errors import ConfigError, ModelError
 

@@ -9,7 +9,7 @@ jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 pytest.importorskip("torch", reason="folders are written by transformers")
 
 from backends.jax.decoder import load_decoder
-from backends.jax.decoder.conftest import edit_config, rewrite
+from backends.jax.decoder.tests.conftest import edit_config, rewrite
 from reference.errors import DeviceUnavailableError, ModelError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

@@ -14,8 +14,8 @@ jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from backends.jax.decoder import load_decoder, read_config
-from backends.jax.decoder._random_folders import FAMILIES, SIZES, write_folder
 from backends.jax.decoder.sharding import make_mesh, parameter_spec, place_on, replicate, shard_batch
+from backends.jax.decoder.tests._random_folders import FAMILIES, SIZES, write_folder
 from backends.jax.decoder.weights import layout
 from reference.errors import ConfigError, DeviceUnavailableError, ShapeError
 
@@ -65,8 +65,8 @@ def test_eight_devices_give_what_one_gives():
     """Losses, gradients, weights, memory, checkpoints and generated tokens, on four meshes; needs its own process."""
     pytest.importorskip("optax", reason="pip install 'crma[jax]'")
     environment = {**os.environ, "XLA_FLAGS": " ".join(FLAGS), "JAX_PLATFORMS": "cpu"}
-    program = [sys.executable, "-m", "backends.jax.decoder._eight_devices"]
-    root = Path(__file__).parents[3]
+    program = [sys.executable, "-m", "backends.jax.decoder.tests._eight_devices"]
+    root = Path(__file__).parents[4]
     finished = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("gradients differ by") == 4 * len(FAMILIES), finished.stdout

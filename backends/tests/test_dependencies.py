@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 if not (ROOT / "pyproject.toml").is_file():
     pytest.skip("pyproject.toml lies in a checkout", allow_module_level=True)
 

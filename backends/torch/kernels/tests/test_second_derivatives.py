@@ -7,7 +7,7 @@ import torch
 
 from backends.torch import sinkhorn_projection
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
-from backends.torch.test_second_derivatives import FORMS, assert_agree, functions_of, inputs
+from backends.torch.tests.test_second_derivatives import FORMS, assert_agree, functions_of, inputs
 
 pytestmark = pytest.mark.clause("GRAD-7")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = Path(__file__).with_name("_two_processes.py")
 
 
@@ -39,7 +39,7 @@ def train(folder: Path, mode: str, processes: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def start() -> dict[str, torch.Tensor]:
-    from backends.torch._two_processes import build
+    from backends.torch.tests._two_processes import build
 
     return dict(build()[1].state()._asdict())
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="folders are written by transformers
 import safetensors.numpy
 
 from backends.jax.decoder import load_decoder, read_config
-from backends.jax.decoder.conftest import edit_config
+from backends.jax.decoder.tests.conftest import edit_config
 from backends.jax.decoder.weights import layout
 
 

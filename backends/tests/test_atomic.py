@@ -37,7 +37,7 @@ atomic_write(Path(sys.argv[3]), b"new" * 1000)
 def test_killed_in_the_middle_leaves_the_old_file_or_the_new_one(tmp_path: Path, call: str, moment: str) -> None:
     file = tmp_path / "state.safetensors"
     file.write_bytes(b"old")
-    process = subprocess.run([sys.executable, "-c", WRITER, call, moment, str(file)], cwd=Path(__file__).parents[1])
+    process = subprocess.run([sys.executable, "-c", WRITER, call, moment, str(file)], cwd=Path(__file__).parents[2])
     assert process.returncode == -signal.SIGKILL
     renamed = call == "replace" and moment == "after"
     assert file.read_bytes() == (b"new" * 1000 if renamed else b"old")

@@ -11,7 +11,7 @@ import torch
 
 from backends.torch import CRMABackbone, attach_crma, load_state
 from backends.torch.distributed import shard_adapters
-from backends.torch.test_backbone import IDS, disturb, make_model, open_gates
+from backends.torch.tests.test_backbone import IDS, disturb, make_model, open_gates
 from reference.errors import BackendError, ModelError
 
 
