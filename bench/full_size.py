@@ -117,8 +117,11 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     from backends import load_backend
     from backends.finetune.engines.by_name import engine_factory
     from backends.finetune.methods.conditions import parse_condition
+    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.models.tokenizer import training_text
     from backends.finetune.protocols.protocol import load_protocol
+    from backends.finetune.tasks.encoder import Encoder
+    from backends.finetune.tasks.job import Job
     from backends.finetune.tasks.task import Example
     from backends.finetune.training.threads import set_up_framework
 
@@ -129,11 +132,12 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     folder = _folder(options, model)
     reset_peak(device, framework)
     started = time.perf_counter()
-    engine = engine_factory(options.backend)[0](folder, protocol, parse_condition(name), 0)
+    engine = engine_factory(options.backend)[0](Job(folder, protocol, parse_condition(name), 0))
     load_seconds = time.perf_counter() - started
     text = "\n".join(training_text())
     pieces = [Example("", text[first : first + PIECE]) for first in range(0, len(text) - PIECE, PIECE)]
-    examples = engine.encode(pieces, "spec")
+    encoder = Encoder(load_tokenizer(folder), protocol)
+    examples = encoder.encode(pieces, "spec")
     size = protocol.batch_size
     phases: list[dict[str, Any]] = []
     seconds, tokens = [], []
@@ -142,7 +146,7 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
         losses, spectra = [], []
         for index in range(options.steps):
             first = (phase * options.steps + index) * size
-            batch = engine.batch([[examples[(first + row) % len(examples)]] for row in range(size)])
+            batch = encoder.batch([[examples[(first + row) % len(examples)]] for row in range(size)])
             started = time.perf_counter()
             report = engine.step([batch], index)
             _wait(engine, options.backend)

@@ -24,7 +24,8 @@ from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import load_protocol
-from backends.finetune.tasks.encoding import EncodedExample
+from backends.finetune.tasks.encoding import EncodedExample, collate
+from backends.finetune.tasks.job import Job
 from backends.finetune.training.threads import set_up_framework
 from bench.bench_training_step import measure
 from bench.machine import machine_kind, versions
@@ -43,10 +44,10 @@ def stepper(backend: str, options: argparse.Namespace) -> Callable[[], float]:
     protocol = load_protocol("quickstart").model_copy(
         update={"precision": options.precision, "max_tokens": options.tokens, "batch_size": options.batch}
     )
-    engine = engine_factory(backend)[0](resolve_model(options.model), protocol, parse_condition("modular"), 0)
+    engine = engine_factory(backend)[0](Job(resolve_model(options.model), protocol, parse_condition("modular"), 0))
     engine.begin_phase(0, STEPS)
     ids = np.random.default_rng(0).integers(0, 256, (options.batch, options.tokens))
-    batch = engine.batch([[EncodedExample(tuple(row), 1)] for row in ids.tolist()])
+    batch = collate([EncodedExample(tuple(row), 1) for row in ids.tolist()], 0)
     taken = iter(range(STEPS))
     return lambda: engine.step([batch], next(taken)).loss
 

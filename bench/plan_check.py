@@ -106,8 +106,9 @@ def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: A
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
     from backends.finetune.plan.work import work_of
+    from backends.finetune.tasks.encoder import Encoder
 
-    work = work_of(protocol, [task], load_tokenizer(folder), 0)
+    work = work_of(Encoder(load_tokenizer(folder), protocol), [task], 0)
     device = options.backend.partition("-")[2]
     # torch counts its own memory on a GPU; on a CPU the process is counted with its libraries
     libraries = 0.0 if device == "cuda" else float(psutil.Process().memory_info().rss)
@@ -127,8 +128,11 @@ def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: A
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     from backends.finetune.engines.by_name import engine_factory
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.plan.measure import measure
     from backends.finetune.plan.work import work_of
+    from backends.finetune.tasks.encoder import Encoder
+    from backends.finetune.tasks.job import Job
 
     protocol, folder, task = _subject(options)
     name = options.peak_of.removeprefix(STEPS)
@@ -136,21 +140,24 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.peak_of.startswith(STEPS):
         from backends.finetune.models.folder import load_tokenizer
 
-        return measure(
-            folder, protocol, work_of(protocol, [task], load_tokenizer(folder), 0), make_engine, name
-        )._asdict()
+        work = work_of(Encoder(load_tokenizer(folder), protocol), [task], 0)
+        return measure(Job(folder, protocol, parse_condition(name), 0), work, make_engine)._asdict()
     return _run(protocol, folder, task, make_engine, name, options.backend.partition("-")[2])
 
 
 def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, device: str) -> dict[str, Any]:
     """One epoch and one evaluation, as the session goes through them."""
     from backends.finetune.methods.conditions import parse_condition
+    from backends.finetune.models.folder import load_tokenizer
+    from backends.finetune.tasks.encoder import Encoder
     from backends.finetune.tasks.encoding import evaluation_order, training_order
+    from backends.finetune.tasks.job import Job
 
-    engine = make_engine(folder, protocol, parse_condition(name), 0)
-    train, holdout = (engine.encode(part, "spec") for part in (task.train, task.holdout))
+    engine = make_engine(Job(folder, protocol, parse_condition(name), 0))
+    encoder = Encoder(load_tokenizer(folder), protocol)
+    train, holdout = (encoder.encode(part, "spec") for part in (task.train, task.holdout))
     order = training_order([len(example.ids) for example in train], protocol.batch_size, 1, seed=0, phase=0)
-    batches = [engine.batch([[train[index]] for index in indices]) for indices in order]
+    batches = [encoder.batch([[train[index]] for index in indices]) for indices in order]
     steps = [batches[first : first + protocol.accumulation] for first in range(0, len(batches), protocol.accumulation)]
     engine.begin_phase(0, len(steps))
     reset_peak(device)
@@ -160,7 +167,7 @@ def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, de
         engine.step(of_step, index)
         seconds.append(time.perf_counter() - started)
     held_out = [
-        engine.batch([[holdout[index]] for index in indices])
+        encoder.batch([[holdout[index]] for index in indices])
         for indices in evaluation_order(holdout, protocol.batch_size)
     ]
     started = time.perf_counter()

@@ -34,9 +34,9 @@ from backends.finetune.report.summary import orders_table
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.runs.run_folder import RunFolder
-from backends.finetune.tasks.encoding import EncodedExample, encode
+from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.named import named_task
-from backends.finetune.tasks.task import Example, Task, check_task_names, check_tasks, fingerprint, parse_task_options
+from backends.finetune.tasks.task import Task, check_task_names, check_tasks, fingerprint, parse_task_options
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
 from backends.finetune.training.branch import EVALUATION_COST
 from backends.finetune.training.progress import Progress
@@ -121,14 +121,10 @@ def _in_every_order(
 
 def _check_texts(protocol: Protocol, tasks: Mapping[str, Sequence[Task]], model_path: Path, console: Terminal) -> None:
     """Look at every text before anything is trained, and say what max_tokens cuts. Raises: TaskDataError."""
-    tokenizer = load_tokenizer(model_path)
-
-    def encoded(examples: Sequence[Example], task: str) -> list[EncodedExample]:
-        return encode(examples, tokenizer, protocol.max_tokens, task=task)
-
+    encoder = Encoder(load_tokenizer(model_path), protocol)
     for prefix, of_seed in tasks.items():
         check_tasks(of_seed)
-        counts = zip(of_seed, map(count_texts, encode_tasks(of_seed, encoded)), strict=True)
+        counts = zip(of_seed, map(count_texts, encode_tasks(of_seed, encoder)), strict=True)
         if said := said_of({task.name: count for task, count in counts}):
             console.print(prefix + said, soft_wrap=True, markup=False, highlight=False)
 

@@ -167,6 +167,7 @@ def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[st
     """Exact where the texts and the model's own tokenizer are here."""
     from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.work import most_work, work_of
+    from backends.finetune.tasks.encoder import Encoder
     from backends.finetune.tasks.named import named_task
     from backends.finetune.tasks.task import check_tasks
     from backends.finetune.tasks.texts import said_of
@@ -183,7 +184,7 @@ def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[st
         return most_work(protocol, own_tasks)
     notes.append(f"steps and tokens: counted in the texts of seed {seed}, first epoch")
     check_tasks(tasks)
-    work = work_of(protocol, tasks, load_tokenizer(folder), seed)
+    work = work_of(Encoder(load_tokenizer(folder), protocol), tasks, seed)
     if said := said_of({phase.task: phase.texts for phase in work}):
         notes.append(said)
     return work
@@ -196,15 +197,21 @@ def _measure(
         return {}
     from backends import load_backend
     from backends.finetune.engines.by_name import engine_factory
+    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.models.random_weights import random_model_folder
     from backends.finetune.plan.measure import extrapolate, measure
     from backends.finetune.plan.skeleton import read_architecture
+    from backends.finetune.tasks.job import Job
 
     load_backend(options.backend)  # a missing device is one clear error
     make_engine, _ = engine_factory(options.backend)
+
+    def measured(folder: Path, name: str) -> Rates:
+        return measure(Job(folder, protocol, parse_condition(name), protocol.seeds[0]), work, make_engine)
+
     if options.measure:
         notes.append("time: from three steps and one evaluation of each condition, just measured here on random tokens")
-        return {name: measure(folder, protocol, work, make_engine, name) for name in protocol.conditions}
+        return {name: measured(folder, name) for name in protocol.conditions}
     depths = (options.measure_layers, 2 * options.measure_layers)
     few, more = (random_model_folder(protocol.model, size="full", layers=depth) for depth in depths)
     layers = read_architecture(folder).num_hidden_layers
@@ -214,8 +221,8 @@ def _measure(
     )
     return {
         name: extrapolate(
-            measure(few, protocol, work, make_engine, name),
-            measure(more, protocol, work, make_engine, name),
+            measured(few, name),
+            measured(more, name),
             depths,
             layers,
         )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from backends.finetune.engines.engine import Engine, EngineFactory
 from backends.finetune.engines.world import SINGLE, World
-from backends.finetune.methods.method import Condition
 from backends.finetune.models.marker import random_size
-from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.protocols.supported import check_backend, check_supported
+from backends.finetune.tasks.job import Job
 from reference.errors import BackendError, MissingPackageError
 
 
@@ -47,9 +45,9 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
         keep_what_is_compiled()
         place = placement(backend, mesh)
 
-        def make_jax(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
-            check_supported(protocol, [condition], backend, shard=False, random_weights=random_size(model))
-            return JaxEngine(model, protocol, condition, seed, place)
+        def make_jax(job: Job) -> Engine:
+            _check(job, backend, shard=False)
+            return JaxEngine(job, place)
 
         return make_jax, SINGLE
     if mesh is not None:
@@ -72,10 +70,15 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
             remedy="start it with torchrun --nproc-per-node N -m backends.finetune.cli finetune ...",
         )
 
-    def make(model: Path, protocol: Protocol, condition: Condition, seed: int) -> Engine:
-        check_supported(protocol, [condition], backend, shard=shard, random_weights=random_size(model))
-        engine = TorchEngine(model, protocol, condition, seed, device, world=world, shard=shard)
+    def make(job: Job) -> Engine:
+        _check(job, backend, shard=shard)
+        engine = TorchEngine(job, device, world=world, shard=shard)
         world.barrier()  # all have read what the run folder holds, before any of them writes to it again
         return engine
 
     return make, world
+
+
+def _check(job: Job, backend: str, *, shard: bool) -> None:
+    random = random_size(job.model)
+    check_supported(job.protocol, [job.condition], backend, shard=shard, random_weights=random)

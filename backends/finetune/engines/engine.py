@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from backends.finetune.engines.world import World
-from backends.finetune.methods.method import Condition
-from backends.finetune.protocols.protocol import Protocol as FinetuneProtocol
 from backends.finetune.runs.run_folder import PhaseFiles
-from backends.finetune.tasks.encoding import Batch, EncodedExample
-from backends.finetune.tasks.task import Example
+from backends.finetune.tasks.encoding import Batch
+from backends.finetune.tasks.job import Job
 
 
 class StepReport(NamedTuple):
@@ -43,17 +41,9 @@ class RowScore(NamedTuple):
 
 
 class Engine(Protocol):
-    """One condition and seed. ``phase`` counts the tasks from 0."""
+    """One condition and seed. ``phase`` counts the tasks from 0. It is given batches, and knows no text."""
 
     world: World
-
-    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
-        """Tokenize. Raises: TaskDataError."""
-        ...
-
-    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
-        """Pad rows of examples to one batch; with several examples in a row, a packed one."""
-        ...
 
     def begin_phase(self, phase: int, steps: int) -> None:
         """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
@@ -117,4 +107,4 @@ class Engine(Protocol):
         ...
 
 
-EngineFactory = Callable[[Path, FinetuneProtocol, Condition, int], Engine]
+EngineFactory = Callable[[Job], Engine]

@@ -5,28 +5,25 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from backends.finetune.engines.engine import Engine, EngineFactory
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.plan.duration import Rates
 from backends.finetune.plan.work import PhaseWork, Shape
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.tasks.encoding import IGNORED, Batch
+from backends.finetune.tasks.job import Job
 
 STEPS = 3
 
 
-def measure(
-    folder: Path, protocol: Protocol, work: Sequence[PhaseWork], make_engine: EngineFactory, name: str
-) -> Rates:
+def measure(job: Job, work: Sequence[PhaseWork], make_engine: EngineFactory) -> Rates:
     """Seconds for each padded token, of batches with the shapes of a quarter, a half and three quarters of all of them.
 
     Raises: as the engine does.
     """
-    engine = make_engine(folder, protocol, parse_condition(name), protocol.seeds[0])
+    engine, protocol = make_engine(job), job.protocol
     shapes = spread([shape for phase in work for shape in phase.batches])
     engine.begin_phase(0, STEPS + 1)
     _train(engine, shapes[-1], protocol, 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import TextRecord
-from backends.finetune.tasks.encoding import EncodedExample, encode, evaluation_order, training_order
-from backends.finetune.tasks.packing import pack
+from backends.finetune.tasks.encoder import Encoder
+from backends.finetune.tasks.encoding import EncodedExample, evaluation_order, training_order
 from backends.finetune.tasks.task import Task
 from backends.finetune.tasks.texts import count_texts, encode_tasks
 
@@ -48,13 +47,13 @@ def orders(protocol: Protocol) -> int:
     return math.factorial(len(protocol.tasks)) if protocol.orderings == "all" else 1
 
 
-def work_of(protocol: Protocol, tasks: Sequence[Task], tokenizer: Any, seed: int) -> list[PhaseWork]:
+def work_of(encoder: Encoder, tasks: Sequence[Task], seed: int) -> list[PhaseWork]:
     """The batches that a session makes of ``tasks``. Raises: TaskDataError."""
-    work = []
-    encoded = encode_tasks(tasks, lambda texts, where: encode(texts, tokenizer, protocol.max_tokens, task=where))
+    work, protocol = [], encoder.protocol
+    encoded = encode_tasks(tasks, encoder)
     for phase, (task, sides) in enumerate(zip(tasks, encoded, strict=True)):
         train, holdout = sides["train"], sides["holdout"]
-        rows = _rows(train, protocol)
+        rows = encoder.rows(train)
         order = training_order([_length(row) for row in rows], protocol.batch_size, 1, seed=seed, phase=phase)
         batches = [_shape([rows[index] for index in indices]) for indices in order]
         of_holdout = [
@@ -90,12 +89,6 @@ def share_of_device(shape: Shape, devices: int) -> Shape:
     """The rows of a batch that one of ``devices`` processes computes at once."""
     rows = -(-shape[0] // devices)
     return rows, shape[1], -(-shape[2] * rows // shape[0])
-
-
-def _rows(examples: Sequence[EncodedExample], protocol: Protocol) -> list[list[EncodedExample]]:
-    if not protocol.packing:
-        return [[example] for example in examples]
-    return [[examples[index] for index in row] for row in pack(examples, protocol.max_tokens)]
 
 
 def _length(row: Sequence[EncodedExample]) -> int:

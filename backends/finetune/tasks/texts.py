@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from backends.finetune.runs.records import TextRecord
+from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.encoding import EncodedExample
-from backends.finetune.tasks.task import Example, Task
+from backends.finetune.tasks.task import Task
 from reference.errors import TaskDataError
 
 SIDES = ("train", "holdout", "canaries")
-Encode = Callable[[Sequence[Example], str], list[EncodedExample]]
 Sides = dict[str, list[EncodedExample]]
 
 
-def encode_tasks(tasks: Sequence[Task], encode: Encode) -> list[Sides]:
-    """Every task's examples by side, with ``encode`` of an engine.
+def encode_tasks(tasks: Sequence[Task], encoder: Encoder) -> list[Sides]:
+    """Every task's examples by side.
 
     Raises: TaskDataError that names every text of every task that cannot be used, among them a canary that is cut: its
     answer would be recalled to its last token without being whole (CL-7).
@@ -29,7 +29,7 @@ def encode_tasks(tasks: Sequence[Task], encode: Encode) -> list[Sides]:
         encoded.append({})
         for side in SIDES:
             try:
-                encoded[-1][side] = encode(getattr(task, side), f"{task.name}, {side}")
+                encoded[-1][side] = encoder.encode(getattr(task, side), f"{task.name}, {side}")
             except TaskDataError as error:
                 errors.append(error)
         cut = sum(example.cut > 0 for example in encoded[-1].get("canaries", ()))

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from backends.finetune.engines.engine import Engine
-from backends.finetune.methods.method import Condition
 from backends.finetune.models.memory_errors import memory_errors
-from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import append_record
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import Batch
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.questions import Question, draw_panel, grade
-from backends.finetune.tasks.task import Task
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.tensorboard import Log
@@ -25,20 +23,10 @@ EVALUATION_COST = 1 / 3  # of a token that is read, beside one that is trained o
 class Branch:
     """Runs what ``folder`` does not hold yet of one seed and condition. Raises: the errors of its engine."""
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        tasks: Sequence[Task],
-        engine: Engine,
-        folder: RunFolder,
-        condition: Condition,
-        seed: int,
-        progress: Progress,
-        log: Log,
-    ) -> None:
-        self.protocol, self.tasks, self.engine, self.folder = protocol, tasks, engine, folder
-        self.condition, self.seed, self.progress, self.log = condition, seed, progress, log
-        self.data = EncodedTasks(protocol, tasks, engine, condition, seed)
+    def __init__(self, job: Job, engine: Engine, folder: RunFolder, progress: Progress, log: Log) -> None:
+        self.protocol, self.tasks, self.condition, self.seed = job.protocol, job.tasks, job.condition, job.seed
+        self.engine, self.folder, self.progress, self.log = engine, folder, progress, log
+        self.data = EncodedTasks(job)
 
     def run(self, done: int, *, panel: bool) -> None:
         """Phases ``done`` and later; and, with ``panel``, the questions of the inference toggle."""
@@ -54,7 +42,7 @@ class Branch:
         """Record the bare base model on every task. The condition is frozen, and a fresh LoRA adds nothing."""
         self.engine.begin_phase(0, 1)
         holdout = {task.name: self.engine.holdout_loss(self.data.holdout[i]) for i, task in enumerate(self.tasks)}
-        exact = {task.name: self.data.exact_match(i) for i, task in enumerate(self.tasks) if task.canaries}
+        exact = {task.name: self.data.exact_match(self.engine, i) for i, task in enumerate(self.tasks) if task.canaries}
         self._append({"kind": "base", "seed": self.seed, "holdout": holdout, "exact_match": exact})
 
     def _run_phase(self, phase: int) -> None:
@@ -131,7 +119,7 @@ class Branch:
             with memory_errors(f"evaluation of task {name}"):
                 record["holdout"][name] = self.engine.holdout_loss(self.data.holdout[seen])
                 if self.tasks[seen].canaries:
-                    record["exact_match"][name] = self.data.exact_match(seen)
+                    record["exact_match"][name] = self.data.exact_match(self.engine, seen)
             self.progress.advance(EVALUATION_COST * self.data.holdout_tokens(seen))
 
     def _answer_panel(self) -> None:
@@ -143,9 +131,9 @@ class Branch:
             self.engine.answer_with(index, self._files(index))
             for question in (question for question in questions if question.task == task.name):
                 self.progress.describe(f"panel, question {len(with_crma) + 1}/{len(questions)}")
-                options = self.engine.encode(question.examples, f"{question.task}, panel")
+                options = self.data.encoder.encode(question.examples, f"{question.task}, panel")
                 cut += sum(option.cut > 0 for option in options)
-                batch = self.engine.batch([[option] for option in options])
+                batch = self.data.encoder.batch([[option] for option in options])
                 with_crma.append(self._is_right(question, batch))
                 with self.engine.without_crma():
                     without_crma.append(self._is_right(question, batch))

@@ -7,38 +7,29 @@ from functools import cached_property
 
 from backends.finetune.engines.engine import Engine
 from backends.finetune.methods.memory import memory_indices, replay_draw
-from backends.finetune.methods.method import Condition
-from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.models.folder import load_tokenizer
+from backends.finetune.tasks.encoder import Encoder, Row
 from backends.finetune.tasks.encoding import Batch, EncodedExample, evaluation_order, training_order
-from backends.finetune.tasks.packing import pack
-from backends.finetune.tasks.task import Task
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.texts import count_texts, encode_tasks
-
-Row = list[EncodedExample]
 
 
 class EncodedTasks:
     """Tokenized once. Every draw is a function of seed, phase and step. Raises: TaskDataError."""
 
-    def __init__(
-        self, protocol: Protocol, tasks: Sequence[Task], engine: Engine, condition: Condition, seed: int
-    ) -> None:
-        self.protocol, self.tasks, self.engine, self.condition, self.seed = protocol, tasks, engine, condition, seed
-        encoded = encode_tasks(tasks, engine.encode)
+    def __init__(self, job: Job) -> None:
+        self.protocol, self.condition, self.seed = job.protocol, job.condition, job.seed
+        self.encoder = Encoder(load_tokenizer(job.model), job.protocol)
+        encoded = encode_tasks(job.tasks, self.encoder)
         self.texts = [count_texts(sides) for sides in encoded]
         self.train = [sides["train"] for sides in encoded]
-        self.rows: list[list[Row]] = [self._rows(examples) for examples in self.train]
+        self.rows: list[list[Row]] = [self.encoder.rows(examples) for examples in self.train]
         self.holdout = [self._evaluation(sides["holdout"]) for sides in encoded]
         self._canaries = [sides["canaries"] for sides in encoded]
 
-    def _rows(self, examples: Sequence[EncodedExample]) -> list[Row]:
-        if not self.protocol.packing:
-            return [[example] for example in examples]
-        return [[examples[index] for index in row] for row in pack(examples, self.protocol.max_tokens)]
-
     def _evaluation(self, examples: Sequence[EncodedExample]) -> list[Batch]:
         order = evaluation_order(examples, self.protocol.batch_size)
-        return [self.engine.batch([[examples[index]] for index in batch]) for batch in order]
+        return [self.encoder.batch([[examples[index]] for index in batch]) for batch in order]
 
     def order(self, phase: int) -> list[list[list[int]]]:
         """Per optimizer step of a phase: the rows of each of its batches."""
@@ -55,14 +46,14 @@ class EncodedTasks:
             # A step of several batches draws for each of them
             turn = step * self.protocol.accumulation + place
             replayed = self._drawn(phase, turn) if joined else []
-            batches.append(self.engine.batch([self.rows[phase][row] for row in batch] + replayed))
+            batches.append(self.encoder.batch([self.rows[phase][row] for row in batch] + replayed))
         return batches
 
     def memory(self, phase: int, step: int) -> Batch | None:
         """Examples of earlier tasks that a step is given beside its batches, where its method asks for them."""
         if self.condition.method.memory != "beside" or phase == 0:
             return None
-        return self.engine.batch(self._drawn(phase, step))
+        return self.encoder.batch(self._drawn(phase, step))
 
     def _drawn(self, phase: int, turn: int) -> list[Row]:
         sizes = [len(memory) for memory in self._memories[:phase]]
@@ -81,11 +72,11 @@ class EncodedTasks:
     def examples_of(self, phase: int, count: int) -> Iterator[Batch]:
         """Batches of one, of a finished phase, for what its method keeps of it."""
         for index in memory_indices(len(self.train[phase]), count, seed=self.seed, task=phase):
-            yield self.engine.batch([[self.train[phase][index]]])
+            yield self.encoder.batch([[self.train[phase][index]]])
 
-    def exact_match(self, task: int) -> float:
+    def exact_match(self, engine: Engine, task: int) -> float:
         """Fraction of a task's canaries that greedy decoding recalls, with what answers now. Clause: CL-7."""
-        scored = self.engine.scores(self._evaluation(self._canaries[task]))
+        scored = engine.scores(self._evaluation(self._canaries[task]))
         return sum(score.is_greedy for score in scored) / len(scored)
 
     def training_tokens(self, phase: int) -> int:

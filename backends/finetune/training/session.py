@@ -12,6 +12,7 @@ from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import RunResults, read_results
 from backends.finetune.runs.run_folder import RunFolder
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Task
 from backends.finetune.training.branch import Branch
 from backends.finetune.training.progress import Progress
@@ -44,8 +45,8 @@ def run_session(
     """
 
     def branch(condition: Condition, seed: int) -> Branch:
-        engine = make_engine(model_path, protocol, condition, seed)
-        return Branch(protocol, tasks[seed], engine, folder, condition, seed, progress, log)
+        job = Job(model_path, protocol, condition, seed, tasks[seed])
+        return Branch(job, make_engine(job), folder, progress, log)
 
     for seed in protocol.seeds:
         if (protocol.transfer or protocol.canaries) and seed not in read_results(folder.results).base:

@@ -249,11 +249,11 @@ def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command
 
     step, calls = torch_engine.TorchEngine.step, []
 
-    def interrupted(self, batch, index):
+    def interrupted(self, batch, index, memory=None):
         calls.append(index)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return step(self, batch, index)
+        return step(self, batch, index, memory)
 
     command = finetune_command(tmp_path / "run", "--conditions", "frozen")
     monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)

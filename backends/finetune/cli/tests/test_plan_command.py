@@ -24,6 +24,7 @@ from backends.finetune.models.random_weights import random_model_folder
 from backends.finetune.models.zoo import ZOO
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.domains.packages import package_folder
+from backends.finetune.tasks.job import Job
 
 ROOT = Path(__file__).parents[4]
 RANDOM, FOUR_BITS = ["--model", "saul-7b", "--random-weights"], ["--set", "quantization=4bit"]
@@ -65,7 +66,7 @@ def test_a_plan_of_ones_own_tasks(plan, tiny, tiny_model):
     code, out = plan(*tiny, "--measure")
     assert code == 0
     engine_of, _ = engine_factory("torch-cpu")
-    engine = engine_of(tiny_model, load_protocol(tiny[0]), parse_condition("modular"), 0)
+    engine = engine_of(Job(tiny_model, load_protocol(tiny[0]), parse_condition("modular"), 0))
     engine.begin_phase(0, 1)
     counts = engine.parameter_counts()
     row = re.search(r"│ modular +│ +([\d,]+) │ +([\d,]+) │", out)

@@ -35,14 +35,12 @@ from backends.finetune.engines.optimizer import (
     trains_crma,
 )
 from backends.finetune.engines.world import SINGLE
-from backends.finetune.methods.method import Condition
 from backends.finetune.models.check_fits import check_fits
-from backends.finetune.models.folder import load_config, load_tokenizer
-from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.models.folder import load_config
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.runs.run_folder import PhaseFiles
-from backends.finetune.tasks.encoding import Batch, EncodedExample, collate, encode, padding_id
-from backends.finetune.tasks.task import Example
+from backends.finetune.tasks.encoding import Batch
+from backends.finetune.tasks.job import Job
 from backends.jax import CRMAAdapter
 from backends.jax.certificates import certificate, limit_displacement
 from backends.jax.decoder import load_decoder
@@ -55,13 +53,11 @@ from reference.errors import ConfigError, ModelError, NonFiniteError, ProtocolEr
 class JaxEngine:
     """See :class:`backends.finetune.engines.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
 
-    def __init__(
-        self, model_path: Path, protocol: Protocol, condition: Condition, seed: int, placement: Placement
-    ) -> None:
-        self.model_path, self.protocol, self.condition, self.seed = model_path, protocol, condition, seed
-        self.placement, self.world = placement, SINGLE
+    def __init__(self, job: Job, placement: Placement) -> None:
+        self.model_path, self.protocol, self.condition = job.model, job.protocol, job.condition
+        model_path, protocol, condition = job.model, job.protocol, job.condition
+        self.seed, self.placement, self.world = job.seed, placement, SINGLE
         check_fits(model_path, protocol)
-        self.tokenizer = load_tokenizer(model_path)
         dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
         self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
         described = load_config(model_path).get_text_config()
@@ -81,12 +77,6 @@ class JaxEngine:
         self._set_compute(0)
 
     # Data -----------------------------------------------------------------------------------------------------------
-
-    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
-        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
-
-    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
-        return collate([example for row in rows for example in row], padding_id(self.tokenizer))
 
     def _on_device(self, batch: Batch) -> Any:
         rows = self.placement.rows(self.protocol.batch_size)

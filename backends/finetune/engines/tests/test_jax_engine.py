@@ -18,9 +18,12 @@ from safetensors.numpy import load_file
 
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
+from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.encoding import Batch
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Example
 
 STEPS = 20
@@ -42,17 +45,24 @@ def engines(tiny_model: Path, tmp_path: Path) -> Callable[[str], list[Any]]:
 
     protocol = load_protocol(str(tiny_protocol(tmp_path, tiny_model)))
     factories = [engine_factory(name)[0] for name in ("torch-cpu", "jax-cpu")]
-    return lambda condition: [make(tiny_model, protocol, parse_condition(condition), 3) for make in factories]
+    return lambda condition: [make(Job(tiny_model, protocol, parse_condition(condition), 3)) for make in factories]
 
 
-def batches(engine: Any, rng: np.random.Generator, count: int) -> list[Batch]:
+@pytest.fixture
+def encoder(tiny_model: Path, tmp_path: Path) -> Encoder:
+    from backends.finetune.conftest import tiny_protocol
+
+    return Encoder(load_tokenizer(tiny_model), load_protocol(str(tiny_protocol(tmp_path, tiny_model))))
+
+
+def batches(encoder: Encoder, rng: np.random.Generator, count: int) -> list[Batch]:
     letters = np.array(list("abcdefgh "))
     examples = [
         Example("".join(rng.choice(letters, 3)), "".join(rng.choice(letters, rng.integers(2, 9))))
         for _ in range(3 * count)
     ]
-    encoded = engine.encode(examples, "made up")
-    return [engine.batch([[e] for e in encoded[start : start + 3]]) for start in range(0, len(encoded), 3)]
+    encoded = encoder.encode(examples, "made up")
+    return [encoder.batch([[e] for e in encoded[start : start + 3]]) for start in range(0, len(encoded), 3)]
 
 
 def hand_over(source: Any, target: Any, folder: Path) -> None:
@@ -73,13 +83,13 @@ def arrays(engine: Any, folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("condition", ["frozen", "modular", "frozen-raised"])
-def test_twenty_steps_from_the_same_start_are_the_same_training(engines, condition, tmp_path):
+def test_twenty_steps_from_the_same_start_are_the_same_training(engines, encoder, condition, tmp_path):
     ours, theirs = engines(condition)
     for engine in (ours, theirs):
         engine.begin_phase(0, STEPS)
     hand_over(ours, theirs, tmp_path / "start")
     start = arrays(ours, tmp_path / "before")
-    given = batches(ours, np.random.default_rng(0), STEPS + 1)
+    given = batches(encoder, np.random.default_rng(0), STEPS + 1)
     reports = [(ours.step([batch], i), theirs.step([batch], i)) for i, batch in enumerate(given[:-1])]
     losses = np.array([[report.loss for report in pair] for pair in reports])
     np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=LOSS_TOLERANCE)
@@ -113,11 +123,11 @@ def test_what_one_engine_trains_answers_the_same_in_the_other(engines, direction
     assert target.spectrum()[:4] == pytest.approx(source.spectrum()[:4], rel=1e-6)
 
 
-def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines, tmp_path):
+def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines, encoder, tmp_path):
     """The first phase is PyTorch's; both train the second one from the same LoRA."""
     ours, theirs = engines("modular-still")
     ours.begin_phase(0, 5)
-    given = batches(ours, np.random.default_rng(0), 11)
+    given = batches(encoder, np.random.default_rng(0), 11)
     for index, batch in enumerate(given[:5]):
         ours.step([batch], index)
     hand_over(ours, theirs, tmp_path / "first")
@@ -137,12 +147,12 @@ def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines,
         assert apart <= PARAMETER_TOLERANCE * moved, name
 
 
-def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines, tmp_path):
+def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines, encoder, tmp_path):
     ours, theirs = engines("modular")
     for engine in (ours, theirs):
         engine.begin_phase(0, 60)
-    easy = ours.encode([Example(letter, "ab") for letter in "xyz"], "to be recalled")
-    given = [ours.batch([[example] for example in easy]), *batches(ours, np.random.default_rng(0), 3)]
+    easy = encoder.encode([Example(letter, "ab") for letter in "xyz"], "to be recalled")
+    given = [encoder.batch([[example] for example in easy]), *batches(encoder, np.random.default_rng(0), 3)]
     for index in range(60):
         ours.step([given[0]], index)
     hand_over(ours, theirs, tmp_path)
@@ -158,13 +168,13 @@ def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines,
     assert {score.is_greedy for score in with_crma[1]} == {True, False}
 
 
-def test_more_rows_than_a_batch_are_scored_as_in_several_batches(engines):
+def test_more_rows_than_a_batch_are_scored_as_in_several_batches(engines, encoder):
     _, theirs = engines("modular")
     theirs.begin_phase(0, 1)
     examples = [Example("abc", letter * (index + 1)) for index, letter in enumerate("abcde")]
-    encoded = theirs.encode(examples, "five options, and batches of three")
-    together = theirs.scores([theirs.batch([[example] for example in encoded])])
-    by_itself = [theirs.scores([theirs.batch([[example]])])[0] for example in encoded]
+    encoded = encoder.encode(examples, "five options, and batches of three")
+    together = theirs.scores([encoder.batch([[example] for example in encoded])])
+    by_itself = [theirs.scores([encoder.batch([[example]])])[0] for example in encoded]
     assert [score.loss for score in together] == pytest.approx([score.loss for score in by_itself], rel=1e-5)
 
 

@@ -159,11 +159,11 @@ def test_a_still_crma_interrupted_in_its_last_phase_goes_on_to_the_same_bits(
 
     step, calls = jax_engine.JaxEngine.step, []
 
-    def interrupted(self, batches, index):
+    def interrupted(self, batches, index, memory=None):
         calls.append(index)
         if len(calls) == 12 + 12 + 8:
             raise KeyboardInterrupt
-        return step(self, batches, index)
+        return step(self, batches, index, memory)
 
     monkeypatch.setattr(jax_engine.JaxEngine, "step", interrupted)
     settings = (*JAX, "--set", "transfer=true", "--set", "panel=1", "--conditions", "modular-still")
@@ -230,11 +230,11 @@ def test_a_run_may_be_interrupted_on_one_device_and_resumed_on_a_mesh(
 
     step, calls = jax_engine.JaxEngine.step, []
 
-    def interrupted(self, batch, index):
+    def interrupted(self, batch, index, memory=None):
         calls.append(index)
         if len(calls) == 12 + 8:
             raise KeyboardInterrupt
-        return step(self, batch, index)
+        return step(self, batch, index, memory)
 
     monkeypatch.setattr(jax_engine.JaxEngine, "step", interrupted)
     modular = (*JAX, "--conditions", "modular")

@@ -15,9 +15,12 @@ from backends.finetune.conftest import adapters, measured, tiny_protocol
 from backends.finetune.engines.torch.engine import TorchEngine
 from backends.finetune.engines.torch.model import load_base
 from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.tests.test_base_loading import edit, rewrite
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.results import read_results
+from backends.finetune.tasks.encoder import Encoder
+from backends.finetune.tasks.job import Job
 from reference.errors import ModelError
 
 FOUR_BITS = ("--set", "quantization=4bit")
@@ -62,7 +65,7 @@ def test_a_run_in_four_bits_learns_and_frozen_drifts_by_exactly_zero(tmp_path, m
 
 def test_linear_layers_are_packed_and_nothing_of_them_is_trained(tmp_path, model):
     protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
-    engine = TorchEngine(model, protocol, parse_condition("modular"), 0, "cpu")
+    engine = TorchEngine(Job(model, protocol, parse_condition("modular"), 0), "cpu")
     weights = packed(engine)
     assert len(weights) == 2 * 7  # of two blocks of a Llama
     assert all(weight.dtype == torch.uint8 and not weight.requires_grad for weight in weights.values())
@@ -72,7 +75,7 @@ def test_linear_layers_are_packed_and_nothing_of_them_is_trained(tmp_path, model
     assert all(value.dtype == torch.float32 for name, value in engine.model.named_parameters() if name in trained)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     engine.begin_phase(0, 2)
-    batch = engine.batch([engine.encode(_examples(), "made up")[:1]])
+    batch = encoded(model, protocol, 1)
     for index in range(2):
         engine.step([batch], index)
     assert all(torch.equal(weight, before[name]) for name, weight in packed(engine).items())
@@ -82,7 +85,7 @@ def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, m
     """Against a model in float32 that holds them; what remains is the rounding of products to bfloat16."""
     protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
     plain = load_protocol(str(tiny_protocol(tmp_path, model)))
-    ours, theirs = (TorchEngine(model, each, parse_condition("modular"), 0, "cpu") for each in (protocol, plain))
+    ours, theirs = (TorchEngine(Job(model, each, parse_condition("modular"), 0), "cpu") for each in (protocol, plain))
     values = dict(theirs.model.named_parameters())
     with torch.no_grad():
         for name, weight in packed(ours).items():
@@ -90,7 +93,7 @@ def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, m
     found = []
     for engine in (ours, theirs):
         engine.begin_phase(0, 4)
-        batch = engine.batch([[example] for example in engine.encode(_examples(), "made up")])
+        batch = encoded(model, protocol)
         engine.holdout_loss([batch])  # what is measured first must not change what is trained then
         draws = torch.Generator().manual_seed(1)
         assert engine.slot is not None
@@ -122,9 +125,9 @@ def test_a_folder_in_four_bits_trains_as_one_that_is_quantized_when_it_is_loaded
     protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
     norms = []
     for folder in (model, stored):
-        engine = TorchEngine(folder, protocol, parse_condition("modular"), 0, "cpu")
+        engine = TorchEngine(Job(folder, protocol, parse_condition("modular"), 0), "cpu")
         engine.begin_phase(0, 2)
-        batch = engine.batch([[example] for example in engine.encode(_examples(), "made up")])
+        batch = encoded(model, protocol)
         engine.holdout_loss([batch])  # bitsandbytes packs anew when a model first answers
         norms.append([engine.step([batch], index) for index in range(2)])
     assert norms[0] == norms[1]
@@ -181,3 +184,10 @@ def _examples():
     from backends.finetune.tasks.task import Example
 
     return [Example("abc", "defg"), Example("say", " what else")]
+
+
+def encoded(model, protocol, count=2):
+    """The first examples as a batch, one a row."""
+    encoder = Encoder(load_tokenizer(model), protocol)
+    rows = [[example] for example in encoder.encode(_examples(), "made up")]
+    return encoder.batch(rows[:count])

@@ -24,6 +24,7 @@ from backends.finetune.methods.ewc import ElasticWeightConsolidation, diagonal_f
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import IGNORED, Batch
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import parse_task_option
 from backends.finetune.training.encoded_tasks import EncodedTasks
 
@@ -37,9 +38,8 @@ class Trained:
         tasks = [parse_task_option(option) for option in options]
         self.model, self.run, self.condition = model, RunFolder(folder / "run"), condition
         self.protocol = load_protocol(str(tiny_protocol(folder, model)), settings, tasks=[task.name for task in tasks])
-        kind = parse_condition(condition)
-        self.engine = TorchEngine(model, self.protocol, kind, 0, "cpu")
-        self.data = EncodedTasks(self.protocol, tasks, self.engine, kind, 0)
+        job = Job(model, self.protocol, parse_condition(condition), 0, tasks)
+        self.engine, self.data = TorchEngine(job, "cpu"), EncodedTasks(job)
 
     def files(self, phase: int) -> PhaseFiles:
         return self.run.files(0, self.condition, phase)
@@ -253,9 +253,11 @@ def test_batches_of_one_step_and_examples_of_one_row_weigh_every_answer_token_al
         engine.optimizer.zero_grad(set_to_none=True)
         return loss, found
 
-    loss, expected = gradients(engine.batch([[example] for example in examples]))
-    accumulated = gradients(engine.batch([[examples[0]]]), engine.batch([[example] for example in examples[1:]]))
-    packed = gradients(engine.batch([examples[:1], examples[1:]]))
+    loss, expected = gradients(run.data.encoder.batch([[example] for example in examples]))
+    accumulated = gradients(
+        run.data.encoder.batch([[examples[0]]]), run.data.encoder.batch([[example] for example in examples[1:]])
+    )
+    packed = gradients(run.data.encoder.batch([examples[:1], examples[1:]]))
     largest = max(float(gradient.abs().max()) for gradient in expected)
     assert largest > 1e-3
     for other_loss, other in (accumulated, packed):

@@ -291,11 +291,11 @@ from backends.finetune.cli import main
 from backends.finetune.engines.torch.engine import TorchEngine as engine
 first = os.environ["RANK"] == "0"
 step, calls = engine.step, []
-def failing(self, batches, index):
+def failing(self, batches, index, memory=None):
     calls.append(index)
     if len(calls) == 9:
         FAIL
-    return step(self, batches, index)
+    return step(self, batches, index, memory)
 engine.step = failing
 sys.exit(main(sys.argv[1:]))
 """

@@ -34,14 +34,12 @@ from backends.finetune.engines.torch.unconstrained import (
 )
 from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, total
 from backends.finetune.engines.world import SINGLE, World
-from backends.finetune.methods.method import Condition, Method, Training
-from backends.finetune.models.folder import load_tokenizer
-from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.methods.method import Method, Training
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.runs.run_folder import PhaseFiles
-from backends.finetune.tasks.encoding import IGNORED, Batch, EncodedExample, collate, encode, padding_id
-from backends.finetune.tasks.packing import check_packing, collate_packed, model_arguments
-from backends.finetune.tasks.task import Example
+from backends.finetune.tasks.encoding import IGNORED, Batch
+from backends.finetune.tasks.job import Job
+from backends.finetune.tasks.packing import check_packing, model_arguments
 from backends.sealed import seal
 from backends.torch import AdapterState, CRMABackbone, attach_crma
 from backends.torch.decoder import find_decoder
@@ -52,21 +50,11 @@ from reference.errors import NonFiniteError
 class TorchEngine:
     """See :class:`backends.finetune.engines.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
 
-    def __init__(
-        self,
-        model_path: Path,
-        protocol: Protocol,
-        condition: Condition,
-        seed: int,
-        device: str,
-        *,
-        world: World = SINGLE,
-        shard: bool = False,
-    ) -> None:
-        self.protocol, self.condition, self.seed, self.world = protocol, condition, seed, world
+    def __init__(self, job: Job, device: str, *, world: World = SINGLE, shard: bool = False) -> None:
+        protocol, condition = self.protocol, self.condition = job.protocol, job.condition
+        self.seed, self.world = job.seed, world
         self.device = torch.device(device)
-        self.tokenizer = load_tokenizer(model_path)
-        base = load_base(model_path, protocol, self.device, trainable=condition.trains == "full")
+        base = load_base(job.model, protocol, self.device, trainable=condition.trains == "full")
         self.backbone: CRMABackbone | None = None
         crma_size = 0
         if condition.crma != "none" or condition.raised_rank:
@@ -94,7 +82,7 @@ class TorchEngine:
         self.method: Method | None = None
         if self.slot is not None:
             scaling = protocol.lora.alpha / protocol.lora.rank
-            training = Training(self.slot, scaling, self._answer_logits, seed)
+            training = Training(self.slot, scaling, self._answer_logits, job.seed)
             self.method = condition.method(condition.settings(protocol), training)
         self.anchor: AdapterState | None = None
         self.phase = -1
@@ -109,17 +97,6 @@ class TorchEngine:
             gate_logit=crma.gate_logit,
             seed=self.seed,
         )
-
-    # Data -----------------------------------------------------------------------------------------------------------
-
-    def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
-        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
-
-    def batch(self, rows: Sequence[Sequence[EncodedExample]]) -> Batch:
-        padding = padding_id(self.tokenizer)
-        if any(len(row) > 1 for row in rows):
-            return collate_packed(rows, padding)
-        return collate([example for row in rows for example in row], padding)
 
     # Training -------------------------------------------------------------------------------------------------------
 

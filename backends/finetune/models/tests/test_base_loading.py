@@ -27,6 +27,7 @@ from backends.finetune.models.random_weights import build_random
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.models.weights import load_weights
 from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.tasks.job import Job
 from reference.errors import CRMAError, ModelError, OutOfMemoryError, ProtocolError
 
 Tensors = dict[str, Any]
@@ -47,7 +48,9 @@ def by_torch(folder: Path, **fields: Any) -> None:
 
 def by_jax(folder: Path, **fields: Any) -> None:
     pytest.importorskip("jax")
-    engine_factory("jax-cpu")[0](folder, protocol(**fields), parse_condition("frozen"), 0)
+    job = Job(folder, protocol(**fields), parse_condition("frozen"), 0)
+    engine_factory("jax-cpu")[0](job)
+    load_tokenizer(folder)
 
 
 @pytest.fixture(params=[by_torch, by_jax])

@@ -35,11 +35,11 @@ def test_a_run_says_so_and_goes_on_later(tmp_path, crma, finetune_command, monke
 
     step, calls = torch_engine.TorchEngine.step, []
 
-    def full(self, batch, index):
+    def full(self, batch, index, memory=None):
         calls.append(index)
         if len(calls) == 5:
             far_too_much_in_pytorch()
-        return step(self, batch, index)
+        return step(self, batch, index, memory)
 
     monkeypatch.setattr(torch_engine.TorchEngine, "step", full)
     frozen = ("--conditions", "frozen")

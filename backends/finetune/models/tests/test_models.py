@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="pip install 'crma[fin
 from safetensors import SafetensorError
 
 from backends.finetune.engines.by_name import engine_factory
-from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.models.folder import check_model_folder, load_tokenizer
 from backends.finetune.models.marker import MARKER, is_random, random_size
 from backends.finetune.models.random_weights import build_random, random_model_folder
@@ -27,6 +27,7 @@ from backends.finetune.models.resolve import resolve_model
 from backends.finetune.models.tokenizer import train_tokenizer, training_text
 from backends.finetune.models.zoo import ZOO, find_model
 from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.tasks.job import Job
 
 ROOT = Path(__file__).parents[4]
 
@@ -128,17 +129,17 @@ def test_weights_in_no_file_are_refused_by_jax():
     pytest.importorskip("optax", reason="pip install 'crma[jax]'")
     pytest.importorskip("jax", reason="pip install 'crma[jax]'")
     make_engine, _ = engine_factory("jax-cpu")
-    arguments = load_protocol("quickstart"), parse_condition("frozen"), 0
+    protocol = load_protocol("quickstart")
     with pytest.raises(ConfigError, match="random weights: got full size with jax-cpu") as caught:
-        make_engine(random_model_folder("tinyllama-1.1b", size="full", layers=1), *arguments)
+        make_engine(Job(random_model_folder("tinyllama-1.1b", size="full", layers=1), protocol, KNOWN["frozen"], 0))
     assert "--random-weights reduced" in caught.value.remedy
 
 
 def test_random_weights_are_not_quantized():
     make_engine, _ = engine_factory("torch-cpu")
-    arguments = load_protocol("quickstart", quantization="4bit"), parse_condition("frozen"), 0
+    protocol = load_protocol("quickstart", quantization="4bit")
     with pytest.raises(ProtocolError, match="quantization: got '4bit' with random weights"):
-        make_engine(random_model_folder("tinyllama-1.1b", size="reduced"), *arguments)
+        make_engine(Job(random_model_folder("tinyllama-1.1b", size="reduced"), protocol, KNOWN["frozen"], 0))
 
 
 def test_full_size_weights_are_drawn_from_the_seed_in_the_dtype_that_is_asked_for(tmp_path):

@@ -29,7 +29,9 @@ from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Setting, trace
 from backends.finetune.plan.work import PhaseWork, largest, most_work, share_of_device, work_of
 from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.encoding import training_order
+from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Example, Task
 
 
@@ -54,7 +56,7 @@ def test_counts_are_those_of_the_engine(name):
     make_engine, _ = engine_factory("torch-cpu")
     names = KNOWN if name == "phi-4-mini" else ("naive", "modular", "frozen-raised", "full")
     for condition in names:
-        engine = make_engine(folder, protocol, parse_condition(condition), 0)
+        engine = make_engine(Job(folder, protocol, parse_condition(condition), 0))
         engine.begin_phase(0, 1)
         assert counts.trainable(condition, protocol.lora.rank) == engine.parameter_counts(), condition
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -174,18 +176,17 @@ def test_work_is_that_of_a_session():
     tokenizer = load_tokenizer(folder)
     examples = tuple(Example("say", " word" * (index + 2)) for index in range(16))
     task = Task("a", examples[:11], examples[11:])
-    (work,) = work_of(protocol, [task], tokenizer, 7)
-    make_engine, _ = engine_factory("torch-cpu")
-    engine = make_engine(folder, protocol, parse_condition("frozen"), 7)
-    encoded = engine.encode(task.train, "a")
+    encoder = Encoder(tokenizer, protocol)
+    (work,) = work_of(encoder, [task], 7)
+    encoded = encoder.encode(task.train, "a")
     order = training_order([len(example.ids) for example in encoded], 3, 1, seed=7, phase=0)
-    batches = [engine.batch([[encoded[index]] for index in indices]) for indices in order]
+    batches = [encoder.batch([[encoded[index]] for index in indices]) for indices in order]
     assert [(*batch.input_ids.shape, batch.answer_tokens) for batch in batches] == list(work.batches)
     assert work.tokens == sum(batch.tokens for batch in batches)
     assert work.padded_tokens == sum(batch.input_ids.size for batch in batches) > work.tokens
     assert work.steps(1, 2) == 2
     assert work.steps(3, 5) == 3  # of 12 batches
-    packed, *_ = work_of(protocol_of(train=11, packing=True), [task], tokenizer, 7)
+    packed, *_ = work_of(Encoder(tokenizer, protocol_of(train=11, packing=True)), [task], 7)
     assert packed.tokens == work.tokens
     assert sum(rows for rows, _, _ in packed.batches) < 11 == sum(rows for rows, _, _ in work.batches)
     assert max(longest for _, longest, _ in packed.batches) <= 40
@@ -251,7 +252,7 @@ def test_steps_are_measured_through_the_engine():
     protocol = protocol_of(accumulation=2)
     make_engine, _ = engine_factory("torch-cpu")
     work = most_work(protocol)
-    rates = measure(folder, protocol, work, make_engine, "modular")
+    rates = measure(Job(folder, protocol, parse_condition("modular"), 0), work, make_engine)
     assert 0 < rates.evaluate < 0.1
     assert 0 < rates.train < 0.1
     plan = make_plan(folder, protocol, work, Machine(), {"modular": rates})

@@ -29,9 +29,9 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 from tokenizers import Tokenizer, models
 
+from backends.finetune.engines.torch.model import load_base
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.protocols.protocol import Protocol
-from backends.finetune.engines.torch.model import load_base
 from reference.errors import CRMAError
 
 COUNT = int(os.environ.get("CRMA_FUZZ", "400"))  # mutations

@@ -16,13 +16,13 @@ pytest.importorskip("peft")
 import safetensors.torch
 
 from backends.adapter_folder import read_adapter
-from backends.finetune.runs.checkpoint_file import read_checkpoint
-from backends.finetune.inference.peft_adapters import load_adapter
-from backends.finetune.inference.router_file import RouterContent, read_router, write_router
-from backends.finetune.runs.results import read_results
-from backends.finetune.runs.run_folder import RunFolder, checked_results
 from backends.finetune.engines.torch.checkpoint import read_tensors
 from backends.finetune.engines.torch.unconstrained import load_unconstrained
+from backends.finetune.inference.peft_adapters import load_adapter
+from backends.finetune.inference.router_file import RouterContent, read_router, write_router
+from backends.finetune.runs.checkpoint_file import read_checkpoint
+from backends.finetune.runs.results import read_results
+from backends.finetune.runs.run_folder import RunFolder, checked_results
 from backends.torch import load_state
 from reference.errors import CRMAError, RunFolderError
 

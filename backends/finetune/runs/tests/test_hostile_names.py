@@ -14,13 +14,13 @@ from rich.table import Table
 pytest.importorskip("peft")
 
 from backends.finetune.cli import main
+from backends.finetune.cli.terminal import Terminal
 from backends.finetune.conftest import write_tasks
 from backends.finetune.report.labels import label
-from backends.finetune.training.progress import Progress
 from backends.finetune.report.page import report_html
 from backends.finetune.runs.results import append_record, read_results
+from backends.finetune.training.progress import Progress
 from backends.finetune.training.tensorboard import TensorBoardLog
-from backends.finetune.cli.terminal import Terminal
 
 # moves the cursor, names the window, rings, turns what follows, opens an isolate, and is markup and mathematics
 HOSTILE = "\x1b[2J\x1b]0;t\x07\u202e\u2066\x9b1m\u2028\r[red][/b]:boom:$x^{2}$<b>"

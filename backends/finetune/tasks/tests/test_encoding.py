@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.runs.records import TextRecord
+from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.encoding import IGNORED, collate, encode, evaluation_order, training_order
 from backends.finetune.tasks.task import Example, Task
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
@@ -85,8 +87,9 @@ def test_every_text_without_room_is_named_by_file_and_line():
         "a response without a token: b.jsonl, line 9; "
     )
     tasks = [Task("x", tuple(first), (Example("a", "b"),)), Task("y", (Example("c", "d"),), (Example(long, "e"),))]
+    protocol = load_protocol("quickstart", max_tokens=20)
     with pytest.raises(TaskDataError) as caught:
-        encode_tasks(tasks, lambda texts, where: encode(texts, Letters(), 20, task=where))
+        encode_tasks(tasks, Encoder(Letters(), protocol))
     assert "task x, train, 3 of 4 texts" in str(caught.value)
     assert "task y, holdout, example 1: a prompt of 30 tokens" in str(caught.value)
 
@@ -96,7 +99,7 @@ def test_a_canary_that_is_cut_is_refused():
     """Recalled to where it is cut, it would count as recalled to its end."""
     task = Task("x", (Example("a", "b"),), (Example("a", "c"),), (Example("a", "b"), Example("a", "b" * 30)))
     with pytest.raises(TaskDataError, match="task x, canaries: got 1 of 2 cut at max_tokens"):
-        encode_tasks([task], lambda texts, where: encode(texts, Letters(), 20, task=where))
+        encode_tasks([task], Encoder(Letters(), load_protocol("quickstart", max_tokens=20)))
 
 
 def test_padding_is_masked_and_not_learned():

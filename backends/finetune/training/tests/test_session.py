@@ -178,11 +178,11 @@ def test_interrupt_from_the_keyboard_says_how_to_go_on(finished, tmp_path, crma,
 
     step, calls = torch_engine.TorchEngine.step, []
 
-    def interrupted(self, batch, index):
+    def interrupted(self, batch, index, memory=None):
         calls.append(index)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return step(self, batch, index)
+        return step(self, batch, index, memory)
 
     monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
     code, _, error = crma(finetune_command(tmp_path / "run"))
