@@ -29,7 +29,7 @@ def certify(options: argparse.Namespace) -> int:
     from backends.atomic import atomic_write
     from backends.finetune.certify.certification import certify_run
     from backends.finetune.certify.table import show
-    from backends.finetune.cli.terminal import Terminal
+    from backends.finetune.report.terminal import Terminal
     from reference.errors import ConfigError, DiskSpaceError
 
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other

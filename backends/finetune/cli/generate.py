@@ -49,8 +49,8 @@ def add_parser(commands: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Run the command. Raises: the errors of everything it calls."""
     from backends import load_backend
-    from backends.finetune.cli.terminal import Terminal
     from backends.finetune.inference.registry import AdapterRegistry
+    from backends.finetune.report.terminal import Terminal
     from backends.finetune.training.threads import set_up_framework
 
     console = Terminal(soft_wrap=True, highlight=False)

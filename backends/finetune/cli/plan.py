@@ -54,11 +54,11 @@ def add_parser(commands: Any) -> None:
 
 def plan_command(options: argparse.Namespace) -> int:
     """Print the plan; 1 if a condition does not fit the memory that is given or found. Raises: CRMAErrors."""
-    from backends.finetune.cli.terminal import Terminal
     from backends.finetune.models.check_fits import check_fits
     from backends.finetune.plan.estimate import make_plan
     from backends.finetune.plan.show import GIB, show_plan
     from backends.finetune.protocols.protocol import load_protocol
+    from backends.finetune.report.terminal import Terminal
     from backends.finetune.tasks.task import parse_task_options
     from backends.finetune.training.threads import set_up_framework
 

@@ -14,11 +14,10 @@ from typing import NoReturn
 
 from backends.files import printable
 from backends.finetune.cli.certify import add_parser as add_certify
+from backends.finetune.cli.finetune import add_parser as add_finetune
 from backends.finetune.cli.generate import add_parser as add_generate
-from backends.finetune.cli.plan import SETTINGS
 from backends.finetune.cli.plan import add_parser as add_plan
 from backends.finetune.cli.route import add_parser as add_route
-from backends.finetune.methods.conditions import BUDGET_FORM, KNOWN
 from backends.finetune.models.load_errors import LIMITS
 from reference import SPEC_VERSION
 from reference.errors import ConfigError, CRMAError, MissingPackageError
@@ -92,43 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    finetune = commands.add_parser("finetune", help="fine-tune a model through a sequence of tasks")
-    finetune.add_argument("protocol", help="a protocol's name (see `crma protocols`) or a .toml file")
-    finetune.add_argument("--model", help="a local Hugging Face folder, or smollm2")
-    finetune.add_argument("--backend", default="torch-cpu", help="torch-cpu (default), torch-cuda, jax-cpu or jax-cuda")
-    finetune.add_argument(
-        "--mesh", metavar="DATAxMODEL", help="JAX: rows of a batch over DATA devices, weights over MODEL"
-    )
-    finetune.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the protocol's")
-    finetune.add_argument(
-        "--conditions",
-        nargs="+",
-        metavar="CONDITION",
-        help=f"{', '.join(KNOWN)}, {BUDGET_FORM}, modular@none",
-    )
-    finetune.add_argument("--set", **SETTINGS)
-    finetune.add_argument(
-        "--task",
-        action="append",
-        metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl",
-        help="a task of your own, once per task in order, instead of the protocol's; lines of"
-        ' {"prompt": ..., "response": ...} or {"text": ...}',
-    )
-    finetune.add_argument(
-        "--out", type=Path, help="run folder; an interrupted run goes on in it (default: runs/PROTOCOL)"
-    )
-    finetune.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    finetune.add_argument(
-        "--random-weights",
-        choices=("full", "reduced"),
-        help="instead of the model's weights, its architecture at full or reduced size; every output says so",
-    )
-    finetune.add_argument(
-        "--shard", action="store_true", help="PyTorch under torchrun: spread the base model over the processes (FSDP2)"
-    )
-    finetune.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard as well")
-    finetune.set_defaults(run=_finetune)
-
+    add_finetune(commands)
     report = commands.add_parser("report", help="write table, pictures and HTML of a run folder again")
     report.add_argument("folder", type=Path)
     report.set_defaults(run=_report)
@@ -154,15 +117,9 @@ def _versions() -> str:
     return f"{own} (specification {SPEC_VERSION}; Python {platform.python_version()}; {', '.join(libraries)})"
 
 
-def _finetune(options: argparse.Namespace) -> None:
-    from backends.finetune.cli.finetune import finetune
-
-    finetune(options)
-
-
 def _report(options: argparse.Namespace) -> None:
-    from backends.finetune.cli.finetune import show_report
-    from backends.finetune.cli.terminal import Terminal
+    from backends.finetune.report.terminal import Terminal
+    from backends.finetune.training.finetune import show_report
 
     show_report(options.folder, Terminal())
 
@@ -170,8 +127,8 @@ def _report(options: argparse.Namespace) -> None:
 def _protocols(options: argparse.Namespace) -> None:
     from rich.padding import Padding
 
-    from backends.finetune.cli.terminal import Terminal
     from backends.finetune.protocols.protocol import load_protocol, protocols_folder
+    from backends.finetune.report.terminal import Terminal
 
     console = Terminal(highlight=False)
     for path in sorted(protocols_folder().glob("*.toml")):

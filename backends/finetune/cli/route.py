@@ -43,11 +43,11 @@ def add_parser(commands: Any) -> None:
 
 def route(options: argparse.Namespace) -> None:
     """Run the command. Raises: the errors of everything it calls."""
-    from backends.finetune.cli.terminal import Terminal
     from backends.finetune.inference.embeddings import load_embedding
     from backends.finetune.inference.router import CentroidRouter
     from backends.finetune.inference.router_evaluation import evaluate, leave_out
     from backends.finetune.inference.run_queries import queries_of, run_tasks
+    from backends.finetune.report.terminal import Terminal
 
     console = Terminal()
     tasks = run_tasks(options.folder, seed=options.seed, own=options.task or [])

@@ -72,6 +72,15 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
     return tuple(_example(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
 
 
+def load_task(name: str, train: str | Path, holdout: str | Path) -> Task:
+    """A task of one's own from two files, each with one JSON object a line: {"prompt": ..., "response": ...} or
+    {"text": ...}.
+
+    Raises: TaskDataError, naming the file and the line that is wrong. Source: ours.
+    """
+    return Task(name, read_examples(train), read_examples(holdout))
+
+
 def parse_task_options(options: Sequence[str]) -> list[Task]:
     """The tasks of one sequence, each from ``name=train.jsonl:holdout.jsonl``. Only the last colon separates two paths.
 
@@ -82,7 +91,7 @@ def parse_task_options(options: Sequence[str]) -> list[Task]:
     Clauses: ERR-1, ERR-2. Source: ours.
     """
     parts = [_parts(option) for option in options]
-    tasks = [Task(name, read_examples(train), read_examples(holdout)) for name, train, holdout in parts]
+    tasks = [load_task(*of_task) for of_task in parts]
     used: dict[str, str] = {}
     for name, *paths in parts:
         for side, path in zip(("training", "holdout"), paths, strict=True):

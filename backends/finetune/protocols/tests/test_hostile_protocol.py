@@ -234,7 +234,7 @@ def test_a_lack_of_threads_is_called_so(crma, monkeypatch):
         def none_left(*_):
             raise error
 
-        monkeypatch.setattr("backends.finetune.cli.finetune.show_report", none_left)
+        monkeypatch.setattr("backends.finetune.training.finetune.show_report", none_left)
         return crma(["report", "x"])
 
     for error in (RuntimeError("can't start new thread"), BlockingIOError(11, "Resource temporarily unavailable")):

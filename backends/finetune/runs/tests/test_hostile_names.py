@@ -14,10 +14,10 @@ from rich.table import Table
 pytest.importorskip("peft")
 
 from backends.finetune.cli import main
-from backends.finetune.cli.terminal import Terminal
 from backends.finetune.conftest import write_tasks
 from backends.finetune.report.labels import label
 from backends.finetune.report.page import report_html
+from backends.finetune.report.terminal import Terminal
 from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.tensorboard import TensorBoardLog
