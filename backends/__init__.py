@@ -37,7 +37,7 @@ def load_backend(name: str) -> Backend:
         DeviceUnavailableError: the device that the name promises is missing; there is no fallback.
         MissingPackageError: the backend's framework is not installed.
 
-    Clauses: BACK-1, BACK-2, BACK-5, ERR-3. Source: ours.
+    Clauses: BACK-1, BACK-2, BACK-5, ERR-3.
 
     >>> load_backend("reference").device
     'cpu'

@@ -1,4 +1,4 @@
-"""The folder of a LoRA in PEFT's format: weights and settings as bytes, the same for every framework. Source: ours."""
+"""The folder of a LoRA in PEFT's format: weights and settings as bytes, the same for every framework."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def describe(config: Any) -> str:
 def architecture_digest(config: Any) -> str:
     """SHA-256, in hex, of the configuration fields in FIELDS as JSON with sorted keys and without spaces.
 
-    Fields that the configuration does not have, or that are None, are left out. Source: ours. Clause: STATE-2.
+    Fields that the configuration does not have, or that are None, are left out. Clause: STATE-2.
     """
     fields = _without_none({field: _value(config, field) for field in FIELDS})
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)

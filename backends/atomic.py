@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old content or the new, never half of it. Clauses: STATE-3, ERR-4. Source: ours."""
+"""Atomic files: a reader sees the old content or the new, never half of it. Clauses: STATE-3, ERR-4."""
 
 from __future__ import annotations
 

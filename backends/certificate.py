@@ -40,7 +40,7 @@ class Certificate(NamedTuple):
     def worst_first(self) -> list[LayerCertificate]:
         """One row per layer: those that break a bound first, then by displacement, then by the smallest singular value.
 
-        The smallest singular value says how much of a direction the layer can erase. Source: ours.
+        The smallest singular value says how much of a direction the layer can erase.
         """
         columns = [tensor.tolist() for tensor in self[:4]]
         layers = len(columns[0])

@@ -14,7 +14,7 @@ Reply: ``{"id": 7, "result": ...}`` or ``{"id": 7, "error": "what is wrong"}``, 
 
 Several threads may ask at once: each question waits for the answer to the one before.
 
-Clauses: BACK-5, BACK-11, BACK-12, ERR-2. Source: ours.
+Clauses: BACK-5, BACK-11, BACK-12, ERR-2.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def start_executable(command: str) -> ExecutablePort:
     """Start ``command`` and ask it to describe itself.
 
     Raises: BackendError if there is no such program; PortStoppedError if it does not answer as it should.
-    Clauses: BACK-5. Source: ours.
+    Clauses: BACK-5.
     """
     if os.name != "posix":
         raise _unusable(command, f"a system of the kind {os.name!r}, whose pipes cannot be waited for")

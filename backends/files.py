@@ -1,4 +1,4 @@
-"""Read a file that somebody else may have written, damaged, or replaced by something that is no file. Source: ours.
+"""Read a file that somebody else may have written, damaged, or replaced by something that is no file.
 
 Every reader of the project that is given a path by a user, or by a folder from elsewhere, opens it here: a FIFO, a
 device or a folder is refused at once rather than waited for, and a size beyond reason before anything is allocated.

@@ -4,7 +4,7 @@ A port of another framework converts at this border, and runs its own code, its 
 inside. Here arrays are NumPy's; ``backends.port`` serves ports that would rather have plain lists, and
 ``backends.executable`` those that are programs of their own.
 
-Clauses: BACK-1, BACK-3, BACK-4, BACK-6 to BACK-12. Source: ours.
+Clauses: BACK-1, BACK-3, BACK-4, BACK-6 to BACK-12.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 
 def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
-    """float64 to ``dtype``, to nearest and in one step. Clauses: MIX-10, BACK-12. Source: ours.
+    """float64 to ``dtype``, to nearest and in one step. Clauses: MIX-10, BACK-12.
 
     ml_dtypes rounds float64 to float32 on its way to bfloat16. What float32 could not hold is marked there in the last
     bit, which is never that of a number halfway between two of bfloat16, so the second step decides as a single one.

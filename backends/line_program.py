@@ -1,7 +1,6 @@
 """A program that is written a line and answers a line, within a time, whatever else it does.
 
 One thread serves its three pipes, so that neither side ever waits for one pipe while it fills another. Clauses: BACK-5.
-Source: ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Somebody's port behind the interface: what it asks for goes in, and plain NumPy arrays of its own come out.
 
-Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12. Source: ours.
+Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Port:
     Raises: BackendError, naming what is missing or wrong, here and in every function that raises. Whatever a port
     raises, an exit or a test framework's way to skip a test included, is the same refusal: it must not be able to leave
     out a test. A result that is none, and an attribute that a call has changed, is a PortResultError: no refusal.
-    Clauses: BACK-1, BACK-3. Source: ours.
+    Clauses: BACK-1, BACK-3.
     """
 
     def __init__(self, raw: Any, source: str) -> None:

@@ -1,4 +1,4 @@
-"""A safetensors file that carries the SHA-256 of itself, so that damage to any byte of it is noticed. Source: ours.
+"""A safetensors file that carries the SHA-256 of itself, so that damage to any byte of it is noticed.
 
 The metadata ``sha256`` is the digest of the whole file with 64 zeros in its place. Any reader of safetensors reads such
 a file; ours refuse one whose bytes do not give the digest, and read it into memory, not as a map of the file.

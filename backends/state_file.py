@@ -1,6 +1,6 @@
 """The adapter state file as bytes and NumPy arrays, the same for every backend.
 
-Clauses: STATE-1, STATE-2, STATE-4 to STATE-6. Source: ours.
+Clauses: STATE-1, STATE-2, STATE-4 to STATE-6.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode_state(
 ) -> bytes:
     """The bytes of a state file; equal states give equal bytes.
 
-    Raises: StateFileError for what no reader would take. Clauses: STATE-1, STATE-2, STATE-4. Source: ours.
+    Raises: StateFileError for what no reader would take. Clauses: STATE-1, STATE-2, STATE-4.
     """
     sizes = dataclasses.asdict(config) | {"layers": len(bases)}
     metadata = {"format": "crma", "spec_version": SPEC_VERSION, "config": json.dumps(sizes)}
@@ -87,7 +87,7 @@ def read_state(path: Path | str) -> bytes:
 def decode_state(data: bytes, name: str = "state file") -> StateFile:
     """Read the bytes of a state file; ``name`` says in an error what was read.
 
-    Raises: StateFileError, naming what is wrong. Clauses: STATE-1, STATE-2, STATE-4, STATE-5. Source: ours.
+    Raises: StateFileError, naming what is wrong. Clauses: STATE-1, STATE-2, STATE-4, STATE-5.
     """
     try:
         arrays = safetensors.numpy.load(data)

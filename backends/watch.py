@@ -1,6 +1,6 @@
 """A call of a port in Python that does not come back is interrupted, and ends in one message.
 
-Clauses: BACK-1, ERR-2. Source: ours.
+Clauses: BACK-1, ERR-2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a model folder: which safetensors there are, whether each is whole, what each holds. Source: ours."""
+"""The files of a model folder: which safetensors there are, whether each is whole, what each holds."""
 
 from __future__ import annotations
 

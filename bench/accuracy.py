@@ -1,4 +1,4 @@
-"""How exact is what was timed? Figures for ``extra_info``, against the float64 reference. Source: ours."""
+"""How exact is what was timed? Figures for ``extra_info``, against the float64 reference."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 
 The spread over runs is the noise that ``bench.compare`` allows for. On a CPU the clock is the processor time of the
 process. Arguments after ``--`` go to pytest in place of the selection here, which leaves out other packages and what
-takes long to compile. Source: ours.
+takes long to compile.
 """
 
 from __future__ import annotations

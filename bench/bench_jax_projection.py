@@ -3,7 +3,7 @@
     pytest bench/bench_jax_projection.py --benchmark-json=FILE.json
 
 As bench_sinkhorn_projection and bench_residual_mixing, on the same logits. ``compile_seconds`` is the first call.
-Source: ours. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-7.
+Clauses: SINK-1..SINK-9, GRAD-1..GRAD-7.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     pytest bench/bench_residual_mixing.py --benchmark-json=FILE.json
 
 float32 on the CPU, bfloat16 on a GPU. The accuracy is that of what the adapter adds, y - x, and of every gradient,
-against the float64 reference on the same (rounded) x. Source: ours. Clauses: MIX-2, MIX-10, GRAD-4..GRAD-7.
+against the float64 reference on the same (rounded) x. Clauses: MIX-2, MIX-10, GRAD-4..GRAD-7.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     pytest bench/bench_sinkhorn_projection.py --benchmark-json=FILE.json
 
 Logits are normal with standard deviation 1; the accuracy is also taken at 5 (``_sd5``), where plain Sinkhorn has not
-converged after 20 iterations. Source: ours. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
+converged after 20 iterations. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Rounds alternate between the two sides, and the ratio is the median over rounds of the two neighbouring times, so that a
 drift of the machine cancels. Peak memory is the median of three processes for each side, from the moment the model is
-loaded. As a pytest module it times the tiny model, and SmolLM2 where its packages are installed. Source: ours.
+loaded. As a pytest module it times the tiny model, and SmolLM2 where its packages are installed.
 """
 
 from __future__ import annotations

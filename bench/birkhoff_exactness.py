@@ -4,7 +4,7 @@
     python -m bench.birkhoff_exactness --plain          # why the Birkhoff correction is there
 
 Sums and singular values are taken in float64 of what the backend returned. Exit status: 0 if SINK-5, SINK-6 and SINK-7
-hold on every matrix, 1 if one is broken, 2 if the measurement could not be made. Clauses: SINK-5..SINK-7. Source: ours.
+hold on every matrix, 1 if one is broken, 2 if the measurement could not be made. Clauses: SINK-5..SINK-7.
 """
 
 from __future__ import annotations

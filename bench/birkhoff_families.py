@@ -1,7 +1,6 @@
 """Families of float32 logits for measuring double stochasticity: random ones, and ones that make Sinkhorn fail.
 
 Each family is a function ``(rng, count, n) -> (count, n, n)``, float32, with ``|S| <= 1e38`` (the domain of SINK-5).
-Source: ours.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Per condition and seed: the holdout matrix in nats per answer token and, where i
 before its own phase; drift, final holdout, advantage over FROZEN of the same seed (from the same folder, or from
 ``--frozen``), seconds and tokens of training. Per seed, where it was measured: the holdout losses of the bare model.
 
-Source: ours. Clauses: CL-1..CL-4.
+Clauses: CL-1..CL-4.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Judged is the fastest round of each benchmark: load on the machine lifts the med
 the standard deviation of the logarithms of the minima of R baseline runs, the geometric mean of k new ones is a
 regression where it is more than ``exp(t s sqrt(1/R + 1/k))`` times the baseline's, t being Student's quantile of R - 1
 degrees that independent normal noise exceeds once in a thousand times; less than 2% is none in any case. Load that came
-after the baseline is not in its spread: measure both on an idle machine, and a suspect again. Source: ours.
+after the baseline is not in its spread: measure both on an idle machine, and a suspect again.
 """
 
 from __future__ import annotations

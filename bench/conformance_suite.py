@@ -8,7 +8,7 @@ Each run is ``python -m conformance`` in a process of its own, with one thread. 
 process and of all that it waited for, the tests' process and a port's program among them; the peak is that of the
 largest one. The number of shapes is the suite's own, of its last lines: a port that compiles has a program for each.
 ``--out`` keeps the runs of an existing file that are not repeated, if they are of this machine and these versions. What
-follows ``--`` goes to pytest. Source: ours.
+follows ``--`` goes to pytest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One thread, one device for all benchmarks, and a JSON file that says which machine it is of. Source: ours."""
+"""One thread, one device for all benchmarks, and a JSON file that says which machine it is of."""
 
 from __future__ import annotations
 

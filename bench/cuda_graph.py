@@ -1,4 +1,4 @@
-"""The time a GPU needs for a call when launching costs nothing: replays of a CUDA graph of it. Source: ours."""
+"""The time a GPU needs for a call when launching costs nothing: replays of a CUDA graph of it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. A picture carries the SHA-256 of the file that it
 was drawn from. So one stored file gives every figure of an experiment, and a test fails where a text shows another.
 
-Source: ours. Clauses: CL-1..CL-4.
+Clauses: CL-1..CL-4.
 """
 
 from __future__ import annotations

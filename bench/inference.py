@@ -4,7 +4,7 @@
 
 LoRA of rank 8 on every linear layer and one CRMA of 4 x 4, as in the quickstart, with random values. Times are medians
 with quartiles; sides alternate, so that a drift of the machine meets all of them. Peak memory is measured in a process
-of its own each, from the moment the base model is loaded. Source: ours.
+of its own each, from the moment the base model is loaded.
 """
 
 from __future__ import annotations

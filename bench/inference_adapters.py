@@ -1,4 +1,4 @@
-"""Adapters of the quickstart's sizes with random values, written as a run writes them. Source: ours."""
+"""Adapters of the quickstart's sizes with random values, written as a run writes them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 Two kinds of query. Prompts are as the domains pose them, in a few templates for each domain, which give the domain
 away. Answers are the texts alone, without any template, and harder. Fitted on the training side, asked with the holdout
-side, at the quickstart's size (32 texts a domain) and at 500. Source: ours.
+side, at the quickstart's size (32 texts a domain) and at 500.
 """
 
 from __future__ import annotations

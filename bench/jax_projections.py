@@ -1,4 +1,4 @@
-"""Sinkhorn projections in JAX to be timed on the same logits, each under ``jax.jit``. Source: ours.
+"""Sinkhorn projections in JAX to be timed on the same logits, each under ``jax.jit``.
 
 ``scan`` is this project's map in logarithms with JAX's own derivative. ``maxtext`` is the formula of MaxText's
 hyper-connections, which is DeepSeek's: a softmax over rows, then sums divided out with an epsilon added to each.

@@ -1,6 +1,6 @@
 """liger-kernel's Sinkhorn kernels as a function of logits alone; they exist only inside a larger operation.
 
-Its kernel takes, per matrix, 2n further numbers for two gates, here zeros, and writes the gates as well. Source: ours.
+Its kernel takes, per matrix, 2n further numbers for two gates, here zeros, and writes the gates as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: processor or GPU, threads, versions. No host names, no paths. Source: ours."""
+"""What a measurement was taken on: processor or GPU, threads, versions. No host names, no paths."""
 
 from __future__ import annotations
 

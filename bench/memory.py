@@ -1,4 +1,4 @@
-"""Peak memory of this process, or of its GPU as PyTorch or JAX counts it, since a given moment. Source: ours."""
+"""Peak memory of this process, or of its GPU as PyTorch or JAX counts it, since a given moment."""
 
 from __future__ import annotations
 

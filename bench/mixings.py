@@ -1,4 +1,4 @@
-"""The adapter of one layer, in the forms that are timed on the same x. Source: ours.
+"""The adapter of one layer, in the forms that are timed on the same x.
 
 M and alpha are given, as in a model, where one call makes them for all layers; ``whole`` makes them as well. ``copy``
 is the floor: x read once and y written once. Packages with hyper-connections mix n residual streams of full width, and

@@ -5,7 +5,7 @@
 
 Every condition is measured twice in processes of its own: the three steps that ``crma plan --measure`` takes, and then
 one epoch on one task and its evaluation, through the engine; on a CPU once more with a malloc that holds nothing back.
-The texts are the specification's. Source: ours.
+The texts are the specification's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sinkhorn projections to be timed on the same logits: this project's, plain loops, and other packages'. Source: ours.
+"""Sinkhorn projections to be timed on the same logits: this project's, plain loops, and other packages'.
 
 The other packages iterate without a Birkhoff correction, some of them columns first, so they compute another matrix:
 what they differ by from the reference is a difference of results; their worst row or column sum is what they leave.

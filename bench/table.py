@@ -1,8 +1,6 @@
 """Print the JSON of ``pytest bench/ --benchmark-json=FILE.json`` as Markdown: accuracy beside time.
 
-    python -m bench.table FILE.json
-
-Source: ours.
+python -m bench.table FILE.json
 """
 
 from __future__ import annotations

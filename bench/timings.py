@@ -1,4 +1,4 @@
-"""Files of timings: what ``pytest bench/ --benchmark-json`` writes, and baselines of several runs. Source: ours."""
+"""Files of timings: what ``pytest bench/ --benchmark-json`` writes, and baselines of several runs."""
 
 from __future__ import annotations
 

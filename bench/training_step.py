@@ -1,7 +1,7 @@
 """A fine-tuning step of LoRA alone and of LoRA with CRMA, built alike, so that CRMA is the only difference.
 
 Models: ``tiny``, a random Llama of two layers for CI; ``smollm2``, the real SmolLM2-135M; ``mistral-7b``, that
-configuration with random weights; or a folder. Source: ours.
+configuration with random weights; or a folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a port is compared on: the reference's value, and the scale of one rounding error in it.
 
-Clauses: ACC-1, ACC-3. Source: ours.
+Clauses: ACC-1, ACC-3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A random token of 8,192 numbers has little of itself in the few directions of a basis, and a random cotangent meets it
 in none of them: what an adapter does to them is lost beside a rounding error. Most of x and of the cotangent therefore
 lies in the span of the basis, in a few streams, and alike enough from token to token that their products add up.
-Clauses: CONF-10. Source: ours.
+Clauses: CONF-10.
 """
 
 from __future__ import annotations

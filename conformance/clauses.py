@@ -1,7 +1,7 @@
 """The clauses of the specification, read from its text; and where clauses are tested and cited.
 
 A clause is a paragraph of ``spec/*.md`` that begins with its id in bold, such as the one this module is about, and ends
-with its source. Works in a checkout and from an installed wheel. Clauses: CONF-5. Source: ours.
+with its source. Works in a checkout and from an installed wheel. Clauses: CONF-5.
 """
 
 from __future__ import annotations

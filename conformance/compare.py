@@ -1,6 +1,6 @@
 """The comparer: one formula, and a refusal of every comparison that could not fail.
 
-Clauses: ACC-1, ACC-2. Source: ours.
+Clauses: ACC-1, ACC-2.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def assert_close(
             everywhere (a gradient for n = 1, say) zeros are right, and ``|a| <= atol * scale`` is what is asked.
         AssertionError: an element is further off.
 
-    Clauses: ACC-1, ACC-2. Source: ours.
+    Clauses: ACC-1, ACC-2.
     """
     a, e, s = _comparable(actual, expected, scale, clause, context)
     if not is_resolvable(e, tolerance, s):
@@ -139,7 +139,7 @@ def assert_at_most(
 ) -> None:
     """``a <= limit + atol * scale`` for every element: for the bounds that the theorems state.
 
-    Raises: ToleranceError for a NaN or unequal shapes, AssertionError. Clauses: ACC-1. Source: ours.
+    Raises: ToleranceError for a NaN or unequal shapes, AssertionError. Clauses: ACC-1.
     """
     a = np.asarray(actual, dtype=np.float64)
     e = np.minimum(a, np.broadcast_to(np.asarray(limit, dtype=np.float64), a.shape))

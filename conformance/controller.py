@@ -1,6 +1,6 @@
 """With pytest-xdist: what the process sees to that runs no tests itself, but prints and gives the status.
 
-Clauses: CONF-2, CONF-4, CONF-7. Source: ours.
+Clauses: CONF-2, CONF-4, CONF-7.
 """
 
 from __future__ import annotations

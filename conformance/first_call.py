@@ -1,6 +1,6 @@
 """What the first calls of a port change for the rest of its process: ``python -m conformance.first_call NAME``.
 
-In a process of its own, since a port that has been called before has done it already. Clause: BACK-10. Source: ours.
+In a process of its own, since a port that has been called before has done it already. Clause: BACK-10.
 """
 
 from __future__ import annotations

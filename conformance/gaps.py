@@ -1,6 +1,6 @@
 """Declared gaps: what a port is known not to pass, by exact test id, each with its reason and a link.
 
-Clauses: CONF-3, ERR-2. Source: ours.
+Clauses: CONF-3, ERR-2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gap(NamedTuple):
 
 
 def read_gaps(path: Path | str) -> list[Gap]:
-    """The gaps of a TOML file. Raises: ConfigError, naming the entry that is wrong. Clause: CONF-3. Source: ours."""
+    """The gaps of a TOML file. Raises: ConfigError, naming the entry that is wrong. Clause: CONF-3."""
     try:
         content = read_toml(path)
     except (OSError, ValueError) as error:
@@ -58,7 +58,7 @@ def declare_gaps(gaps: Iterable[Gap], items: list[pytest.Item], path: Path | str
         items: everything collected, before any selection. path: the file, for the message.
         whole: whether every test of the collected files is among ``items``; without it a missing id proves nothing.
 
-    Raises: ConfigError for an id that no test has. Clause: CONF-3. Source: ours.
+    Raises: ConfigError for an id that no test has. Clause: CONF-3.
     """
     by_id = {identifier(item): item for item in items if "backend" in getattr(item, "fixturenames", ())}
     files = {name.partition("::")[0] for name in by_id}

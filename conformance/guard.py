@@ -1,6 +1,6 @@
 """A run in a process of its own, so that a port which ends the process ends in one message and not in status 0.
 
-Clauses: CONF-4, ERR-2. Source: ours.
+Clauses: CONF-4, ERR-2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def run_to_the_end(run: Callable[[], int]) -> int:
     """The status of ``run()``, called in a second process with the same command line, terminal and signals.
 
     The status counts as it was written down at the end of the run, not as the process left it: ``os._exit(0)``, or
-    ``exit(0)`` in compiled code, within a port is one message and status 4. Clause: CONF-4. Source: ours.
+    ``exit(0)`` in compiled code, within a port is one message and status 4. Clause: CONF-4.
     """
     file = os.environ.pop(_FILE, None)
     if file is not None:

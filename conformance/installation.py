@@ -1,6 +1,6 @@
 """One installation at a time: the suite, the reference and the interface of ports belong together.
 
-Clauses: CONF-4, CONF-8. Source: ours.
+Clauses: CONF-4, CONF-8.
 """
 
 from __future__ import annotations

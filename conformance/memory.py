@@ -1,6 +1,6 @@
 """How an array may lie in memory: the same numbers, seen through other strides.
 
-Clauses: BACK-3. Source: ours.
+Clauses: BACK-3.
 """
 
 from __future__ import annotations

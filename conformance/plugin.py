@@ -1,7 +1,7 @@
 """The pytest plug-in: its options, the ``backend`` fixture and the header.
 
 It is loaded with ``-p conformance.plugin``; the options then exist from any folder. Backends are loaded only when a
-selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3. Source: ours.
+selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3.
 """
 
 from __future__ import annotations

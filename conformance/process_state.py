@@ -1,6 +1,6 @@
 """What a call could change for the rest of the process, or for the thread that calls, as values to compare.
 
-Clause: BACK-10. Source: ours.
+Clause: BACK-10.
 """
 
 from __future__ import annotations

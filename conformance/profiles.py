@@ -1,6 +1,6 @@
 """What hypothesis draws: the profiles of this suite, and the same cases wherever it is installed.
 
-Clauses: CONF-1, CONF-4. Source: ours.
+Clauses: CONF-1, CONF-4.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_profile(config: pytest.Config) -> None:
     """Register the profiles, and load the one of ``--quick`` unless ``--hypothesis-profile`` names another.
 
     Without hypothesis nothing is done: pytest serves other tests here, such as bench/. Raises: ConfigError for a
-    profile that does not exist. Clauses: CONF-1, CONF-4, ERR-2. Source: ours.
+    profile that does not exist. Clauses: CONF-1, CONF-4, ERR-2.
     """
     try:
         from hypothesis import HealthCheck, Phase, settings
@@ -80,7 +80,7 @@ def same_cases_everywhere() -> Iterator[None]:
     """Without the literals that hypothesis mixes into its draws, as long as it has them and lets them be taken out.
 
     It reads them from the source of every module that lies outside site-packages: those of this suite in a checkout
-    but not in an installed wheel, and those of a port. Clause: CONF-1. Source: ours.
+    but not in an installed wheel, and those of a port. Clause: CONF-1.
     """
     try:
         providers: Any = import_module("hypothesis.internal.conjecture.providers")

@@ -1,6 +1,6 @@
 """Sizes, axes and dtypes of x in which a rule about single values is tried, and shapes that do not fit.
 
-A rule that is asked of n = 3, few tokens and float32 alone holds there, and perhaps nowhere else. Source: ours.
+A rule that is asked of n = 3, few tokens and float32 alone holds there, and perhaps nowhere else.
 """
 
 from __future__ import annotations

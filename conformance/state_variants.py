@@ -1,6 +1,6 @@
 """State files in every legal form, and in families of forms that a reader must refuse.
 
-Written byte by byte after spec/60-state-file.md. Clauses: STATE-1 to STATE-8. Source: ours.
+Written byte by byte after spec/60-state-file.md. Clauses: STATE-1 to STATE-8.
 """
 
 from __future__ import annotations

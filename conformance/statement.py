@@ -2,7 +2,7 @@
 
 ``--statement FILE`` writes it; ``python -m conformance.statement FILE [--rerun]`` checks it.
 
-Clause: CONF-9. Source: ours.
+Clause: CONF-9.
 """
 
 from __future__ import annotations

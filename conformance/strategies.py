@@ -4,7 +4,7 @@ Every input is float32, so that a float32 port and the float64 reference start f
 a short list, since a port may compile a program for each of them; the covering design (:mod:`conformance.design`) sees
 to all others. With ``--profile random`` they are drawn freely.
 
-Clauses: SINK-1, MIX-1, CONF-11. Source: ours.
+Clauses: SINK-1, MIX-1, CONF-11.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one table of tolerances, keyed by (operation, dtype, direction). Each row says why.
 
-Clauses: ACC-1, ACC-3. Source: ours.
+Clauses: ACC-1, ACC-3.
 
 ``atol`` is multiplied by the scale of the case (``conformance.agreement``): the size of the quantity's inputs, times
 the range of the logits where they are not on a lattice. So one row serves every magnitude. "Floor" is the worst error

@@ -103,7 +103,7 @@ def adapter_vjp(
     ``cotangent`` is dL/dy, shaped as x; axes before the last are summed over for the parameters. The gradient flows
     through M, alpha and kappa alike.
 
-    Source: ours. Clauses: GRAD-1..GRAD-7. Raises: as :func:`adapter_forward`, and ShapeError for ``cotangent``.
+    Clauses: GRAD-1..GRAD-7. Raises: as :func:`adapter_forward`, and ShapeError for ``cotangent``.
     """
     tokens, checked = _checked(x, parameters)
     upstream = as_float64("cotangent", cotangent)
@@ -128,7 +128,7 @@ def adapter_vjp(
 
 
 def adapter_strength(parameters: AdapterParameters) -> float:
-    """``alpha = sigmoid(gamma) / kappa(A)``, below ``1 / ||A||_2^2``. Clauses: MIX-5. Source: ours."""
+    """``alpha = sigmoid(gamma) / kappa(A)``, below ``1 / ||A||_2^2``. Clauses: MIX-5."""
     return sigmoid(float(parameters.gate_logit)) / squared_norm_bound(parameters.basis)
 
 

@@ -25,7 +25,7 @@ def adapter_spectrum(parameters: AdapterParameters, iterations: int = 20) -> tup
         (largest, smallest). By Theorem 2 the largest is at most 1; the smallest says how much of some direction the
         layer can erase.
 
-    Source: ours. Clauses: CERT-1. Raises: as ``adapter_forward``.
+    Clauses: CERT-1. Raises: as ``adapter_forward``.
     """
     checked = checked_parameters(parameters)
     hidden_size = checked.basis.shape[2]
@@ -45,7 +45,7 @@ def displacement(first: AdapterParameters, second: AdapterParameters, iterations
         first, second: two states of one layer; the hidden sizes must agree, streams and ranks need not.
         iterations: K.
 
-    Source: ours. Clauses: CERT-2. Raises: ShapeError if the hidden sizes differ, and as ``adapter_forward``.
+    Clauses: CERT-2. Raises: ShapeError if the hidden sizes differ, and as ``adapter_forward``.
     """
     first, second = checked_parameters(first), checked_parameters(second)
     flat_first, flat_second = (state.basis.reshape(-1, state.basis.shape[-1]) for state in (first, second))

@@ -37,7 +37,7 @@ def limit_displacement(
         ConfigError: ``delta`` is not a number > 0. ShapeError: the two states differ in size.
         NonFiniteError: a parameter is NaN or infinite. DegenerateBasisError: the anchor's A is zero.
 
-    Source: ours. Clauses: BUDGET-1, BUDGET-2, BUDGET-3.
+    Clauses: BUDGET-1, BUDGET-2, BUDGET-3.
     """
     check_delta(delta)
     start, end = _checked(anchor, parameters)

@@ -1,4 +1,4 @@
-"""Which dtypes the functions take: floats of 16 bits or more. Clause: MIX-10. Source: ours."""
+"""Which dtypes the functions take: floats of 16 bits or more. Clause: MIX-10."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The one tree of exceptions. Every message names the field, what it got, what is allowed and what to try.
 
-Clauses: ERR-1..ERR-4. Source: ours.
+Clauses: ERR-1..ERR-4.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def residual_mixing_vjp(
 ) -> tuple[Array, Array, float, Array]:
     """Vector-Jacobian product of :func:`residual_mixing` for (x, mixing, strength, basis), in this order.
 
-    Source: ours. Clauses: GRAD-4, GRAD-5.
+    Clauses: GRAD-4, GRAD-5.
     """
     streams, grad_streams = _read(x, basis), _read(cotangent, basis)
     moved = mixing @ streams - streams
@@ -60,7 +60,7 @@ def squared_norm_bound(basis: Array) -> float:
     Raises:
         DegenerateBasisError: A is zero.
 
-    Source: ours. Clauses: MIX-5, MIX-6.
+    Clauses: MIX-5, MIX-6.
     """
     normalised, trace = _normalised_gram(basis)
     return float(trace * np.trace(_eighth_power(normalised)) ** 0.125)
@@ -69,7 +69,7 @@ def squared_norm_bound(basis: Array) -> float:
 def squared_norm_bound_vjp(basis: Array, cotangent: float) -> Array:
     """Vector-Jacobian product of :func:`squared_norm_bound`: ``2 kappa C^7 A / trace C^8`` with ``C = A A^T``.
 
-    Source: ours. Clauses: GRAD-6.
+    Clauses: GRAD-6.
     """
     normalised, _ = _normalised_gram(basis)
     squared = normalised @ normalised

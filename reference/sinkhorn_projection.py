@@ -65,7 +65,7 @@ def sinkhorn_projection_vjp(mix_logits: ArrayLike, cotangent: ArrayLike, iterati
     Raises:
         As :func:`sinkhorn_projection`, and ShapeError if ``cotangent`` is not shaped as M.
 
-    Source: ours. Clauses: GRAD-1..GRAD-3.
+    Clauses: GRAD-1..GRAD-3.
     """
     logits = _checked_logits(mix_logits)
     upstream = as_float64("cotangent", cotangent)
@@ -93,7 +93,7 @@ def kink_of_projection(mix_logits: ArrayLike, cotangent: ArrayLike, iterations: 
         second of them counted as the largest. n = 1 has no kink: the gap is infinite. Where the iteration has
         converged the change vanishes, however small the gap is.
 
-    Source: ours. Clauses: GRAD-2.
+    Clauses: GRAD-2.
     """
     logits, upstream = _checked_logits(mix_logits), as_float64("cotangent", cotangent)
     trace = _sinkhorn(logits, checked_iterations(iterations))

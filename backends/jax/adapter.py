@@ -35,7 +35,6 @@ def adapter_forward(
         y, shape and dtype of x. Parameters that are not finite, and A = 0, give NaN.
 
     Raises: DtypeError, ShapeError, ConfigError, DeviceUnavailableError. Clauses: MIX-1..MIX-11, GRAD-4..GRAD-8.
-    Source: ours.
     """
     mixing = sinkhorn_projection(mix_logits, iterations, kernels)
     return residual_mixing(x, mixing, adapter_strength(gate_logit, basis), basis, kernels)

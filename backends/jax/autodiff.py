@@ -24,7 +24,7 @@ def plain_projection_vjp(mix_logits: Array, cotangent: Array, iterations: int = 
 
 
 def plain_projection(mix_logits: Array, iterations: int = 20) -> Array:
-    """M of :func:`reference.sinkhorn_projection`, (..., n, n). Clauses: SINK-3, SINK-4, BACK-6. Source: ours."""
+    """M of :func:`reference.sinkhorn_projection`, (..., n, n). Clauses: SINK-3, SINK-4, BACK-6."""
 
     def step(log_matrix: Array, _: None) -> tuple[Array, None]:
         return jax.nn.log_softmax(jax.nn.log_softmax(log_matrix, ROW), COLUMN), None
@@ -40,7 +40,7 @@ def plain_projection(mix_logits: Array, iterations: int = 20) -> Array:
 
 
 def plain_adapter(x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int = 20) -> Array:
-    """y of :func:`reference.adapter_forward`, in the dtype of the arguments. Clauses: MIX-2, BACK-6. Source: ours."""
+    """y of :func:`reference.adapter_forward`, in the dtype of the arguments. Clauses: MIX-2, BACK-6."""
     mixing = plain_projection(mix_logits, iterations)
     with jax.default_matmul_precision("highest"):
         flat = basis.reshape(-1, basis.shape[-1])

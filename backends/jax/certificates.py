@@ -28,7 +28,7 @@ def certificate(stack: CRMAAdapter, anchor: CRMAAdapter | None = None) -> Certif
     """Bounds of every layer of ``stack``: M as JAX computes it, and the singular values of the adapter with it.
 
     With ``anchor``, also ``||G_now - G_anchor||_2``. Raises: NonFiniteError; DegenerateBasisError where float32 cannot
-    hold ``||A||^2``; ShapeError for an anchor of another size. Source: ours. Clauses: SINK-5, SINK-6, CERT-1, CERT-2.
+    hold ``||A||^2``; ShapeError for an anchor of another size. Clauses: SINK-5, SINK-6, CERT-1, CERT-2.
     """
     now = _host(stack, "")
     prepared = stack.prepared()
@@ -64,7 +64,7 @@ def limit_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, delta: float) ->
         The limited stack, and per layer the fraction of the way from the anchor that was kept, shape (L,).
 
     Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
-    DegenerateBasisError. Source: ours. Clauses: BUDGET-1..BUDGET-3.
+    DegenerateBasisError. Clauses: BUDGET-1..BUDGET-3.
     """
     check_delta(delta)
     segment = _Segment(anchor, stack)

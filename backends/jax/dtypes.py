@@ -1,4 +1,4 @@
-"""Which arrays the functions take, and in which dtype they compute. Source: ours.
+"""Which arrays the functions take, and in which dtype they compute.
 
 A program may set ``jax_numpy_dtype_promotion`` to "strict". JAX then mixes no dtypes by itself, so it is done by name.
 """

@@ -9,7 +9,7 @@ that is not finite becomes NaN throughout.
 
 Both give the weights of the last column step, to be divided by their column sums, and both gradients are the exact
 derivative of the K steps, found by running them again: nothing but S is kept between the two passes. Matrices lie (n,
-n, batch). Clauses: SINK-3, SINK-9, GRAD-1, GRAD-3. Source: ours.
+n, batch). Clauses: SINK-3, SINK-9, GRAD-1, GRAD-3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The formulas of residual mixing in plain JAX, of checked arguments: y, its cotangents, and what the kernels share.
 
-Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7. Source: ours.
+Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions that JAX does not look into when it differentiates or maps: it is told both instead. Source: ours.
+"""Functions that JAX does not look into when it differentiates or maps: it is told both instead.
 
 ``jax.custom_jvp`` around ``custom_vmap`` says the same, but ``lax.scan`` forgets the first as it moves what does
 not depend on the loop out of it, and JAX has no reverse mode of the second. A primitive stays what it is.

@@ -27,7 +27,7 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array, kern
     (``jax.jvp``); see :mod:`backends.jax.autodiff`.
 
     Raises: DtypeError; ShapeError if the sizes do not fit, or there is more than one strength; ConfigError and
-    DeviceUnavailableError by the kernels. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    DeviceUnavailableError by the kernels. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     """
     x, mixing, strength, basis = floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.size != 1:

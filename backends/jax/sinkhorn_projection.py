@@ -39,7 +39,6 @@ def sinkhorn_projection(mix_logits: Array, iterations: int = 20, kernels: Kernel
     CRMA_PALLAS_INTERPRET=1 is set); "auto" is "jax".
 
     Raises: DtypeError, ShapeError, ConfigError, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
-    Source: ours.
     """
     (mix_logits,) = floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:

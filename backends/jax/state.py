@@ -29,7 +29,7 @@ def save_state(path: Path | str, stack: CRMAAdapter, base_model: str = "", base_
     """Write the parameters of all layers to ``path``, atomically, whatever mesh they lie on.
 
     Raises: ShapeError for a single layer; NonFiniteError for NaN or infinity, so that they never replace a good file;
-    DiskSpaceError. Clauses: STATE-1..STATE-3. Source: ours.
+    DiskSpaceError. Clauses: STATE-1..STATE-3.
     """
     mix_logits, gate_logits, bases = (
         np.asarray(v, np.float32) for v in (stack.mix_logits, stack.gate_logit, stack.basis)

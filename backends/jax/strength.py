@@ -22,7 +22,7 @@ def adapter_strength(gate_logit: Array, basis: Array) -> Array:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6. Source: ours.
+    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6.
     """
     gate_logit, basis = widened(*floats(gate_logit=gate_logit, basis=basis))
     if basis.ndim < 3:
@@ -58,7 +58,7 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 @jax.custom_jvp
 def squared_norm_bound(basis: Array) -> Array:
-    """kappa of ``basis`` (..., n, r, d), shape (...). Clauses: MIX-6, GRAD-6. Source: ours."""
+    """kappa of ``basis`` (..., n, r, d), shape (...). Clauses: MIX-6, GRAD-6."""
     return _bound_and_slope(_flat(basis))[0]
 
 

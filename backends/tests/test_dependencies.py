@@ -33,7 +33,7 @@ TEST_EXTRAS = ("test", "finetune", "triton", "jax", "quantization", "trl")
 #: distribution -> module, where they differ by more than a hyphen
 MODULES = {"pillow": "PIL", "pot": "ot", "mhc-pytorch": "mhc", "pytest-xdist": "xdist", "pyyaml": "yaml"}
 #: declared, but used from the command line, as a plug-in, or by another library on our behalf
-NOT_IMPORTED = {"ruff", "mypy", "pytest-timeout", "pytest-benchmark", "gguf"}
+NOT_IMPORTED = {"import-linter", "ruff", "mypy", "pytest-timeout", "pytest-benchmark", "gguf"}
 
 
 @cache

@@ -9,7 +9,7 @@ ROW, COLUMN = -1, -2
 
 
 def plain_adapter(x: Tensor, mix_logits: Tensor, gate_logit: Tensor, basis: Tensor, iterations: int) -> Tensor:
-    """y of :func:`reference.adapter_forward` without a single custom gradient. Slow. Clause: BACK-6. Source: ours."""
+    """y of :func:`reference.adapter_forward` without a single custom gradient. Slow. Clause: BACK-6."""
     log_matrix = mix_logits - mix_logits.amax()
     for _ in range(iterations - 1):
         log_matrix = log_matrix.log_softmax(ROW).log_softmax(COLUMN)

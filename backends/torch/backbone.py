@@ -237,7 +237,7 @@ class CRMABackbone(nn.Module):
             The fraction of the way from the anchor that was kept, shape (L,); 1 where nothing changed.
 
         Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
-        DegenerateBasisError (A = 0). Clauses: BUDGET-1..BUDGET-3. Source: ours.
+        DegenerateBasisError (A = 0). Clauses: BUDGET-1..BUDGET-3.
         """
         now = self.finite_state()
         fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
@@ -280,7 +280,7 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
     A model over several devices takes one call for each. Parameters that FSDP shards are left alone: each adapter
     projects its own when they are gathered, since only then do its gradients reach FSDP.
 
-    Clauses: SINK-1, MIX-5. Source: ours.
+    Clauses: SINK-1, MIX-5.
     """
     ready = [adapter for adapter in adapters if not adapter.bypassed() and not adapter._is_fsdp_managed_module]
     for device in dict.fromkeys([adapter.basis.device for adapter in ready]):

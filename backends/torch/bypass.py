@@ -3,7 +3,7 @@
 A ``with`` block holds for the context that entered it: its thread, its asyncio task. So other threads answer with CRMA
 meanwhile, blocks may overlap, and they may end in any order and in any thread. A backward pass runs in threads of its
 own: there no block counts that was entered outside it, and what a reentrant checkpoint recomputes is bypassed if it was
-bypassed the first time, which the checkpoint remembers. Source: ours.
+bypassed the first time, which the checkpoint remembers.
 """
 
 from __future__ import annotations

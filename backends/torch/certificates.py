@@ -30,7 +30,7 @@ def certificate(state: AdapterState, iterations: int) -> Certificate:
     """Measure M as it is used (float32), and the adapter's singular values.
 
     Raises: DegenerateBasisError where float32 cannot hold ``||A||^2``, which is 0 or beyond 1e38, so alpha is lost.
-    Source: ours. Clauses: CERT-1.
+    Clauses: CERT-1.
     """
     usable = adapter_strength(state.gate_logits.float(), state.bases.float())
     lost = ~((usable > 0) & usable.isfinite())
@@ -59,7 +59,7 @@ def certificate_of(mixing: Tensor, state: AdapterState) -> Certificate:
 def displacement(first: AdapterState, second: AdapterState, iterations: int) -> Tensor:
     """``||G_first - G_second||_2`` per layer, shape (L,), float64, exact; NaN where the second's A is zero.
 
-    Raises: as :func:`limit_displacement` for the first as anchor. Clause: CERT-2. Source: ours.
+    Raises: as :func:`limit_displacement` for the first as anchor. Clause: CERT-2.
     """
     first = _checked_anchor(first, second)
     return _Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
@@ -72,7 +72,7 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
     ``delta``. A point where A = 0 is outside.
 
     Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
-    NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3. Source: ours.
+    NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3.
     """
     check_delta(delta)
     segment = _Segment(_checked_anchor(anchor, now), now, iterations)

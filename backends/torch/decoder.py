@@ -1,7 +1,7 @@
 """Find the decoder blocks of a causal language model by what they do in a forward pass, not by the names of classes.
 
 Two forward passes of four tokens, without gradients and without dropout, show which nn.ModuleList carries the residual
-stream, and that no token is seen by an earlier one. Source: ours.
+stream, and that no token is seen by an earlier one.
 """
 
 from __future__ import annotations

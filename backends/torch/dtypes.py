@@ -1,4 +1,4 @@
-"""Which tensors the functions take. Clause: MIX-10. Source: ours."""
+"""Which tensors the functions take. Clause: MIX-10."""
 
 from __future__ import annotations
 

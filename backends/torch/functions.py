@@ -41,7 +41,7 @@ def functions(kernels: Kernels, device_type: str) -> Functions:
 
     No choice falls back to another: where Triton is missing, "auto" on a GPU is an error that names "torch".
 
-    Raises: MissingPackageError. Clause: ERR-3. Source: ours.
+    Raises: MissingPackageError. Clause: ERR-3.
     """
     name = "triton" if kernels == "triton" or (kernels == "auto" and device_type == "cuda") else "torch"
     if name not in _LOADED:  # which torch.compile cannot trace: adapters load before (CRMAAdapter)

@@ -30,7 +30,6 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
 
     Raises: DtypeError; ShapeError if the sizes do not fit, or there is more than one strength.
     Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
-    Source: ours.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.numel() != 1:
@@ -62,7 +61,7 @@ def mixed_basis(mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
         mixing: M, shape (..., n, n). strength: alpha, shape (...). basis: A, shape (..., n, r, d).
 
     Returns:
-        C, shape (..., n, r, d). Clauses: MIX-2, MIX-3. Source: ours.
+        C, shape (..., n, r, d). Clauses: MIX-2, MIX-3.
     """
     return _mix(strength, _mixer(mixing).mT, basis)
 
@@ -74,7 +73,7 @@ def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
         x: shape (..., d), any floating dtype. basis: A, shape (n, r, d). mixed: C of :func:`mixed_basis`, that shape.
 
     Returns:
-        y, shape and dtype of x; computed in the dtype of the basis. Clauses: MIX-2, MIX-10. Source: ours.
+        y, shape and dtype of x; computed in the dtype of the basis. Clauses: MIX-2, MIX-10.
     """
     return _add_mixed(x, basis, mixed)[0]
 
@@ -144,7 +143,7 @@ def mixing_gradients(
     With ``w = A y'``: ``x' = y' + w E``, ``E = alpha D A``, and from sums over tokens the gradients of M, alpha
     and A. ``W = sum w z^T`` holds ``<A_i, P_j>``, ``P = sum z y'^T``; and ``Q = sum w x^T = sum w y^T - W C``.
 
-    Clauses: GRAD-4..GRAD-7. Source: ours.
+    Clauses: GRAD-4..GRAD-7.
     """
     needs_x, needs_mixing, needs_strength, needs_basis = needed
     n, rank, d = basis.shape
@@ -218,7 +217,7 @@ def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
     Returns:
         alpha, shape (...); NaN where A is zero.
 
-    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError. Clauses: MIX-5, MIX-6, GRAD-6, GRAD-7.
     """
     require_floats(gate_logit=gate_logit, basis=basis)
     if basis.ndim < 3:

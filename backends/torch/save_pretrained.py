@@ -1,7 +1,6 @@
 """A model whose ``save_pretrained`` writes the CRMA adapters beside what it writes anyway.
 
 Whatever saves a model of transformers or PEFT (Trainer, its hub, ``push_to_hub``) comes through that method.
-Source: ours.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
     The formula and the guarantees are those of :func:`reference.sinkhorn_projection`. Logits that are not finite give
     NaN in every entry of their matrix, so that no device synchronisation is needed to refuse them.
 
-    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7.
     """
     require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:

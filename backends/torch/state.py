@@ -27,7 +27,7 @@ class StateFile(NamedTuple):
 def save_state(
     path: Path | str, state: AdapterState, config: AdapterConfig, base_model: str = "", base_model_sha256: str = ""
 ) -> None:
-    """Write ``state`` to ``path``, atomically. Raises: DiskSpaceError. Clauses: STATE-1..STATE-3. Source: ours."""
+    """Write ``state`` to ``path``, atomically. Raises: DiskSpaceError. Clauses: STATE-1..STATE-3."""
     atomic_write(Path(path), encoded(state, config, base_model, base_model_sha256))
 
 

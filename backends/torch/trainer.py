@@ -40,7 +40,7 @@ class CRMACallback(TrainerCallback, ExportableState):
     Raises: ModelError when training begins where the adapters would not train as ``trained`` says, or are not those of
     the model; StateFileError where a checkpoint that is loaded has no adapters, another model's or other ones than were
     saved with it; NonFiniteError for NaN or infinity at the time of saving.
-    Clauses: STATE-1, STATE-3, STATE-4. Source: ours.
+    Clauses: STATE-1, STATE-3, STATE-4.
     """
 
     def __init__(

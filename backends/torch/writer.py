@@ -24,7 +24,7 @@ def writers(model: nn.Module, decoder: Decoder) -> list[NDArray[np.float64]]:
 
     The module may store W or its transpose (Conv1D of GPT-2), and may be wrapped for LoRA; which of the two it is, is
     read from what it computes. Raises: ModelError if the last weights used are no such matrix (quantized, offloaded,
-    a mixture of experts). Source: ours. Clause: INIT-3.
+    a mixture of experts). Clause: INIT-3.
     """
     last: dict[int, _Use] = {}
     hooks = [

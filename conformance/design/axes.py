@@ -1,7 +1,7 @@
 """The axes of a case: what may vary, in classes of values that a port may treat alike.
 
 Two classes of two axes always meet in some layout of the table (:mod:`conformance.design.layouts`), and every value
-listed here occurs in one. Clauses: CONF-10. Source: ours.
+listed here occurs in one. Clauses: CONF-10.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m conformance.design.generate``: make the table of layouts anew, or ``--check`` the stored one.
 
 All pairs of classes come from allpairspy. Within its class each value is taken in turn, and rows are added until every
-value of every axis has occurred. Clauses: CONF-10. Source: ours.
+value of every axis has occurred. Clauses: CONF-10.
 """
 
 from __future__ import annotations

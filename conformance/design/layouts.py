@@ -1,6 +1,6 @@
 """The fixed table of layouts, ``layouts.json``: which shapes, dtypes, memory and special values are tried together.
 
-Clauses: CONF-10. Source: ours.
+Clauses: CONF-10.
 """
 
 from __future__ import annotations

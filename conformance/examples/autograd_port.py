@@ -4,7 +4,7 @@ Two formulas have to be written as here, since autograd differentiates what was 
 (:func:`largest`), and the sigmoid (:func:`sigmoid`). With ``amax`` and ``torch.sigmoid`` in their places the port is
 right in every result and wrong in its gradients; ``selftest/mutants/autograd.py`` keeps both as wrong ports.
 
-Clauses: BACK-1, GRAD-2, GRAD-6, SINK-5. Source: ours.
+Clauses: BACK-1, GRAD-2, GRAD-6, SINK-5.
 """
 
 from __future__ import annotations

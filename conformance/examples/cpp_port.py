@@ -1,7 +1,7 @@
 """What Python does for cpp_port.cpp: compile it, check shapes and dtypes, and hand over pointers by ctypes.
 
 The compiler is ``c++``, or what the variable ``CXX`` names; the library lives in a temporary folder until it is loaded.
-Clauses: BACK-1, BACK-3, BACK-6. Source: ours.
+Clauses: BACK-1, BACK-3, BACK-6.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 It is given numbers and nested lists (``arrays = "lists"``) and returns such; a matrix is a list of rows. There are five
 steps, in the order in which to write them; after each, README.md beside this file names the tests to run. Names are
 those of spec/10-notation.md: S mix_logits, K iterations, A basis, x residual stream; ``grad_`` is a cotangent.
-Clauses: BACK-1, BACK-3. Source: ours.
+Clauses: BACK-1, BACK-3.
 """
 # ruff: noqa: B905  lengths are checked where arrays come in
 

@@ -1,4 +1,4 @@
-"""Golden vectors of the adapter and of its certificates. Clauses: VEC-3, VEC-4. Source: ours."""
+"""Golden vectors of the adapter and of its certificates. Clauses: VEC-3, VEC-4."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every array is drawn from a seed made of the name of its case, so that one case can be added without changing another.
 
-Clauses: VEC-2, VEC-3. Source: ours.
+Clauses: VEC-2, VEC-3.
 """
 
 from __future__ import annotations

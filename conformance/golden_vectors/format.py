@@ -1,6 +1,6 @@
 """The format of golden vectors: a group of cases is one JSON header and one raw little-endian data file.
 
-See spec/65-golden-vectors.md. Clauses: VEC-1, VEC-2, VEC-6. Source: ours.
+See spec/65-golden-vectors.md. Clauses: VEC-1, VEC-2, VEC-6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Golden vectors: ``python -m conformance.golden_vectors`` writes spec/vectors; ``--check`` generates and compares.
 
-Clauses: VEC-3, VEC-6. Source: ours.
+Clauses: VEC-3, VEC-6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The golden vectors, by group: one group is one JSON header with one data file.
 
-Clauses: VEC-1, VEC-3, VEC-4. Source: ours.
+Clauses: VEC-1, VEC-3, VEC-4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Golden vectors of what a port must refuse, and of what is not finite and must never become finite.
 
-Clauses: SINK-2, SINK-9, MIX-6, MIX-11, GRAD-8, GRAD-9. Source: ours.
+Clauses: SINK-2, SINK-9, MIX-6, MIX-11, GRAD-8, GRAD-9.
 """
 
 from __future__ import annotations

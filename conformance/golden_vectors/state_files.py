@@ -2,7 +2,7 @@
 
 Written byte by byte after spec/60-state-file.md, so that no library decides what is in them.
 
-Clauses: VEC-5, STATE-1, STATE-2, STATE-4..STATE-8. Source: ours.
+Clauses: VEC-5, STATE-1, STATE-2, STATE-4..STATE-8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a report: checked before a run, written after it. Clauses: CONF-4, ERR-2. Source: ours."""
+"""The files of a report: checked before a run, written after it. Clauses: CONF-4, ERR-2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reference.errors import ConfigError, CRMAError, MissingPackageError
 
 
 def check_report_paths(paths: Iterable[str]) -> None:
-    """Refuse what could not be written after the run. Raises: ConfigError, MissingPackageError. Source: ours."""
+    """Refuse what could not be written after the run. Raises: ConfigError, MissingPackageError."""
     for path in paths:
         target = Path(path)
         if target.suffix not in (".html", ".json"):

@@ -1,6 +1,6 @@
 """The part of the plug-in that collects a report (``--conformance-report``) and has it written at the end of a run.
 
-Clauses: CONF-1, CONF-2. Source: ours.
+Clauses: CONF-1, CONF-2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page, for readers who do not program. Clauses: CONF-1. Source: ours."""
+"""The report as one self-contained HTML page, for readers who do not program. Clauses: CONF-1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of a report: the worst error, as a share of what is allowed, by magnitude of the logits. Source: ours."""
+"""The picture of a report: the worst error, as a share of what is allowed, by magnitude of the logits."""
 
 from __future__ import annotations
 

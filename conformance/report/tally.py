@@ -1,6 +1,6 @@
 """What a run of the suite finds, kept in constant memory: by test, by clause, by operation and by magnitude of logits.
 
-Clauses: CONF-1, CONF-2. Source: ours.
+Clauses: CONF-1, CONF-2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report of a run, as data: verdicts, clauses, accuracy, worst cases. Clauses: CONF-1, CONF-2. Source: ours."""
+"""The report of a run, as data: verdicts, clauses, accuracy, worst cases. Clauses: CONF-1, CONF-2."""
 
 from __future__ import annotations
 

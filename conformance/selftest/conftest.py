@@ -1,4 +1,4 @@
-"""Fixtures of several files. Source: ours."""
+"""Fixtures of several files."""
 
 from __future__ import annotations
 

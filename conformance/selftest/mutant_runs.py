@@ -1,7 +1,6 @@
 """``python -m conformance.selftest.mutant_runs [FILE.json]``: which wrong ports each profile of the suite catches.
 
 Several mutants share a process, since most of its time is spent on starting; each is judged by its own tests.
-Source: ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A deliberately simple port in NumPy, float32 by default. The suite must accept it; mutants override its pieces.
 
-Clauses: BACK-1. Source: ours.
+Clauses: BACK-1.
 """
 
 from __future__ import annotations

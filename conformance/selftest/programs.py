@@ -1,4 +1,4 @@
-"""Programs that answer requests, from the lines that a test is about, and how one of them has to end. Source: ours."""
+"""Programs that answer requests, from the lines that a test is about, and how one of them has to end."""
 
 from __future__ import annotations
 

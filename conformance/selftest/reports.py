@@ -1,4 +1,4 @@
-"""Reports of small runs, and ledgers that are made up. Source: ours."""
+"""Reports of small runs, and ledgers that are made up."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
         max_drift: percent; if given, no prior task of MODULAR (of modular@DELTA where a run has no MODULAR) may drift
             by more.
 
-    A file that is missing, damaged or not finite is a failed check. Source: ours. Clauses: SINK-5, SINK-6, MIX-7,
+    A file that is missing, damaged or not finite is a failed check. Clauses: SINK-5, SINK-6, MIX-7,
     CERT-1, CERT-2, BUDGET-1, STATE-1, STATE-4, CL-1, CL-2, CL-5.
 
     Raises: RunFolderError if ``folder`` is no run folder; ConfigError for a ``max_drift`` that is no number, or where

@@ -1,7 +1,7 @@
 """What the program's own way of writing a run makes certain: a record or a file that breaks it was not written by it.
 
 None of these rules needs a model or a GPU: they compare the records with the protocol, with each other and with the
-files. So they also find a folder in which every digest was computed anew after a change. Source: ours.
+files. So they also find a folder in which every digest was computed anew after a change.
 """
 
 from __future__ import annotations

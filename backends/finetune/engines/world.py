@@ -1,4 +1,4 @@
-"""The processes that share one run: started by torchrun, or a single one. Source: ours."""
+"""The processes that share one run: started by torchrun, or a single one."""
 
 from __future__ import annotations
 

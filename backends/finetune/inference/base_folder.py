@@ -1,4 +1,4 @@
-"""The base model that a run was trained on, whose folder the run names but does not hold. Source: ours."""
+"""The base model that a run was trained on, whose folder the run names but does not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding models for the router, from ordinary packages: nothing is downloaded. Source: ours."""
+"""Embedding models for the router, from ordinary packages: nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A router's file: centroids as safetensors, all else as JSON in its metadata, sealed. Source: ours."""
+"""A router's file: centroids as safetensors, all else as JSON in its metadata, sealed."""
 
 from __future__ import annotations
 

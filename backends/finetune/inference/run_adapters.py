@@ -1,4 +1,4 @@
-"""Which files of a run folder answer for which task. Source: ours."""
+"""Which files of a run folder answer for which task."""
 
 from __future__ import annotations
 

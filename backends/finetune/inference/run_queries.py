@@ -1,4 +1,4 @@
-"""The texts of a run's tasks, read again, and the queries that a router is fitted on. Source: ours."""
+"""The texts of a run's tasks, read again, and the queries that a router is fitted on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CRMA that all tasks share, on a model that answers: loaded from its file, switched on and off. Source: ours."""
+"""The CRMA that all tasks share, on a model that answers: loaded from its file, switched on and off."""
 
 from __future__ import annotations
 

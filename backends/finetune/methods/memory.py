@@ -3,7 +3,6 @@
 Tasks have known ends here, so a task's memory is one uniform draw when it is finished (the reservoir of A. Chaudhry et
 al. (2019), arXiv:1902.10486, has the same law, without knowing the end), of a fixed size per task, so that no task
 crowds out another. Every draw is a function of its arguments alone, so a resumed run draws the same examples.
-Source: ours.
 """
 
 from __future__ import annotations

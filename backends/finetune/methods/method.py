@@ -1,7 +1,7 @@
 """What a method of continual learning is, for every part of the program that asks about it.
 
 A method is a file of this folder and a line in ``conditions.py``. Where no framework is loaded its names and settings
-are read all the same: torch is imported inside the functions that compute. Source: ours.
+are read all the same: torch is imported inside the functions that compute.
 """
 
 from __future__ import annotations

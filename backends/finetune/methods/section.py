@@ -1,4 +1,4 @@
-"""The kinds of numbers of a protocol, and what its sections have in common. Source: ours."""
+"""The kinds of numbers of a protocol, and what its sections have in common."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Base models: finding, reading and checking them, and the paper's with random weights. Source: ours."""
+"""Base models: finding, reading and checking them, and the paper's with random weights."""

@@ -1,4 +1,4 @@
-"""Where this program keeps what it can make again: ``$CRMA_CACHE``, or else the user's cache folder. Source: ours."""
+"""Where this program keeps what it can make again: ``$CRMA_CACHE``, or else the user's cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a protocol can run on a base model at all: asked before anything is loaded or written. Source: ours."""
+"""Whether a protocol can run on a base model at all: asked before anything is loaded or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the results of a base model, as digests. Source: ours."""
+"""What decides the results of a base model, as digests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A base model's folder: whether it is whole, its configuration and its tokenizer, as transformers reads them.
-
-Source: ours.
-"""
+"""A base model's folder: whether it is whole, its configuration and its tokenizer, as transformers reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base model can do, by its configuration: how many tokens it knows, and how long a text may be. Source: ours.
+"""What a base model can do, by its configuration: how many tokens it knows, and how long a text may be.
 
 Training, inference, plans and benches ask here. The configuration can be trusted, since a folder whose tensors have
 other shapes than its configuration says is refused (:mod:`backends.finetune.models.weights`, and

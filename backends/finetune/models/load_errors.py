@@ -1,4 +1,4 @@
-"""What libraries raise for a model folder that they cannot load, as one error that says what it was. Source: ours."""
+"""What libraries raise for a model folder that they cannot load, as one error that says what it was."""
 
 from __future__ import annotations
 

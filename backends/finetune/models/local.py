@@ -1,4 +1,4 @@
-"""Find a model of the zoo on this machine. Nothing is downloaded. Source: ours."""
+"""Find a model of the zoo on this machine. Nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Turn a lack of memory within the block into OutOfMemoryError; other errors pass through. Source: ours."""
+    """Turn a lack of memory within the block into OutOfMemoryError; other errors pass through."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

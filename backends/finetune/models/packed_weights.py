@@ -1,4 +1,4 @@
-"""Whether weights that a folder holds in 4 bits (bitsandbytes) are whole: nothing else checks it. Source: ours.
+"""Whether weights that a folder holds in 4 bits (bitsandbytes) are whole: nothing else checks it.
 
 bitsandbytes takes the shape, the scales and the codes of a matrix from as many tensors, and reads past their ends where
 they do not fit each other.

@@ -1,5 +1,5 @@
 """Models with random weights: the architecture of a model of the zoo, full or reduced, where its weights are not to be
-had. What such a run learns says nothing about the model; its memory, its speed and its certificates do. Source: ours.
+had. What such a run learns says nothing about the model; its memory, its speed and its certificates do.
 """
 
 from __future__ import annotations

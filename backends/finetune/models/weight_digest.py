@@ -1,4 +1,4 @@
-"""SHA-256 of large files, computed once: later runs find it in the cache folder. Source: ours."""
+"""SHA-256 of large files, computed once: later runs find it in the cache folder."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 transformers draws a tensor at random where a folder lacks it, leaves out what it does not know, and says so in a
 warning. Here each of them is an error with the tensors' names, whoever loads: training, inference, a bench.
-Source: ours.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a run will need, before anything of it starts: parameters, memory, steps, time, disk. Source: ours."""
+"""What a run will need, before anything of it starts: parameters, memory, steps, time, disk."""

@@ -1,4 +1,4 @@
-"""How many parameters a run has, counted on the meta device: exact, and without a weight in memory. Source: ours."""
+"""How many parameters a run has, counted on the meta device: exact, and without a weight in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CRMA adds to one batch, traced on one layer's adapter with a few real tokens. Source: ours."""
+"""What the CRMA adds to one batch, traced on one layer's adapter with a few real tokens."""
 
 from __future__ import annotations
 

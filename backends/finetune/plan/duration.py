@@ -1,4 +1,4 @@
-"""How long a run takes: operations over a stated throughput, or seconds a token that were measured. Source: ours."""
+"""How long a run takes: operations over a stated throughput, or seconds a token that were measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a run: counts, work, memory, time and disk of each of its conditions. Source: ours."""
+"""The plan of a run: counts, work, memory, time and disk of each of its conditions."""
 
 from __future__ import annotations
 

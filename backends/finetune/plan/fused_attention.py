@@ -1,7 +1,7 @@
 """An attention for traces that keeps what a fused kernel keeps: queries, keys, values, output, one number per row.
 
 Its backward pass computes the scores again, as such kernels do (T. Dao et al. 2022, arXiv:2205.14135): 5 products of
-matrices after the 2 of the forward pass. It is never computed with. Source: ours.
+matrices after the 2 of the forward pass. It is never computed with.
 """
 
 from __future__ import annotations

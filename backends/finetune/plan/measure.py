@@ -1,4 +1,4 @@
-"""Seconds a token of a condition on this machine: three steps, an evaluation, after a first of each. Source: ours."""
+"""Seconds a token of a condition on this machine: three steps, an evaluation, after a first of each."""
 
 from __future__ import annotations
 

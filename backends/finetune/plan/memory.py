@@ -1,4 +1,4 @@
-"""Memory of one device, by part. Source: ours."""
+"""Memory of one device, by part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan as tables. Source: ours."""
+"""The plan as tables."""
 
 from __future__ import annotations
 

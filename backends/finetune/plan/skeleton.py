@@ -1,4 +1,4 @@
-"""A model without weights: the architecture of a folder on the meta device, with PEFT's LoRA on it. Source: ours."""
+"""A model without weights: the architecture of a folder on the meta device, with PEFT's LoRA on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """What one batch costs: a forward and a backward pass of shapes only (fake tensors), in which autograd says what it
 keeps and torch's flop counter what is multiplied. Two depths are traced; every figure is linear in the layers.
-
-Source: ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many steps and tokens each phase has: exactly, where tokenizer and texts are here; else at most. Source: ours."""
+"""How many steps and tokens each phase has: exactly, where tokenizer and texts are here; else at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend cannot do is refused before anything is loaded or written. Source: ours."""
+"""What a backend cannot do is refused before anything is loaded or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text file in UTF-8 that a user names; what else it turns out to be is said in words. Source: ours."""
+"""A text file in UTF-8 that a user names; what else it turns out to be is said in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No links in a run folder: nothing in it leads out of it. Source: ours."""
+"""No links in a run folder: nothing in it leads out of it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a line of ``results.jsonl`` may hold: the run, the bare base model, a finished phase, a question panel.
 
-Source: ours. Clauses: CL-1..CL-7.
+Clauses: CL-1..CL-7.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ per finished phase) or ``panel``. Other kinds are left alone, so that a newer ve
 
 The last field of a line, ``sha256``, is the digest of that of the line before and of the line's own text up to this
 field: a line that was changed, dropped or moved is noticed. Last lines may be missing, as after a crash.
-Source: ours. Clauses: CL-1..CL-7.
+Clauses: CL-1..CL-7.
 """
 
 from __future__ import annotations

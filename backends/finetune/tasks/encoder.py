@@ -1,4 +1,4 @@
-"""From texts to batches with one tokenizer and one protocol's settings: the same for every engine. Source: ours."""
+"""From texts to batches with one tokenizer and one protocol's settings: the same for every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one way through one sequence of tasks is made of. Source: ours."""
+"""What one way through one sequence of tasks is made of."""
 
 from __future__ import annotations
 

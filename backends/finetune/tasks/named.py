@@ -1,4 +1,4 @@
-"""Tasks that a protocol draws by name: the domains of real text, and the invented ones. Source: ours."""
+"""Tasks that a protocol draws by name: the domains of real text, and the invented ones."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def draw_panel(tasks: Sequence[Task], per_task: int, options: int = 4, seed: int
         TaskDataError: a task has too few holdout examples, or too few different responses.
         ConfigError: ``per_task`` below 1, or ``options`` below 2.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     for field, value, least in (("per_task", per_task, 1), ("options", options, 2)):
         if value < least:
@@ -68,7 +68,7 @@ def grade(losses: Sequence[float]) -> int | None:
             the model was trained on it) given the prompt. Per token, so that a short option is not chosen for being
             short.
 
-    Raises: ShapeError for no losses, NonFiniteError for NaN or infinity. Source: ours.
+    Raises: ShapeError for no losses, NonFiniteError for NaN or infinity.
     """
     if not len(losses):
         raise ShapeError("losses", got="none", allowed="one per option", remedy="pass each option's loss")

@@ -1,4 +1,4 @@
-"""Tasks of a sequential run: prompts and responses, for training and held out. Source: ours."""
+"""Tasks of a sequential run: prompts and responses, for training and held out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
     Raises:
         TaskDataError: names the file, the line (from 1) and the field.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     lines = read_text(path, TaskDataError).rstrip().split("\n")
     if lines == [""]:
@@ -76,7 +76,7 @@ def load_task(name: str, train: str | Path, holdout: str | Path) -> Task:
     """A task of one's own from two files, each with one JSON object a line: {"prompt": ..., "response": ...} or
     {"text": ...}.
 
-    Raises: TaskDataError, naming the file and the line that is wrong. Source: ours.
+    Raises: TaskDataError, naming the file and the line that is wrong.
     """
     return Task(name, read_examples(train), read_examples(holdout))
 
@@ -88,7 +88,7 @@ def parse_task_options(options: Sequence[str]) -> list[Task]:
         TaskDataError: another form, a wrong line in a file, a file that is named twice, or what :func:`check_tasks`
         refuses.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     parts = [_parts(option) for option in options]
     tasks = [load_task(*of_task) for of_task in parts]
@@ -136,7 +136,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     Raises: TaskDataError, naming both places: two tasks of one name, a text that one task trains on and any holds
     out, a text that is held out twice in one task, a canary of one task that another trains on.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     check_task_names(task.name for task in tasks)
     trained: dict[str, dict[str, str]] = {}

@@ -1,7 +1,4 @@
-"""What tokenization leaves of a task's texts: how many are cut, and by how much; looked at before anything is trained.
-
-Source: ours.
-"""
+"""What tokenization leaves of the texts: how many are cut, and by how much; looked at before anything is trained."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ the second as the continuation of a text. So every token belongs to the prompt o
 learned and nothing of the prompt, and training reads exactly the ids that inference reads, which has no answer to merge
 them with.
 
-Source: ours. TRL and litgpt measure the prompt in the same way; where the ids differ, they warn or train on others than
+TRL and litgpt measure the prompt in the same way; where the ids differ, they warn or train on others than
 inference reads.
 """
 

@@ -1,4 +1,4 @@
-"""The tasks of one seed as batches: what each step trains on, and what is measured. Source: ours."""
+"""The tasks of one seed as batches: what each step trains on, and what is measured."""
 
 from __future__ import annotations
 

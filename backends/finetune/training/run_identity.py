@@ -1,4 +1,4 @@
-"""What a run is known by, and what its folder says of it: protocol, model, versions, machine. Source: ours."""
+"""What a run is known by, and what its folder says of it: protocol, model, versions, machine."""
 
 from __future__ import annotations
 

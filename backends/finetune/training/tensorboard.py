@@ -52,7 +52,7 @@ class TensorBoardLog:
     Every point is handed to the system before its call returns, so a checkpoint never runs ahead of the log. On resume
     the points after the checkpoint are marked as superseded (TensorBoard calls it purging).
 
-    Raises: MissingPackageError without the package tensorboard; DiskSpaceError. Source: ours.
+    Raises: MissingPackageError without the package tensorboard; DiskSpaceError.
     """
 
     def __init__(self, folder: Path | str) -> None:

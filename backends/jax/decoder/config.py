@@ -1,4 +1,4 @@
-"""What a decoder computes besides its weights, as one hashable value, static under ``jax.jit``. Source: ours."""
+"""What a decoder computes besides its weights, as one hashable value, static under ``jax.jit``."""
 
 from __future__ import annotations
 

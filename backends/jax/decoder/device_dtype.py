@@ -1,4 +1,4 @@
-"""The dtype that weights are loaded in, and whether the device computes with it. Source: ours."""
+"""The dtype that weights are loaded in, and whether the device computes with it."""
 
 from __future__ import annotations
 

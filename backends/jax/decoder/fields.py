@@ -1,4 +1,4 @@
-"""Take fields out of a config.json, each with its type checked and its name in the error. Source: ours."""
+"""Take fields out of a config.json, each with its type checked and its name in the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy generation with a cache of keys and values of fixed length, in one compiled loop. Source: ours."""
+"""Greedy generation with a cache of keys and values of fixed length, in one compiled loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder as pure functions of its weights: logits and next-token loss. Source: ours.
+"""The decoder as pure functions of its weights: logits and next-token loss.
 
 >>> params, config = load_decoder("path/to/model")                                              # doctest: +SKIP
 >>> jax.jit(logits)(params, config, input_ids)                                                  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Read the config.json of a Hugging Face folder, of transformers 4 or 5, into a DecoderConfig. Source: ours.
+"""Read the config.json of a Hugging Face folder, of transformers 4 or 5, into a DecoderConfig.
 
 What the decoder cannot compute is refused by the name of its field; nothing is ignored that would change a logit.
 """

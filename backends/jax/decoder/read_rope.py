@@ -1,4 +1,4 @@
-"""The rotary embedding that a config.json asks for, under the names of transformers 4 and 5. Source: ours.
+"""The rotary embedding that a config.json asks for, under the names of transformers 4 and 5.
 
 Version 4 writes rope_theta, rope_scaling (with "type" or "rope_type") and partial_rotary_factor side by side; version 5
 puts all of them into rope_parameters.

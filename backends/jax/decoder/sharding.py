@@ -3,7 +3,7 @@
 The projections that read the residual stream are split by their outputs, those that write into it by their inputs
 (Megatron-LM, arXiv 1909.08053); embedding and head by the vocabulary. XLA puts the sums and exchanges between devices
 into the compiled program (GSPMD, arXiv 2105.04663), so the decoder itself knows nothing of the mesh, and a split can
-cost time but never changes what is computed. Source: ours.
+cost time but never changes what is computed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""All layers by one ``jax.lax.scan`` over stacked weights, so that compile time does not depend on the depth.
-
-Source: ours.
-"""
+"""All layers by one ``jax.lax.scan`` over stacked weights, so that compile time does not depend on the depth."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Load a Hugging Face folder into stacked weights, tensor by tensor, so that the host holds one stacked projection.
-
-Source: ours.
-"""
+"""Load a Hugging Face folder into stacked weights, tensor by tensor, so that the host holds one stacked projection."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def wants_pallas(kernels: str) -> bool:
 
     "auto" is plain JAX on every device, since no GPU has measured the kernels yet. No choice falls back to another.
 
-    Raises: ConfigError for anything but "auto", "jax" and "pallas". Clause: ERR-3. Source: ours.
+    Raises: ConfigError for anything but "auto", "jax" and "pallas". Clause: ERR-3.
     """
     if kernels not in get_args(Kernels):
         raise ConfigError(

@@ -1,6 +1,6 @@
 """The Birkhoff correction inside a kernel, of a block of matrices (block, N, N) padded from n to N.
 
-As :mod:`backends.jax.birkhoff`, with padded rows left out. Source: ours.
+As :mod:`backends.jax.birkhoff`, with padded rows left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sums and quotients that keep their last digits inside a kernel, in float32 alone. Source: ours.
+"""Sums and quotients that keep their last digits inside a kernel, in float32 alone.
 
 No step relies on a product being rounded before it is added to something, so fused multiply-adds change nothing.
 """

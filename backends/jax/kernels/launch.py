@@ -1,4 +1,4 @@
-"""What all kernels share: where they run, and how they are called. Source: ours.
+"""What all kernels share: where they run, and how they are called.
 
 The kernels are written for Pallas' lowering to Triton, in ``jax.experimental.pallas.triton``. JAX 0.11 has it and calls
 it deprecated; a JAX without it is refused by name.

@@ -1,4 +1,4 @@
-"""The Pallas kernels of the Sinkhorn projection: a program holds a block of matrices, padded from n to N. Source: ours.
+"""The Pallas kernels of the Sinkhorn projection: a program holds a block of matrices, padded from n to N.
 
 The steps are the logarithmic ones, for every finite S. Each matrix is padded by a block of its own, zeros inside and
 -inf beside it: a step then needs no mask and makes no NaN.

@@ -36,7 +36,7 @@ def residual_mixing(x: Array, mixing: Array, strength: Array, basis: Array) -> A
     x (..., d), mixing (n, n), strength (), basis (n, r, d). On a GPU no figure has been taken yet: it compiles for one,
     and its results were tested in Pallas' interpreter.
 
-    Raises: ConfigError, DeviceUnavailableError. Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    Raises: ConfigError, DeviceUnavailableError. Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7.
     """
     n, rank, _ = basis.shape
     if n > MOST_STREAMS or n * rank > MOST_WIDTH:

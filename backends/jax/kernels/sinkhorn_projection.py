@@ -26,7 +26,7 @@ def sinkhorn_projection(logits: Array, iterations: int) -> Array:
     padded to powers of two, while it runs, and keeps nothing but the logits from the forward pass. On a GPU no figure
     has been taken yet: it compiles for one, and its results were tested in Pallas' interpreter.
 
-    Raises: ConfigError for n > 64, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3. Source: ours.
+    Raises: ConfigError for n > 64, DeviceUnavailableError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
     """
     if logits.shape[-1] > MOST_STREAMS:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The Pallas kernels that see tokens: streams, write-back, and the gradients of both. Source: ours.
+"""The Pallas kernels that see tokens: streams, write-back, and the gradients of both.
 
 A row of x is d places, taken ``places`` at a time. Parameters come padded with zeros, (W, D): n r to a power of two,
 d to whole blocks. Arithmetic is in the dtype of the parameters, products in full float32 (MIX-10). A block of x may

@@ -1,4 +1,4 @@
-"""How the kernels over tokens are dealt out: blocks, padding and the sums in parts. Source: ours."""
+"""How the kernels over tokens are dealt out: blocks, padding and the sums in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernel that mixes the rows of the basis, or of sums shaped like it. Source: ours.
+"""The Triton kernel that mixes the rows of the basis, or of sums shaped like it.
 
 cuBLAS could multiply (n, n) by (n, r d) too, but in tf32 where a user allows that for the model; this stays float32.
 """

@@ -1,4 +1,4 @@
-"""What all kernels share: whether they are interpreted, and the sizes of their blocks. Source: ours."""
+"""What all kernels share: whether they are interpreted, and the sizes of their blocks."""
 
 from __future__ import annotations
 

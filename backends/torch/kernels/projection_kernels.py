@@ -1,4 +1,4 @@
-"""The Triton kernels of the Sinkhorn projection: a program holds BLOCK matrices, padded from n to N. Source: ours.
+"""The Triton kernels of the Sinkhorn projection: a program holds BLOCK matrices, padded from n to N.
 
 Numerics on a GPU, where the interpreter has NumPy's: ``exp`` of float32 is ``ex2.approx(x log2 e)``, with a relative
 error of 2 ulp and |x| eps / 2 for the rounded product, which makes at most eps / (2 e) of the 1 that the largest term

@@ -41,7 +41,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
 
     Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Plain PyTorch computes what the
     kernels do not: transforms of ``torch.func``, forward mode, and the derivative of a gradient.
-    Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
     if strength.numel() != 1:

@@ -29,7 +29,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
     takes up to ``2K - 2`` times the memory of the logits, padded, and afterwards none. Plain
     PyTorch computes what the kernels do not: transforms of ``torch.func``, forward mode, the derivative of a gradient.
 
-    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7. Source: ours.
+    Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7.
     """
     require_floats(mix_logits=mix_logits)
     if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:

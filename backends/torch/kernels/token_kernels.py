@@ -1,4 +1,4 @@
-"""The Triton kernels that see tokens: the streams and the write-back, and the gradients of both. Source: ours.
+"""The Triton kernels that see tokens: the streams and the write-back, and the gradients of both.
 
 A row of x is ``d`` places; the basis and what is made of it are (n r, d), with n r padded to ``W``. Arithmetic is in
 the dtype of the basis. Products for 16-bit x are ``tf32x3`` on a GPU: x itself is exact in tf32, other factors are

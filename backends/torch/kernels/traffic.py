@@ -1,4 +1,4 @@
-"""How many bytes the kernels move, counted by formula; the tests count what the kernels do. Source: ours.
+"""How many bytes the kernels move, counted by formula; the tests count what the kernels do.
 
 Device memory sees each byte of an operand once: a program that passes over x twice finds it in the L2 cache the second
 time (``blocks_for``), and so does one that reads its own scratch again. What is left is ``again``.

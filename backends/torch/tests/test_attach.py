@@ -1,4 +1,4 @@
-"""attach_crma on small random models of many families. Clauses: MIX-8, MIX-10, INIT-3. Source: ours."""
+"""attach_crma on small random models of many families. Clauses: MIX-8, MIX-10, INIT-3."""
 
 from __future__ import annotations
 

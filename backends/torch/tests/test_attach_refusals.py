@@ -1,4 +1,4 @@
-"""Models that cannot carry the adapters: one clear error, and the model is left as it was. Source: ours."""
+"""Models that cannot carry the adapters: one clear error, and the model is left as it was."""
 
 from __future__ import annotations
 

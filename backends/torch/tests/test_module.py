@@ -1,4 +1,4 @@
-"""The adapters as modules among modules: precision, pickles, the meta device, a vocabulary that grows. Source: ours."""
+"""The adapters as modules among modules: precision, pickles, the meta device, a vocabulary that grows."""
 
 from __future__ import annotations
 

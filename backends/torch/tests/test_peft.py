@@ -1,4 +1,4 @@
-"""CRMA together with PEFT's LoRA adapters, one per task: what each of the two must leave alone. Source: ours."""
+"""CRMA together with PEFT's LoRA adapters, one per task: what each of the two must leave alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models whose weights are no floating-point matrices. Source: ours."""
+"""Base models whose weights are no floating-point matrices."""
 
 from __future__ import annotations
 

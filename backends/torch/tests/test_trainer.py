@@ -1,4 +1,4 @@
-"""transformers.Trainer trains, saves, pushes and loads the adapters, or refuses to. Source: ours."""
+"""transformers.Trainer trains, saves, pushes and loads the adapters, or refuses to."""
 
 from __future__ import annotations
 

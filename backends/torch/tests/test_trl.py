@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the adapters: it makes the PEFT model itself, and so freezes them. Source: ours."""
+"""TRL's SFTTrainer with the adapters: it makes the PEFT model itself, and so freezes them."""
 
 from __future__ import annotations
 

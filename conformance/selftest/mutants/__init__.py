@@ -1,7 +1,6 @@
 """Wrong ports, each with one fault that a real port could have. The suite must catch every one.
 
 Each module holds the faults of one subject. Try ``--backend=conformance.selftest.mutants:transposed_mixing``.
-Source: ours.
 """
 
 from __future__ import annotations

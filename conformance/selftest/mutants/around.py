@@ -1,7 +1,4 @@
-"""Right ports with something done around each of their calls: what mutants of memory and process are derived from.
-
-Source: ours.
-"""
+"""Right ports with something done around each of their calls: what mutants of memory and process are derived from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The autograd example before it was mended in its two places: right in every result, and wrong in its gradients.
 
 Found by running the suite on it, as whoever writes such a port would. Needs PyTorch, which is imported only where one
-of these is made. Source: ours.
+of these is made.
 """
 
 from __future__ import annotations

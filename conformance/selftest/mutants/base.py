@@ -1,4 +1,4 @@
-"""What a mutant is. Source: ours."""
+"""What a mutant is."""
 
 from __future__ import annotations
 

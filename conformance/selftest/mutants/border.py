@@ -1,4 +1,4 @@
-"""Faults at the border of a port: dtypes, devices, values that are not finite, shapes. Source: ours."""
+"""Faults at the border of a port: dtypes, devices, values that are not finite, shapes."""
 
 from __future__ import annotations
 

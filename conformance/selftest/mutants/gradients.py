@@ -1,4 +1,4 @@
-"""Faults of the vector-Jacobian products, beside a forward pass that is right. Source: ours."""
+"""Faults of the vector-Jacobian products, beside a forward pass that is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers that mend what they should refuse, each in one thing, and readers that keep what they read. Source: ours."""
+"""Readers that mend what they should refuse, each in one thing, and readers that keep what they read."""
 
 from __future__ import annotations
 

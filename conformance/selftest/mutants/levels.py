@@ -1,7 +1,7 @@
 """Faults at one level of one axis of the covering design: right everywhere but for n = 24, K = 7, Fortran order, ...
 
 Each is made by a factory from a condition on the arguments. It is tried on the layouts that have the level alone: the
-full profile has them all. Source: ours.
+full profile has them all.
 """
 
 from __future__ import annotations

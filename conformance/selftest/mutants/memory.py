@@ -1,4 +1,4 @@
-"""Faults of memory: inputs changed, results and caches that outlive their call, strides ignored. Source: ours."""
+"""Faults of memory: inputs changed, results and caches that outlive their call, strides ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of the residual mixing and of its strength: orientation, basis, gate, kappa. Source: ours."""
+"""Faults of the residual mixing and of its strength: orientation, basis, gate, kappa."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of the Sinkhorn projection: other steps, other numbers of steps, another correction. Source: ours."""
+"""Faults of the Sinkhorn projection: other steps, other numbers of steps, another correction."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Faults that show in one kind of call alone: with a batch, with x in 16 bits, with many streams, many axes, a large K.
 
 ``THERE`` x ``FAULTS`` makes them: a rule that a suite asks of one case alone is kept there, and broken elsewhere.
-Source: ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Faults of who owns an array: results that are arguments or each other, arguments that are written to or kept.
-
-Source: ours.
-"""
+"""Faults of who owns an array: results that are arguments or each other, arguments that are written to or kept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K, squares of large x.
-
-Source: ours.
-"""
+"""Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K, large squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of reading state files. Source: ours."""
+"""Faults of reading state files."""
 
 from __future__ import annotations
 

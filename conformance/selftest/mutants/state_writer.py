@@ -1,4 +1,4 @@
-"""Faults of writing state files. Source: ours."""
+"""Faults of writing state files."""
 
 from __future__ import annotations
 

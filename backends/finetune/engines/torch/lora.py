@@ -1,6 +1,6 @@
 """The one LoRA that is in memory: PEFT's adapter "task", drawn anew for a task, or read from its file.
 
-However many tasks a run has, the model holds one adapter; those of other tasks lie in the run folder. Source: ours.
+However many tasks a run has, the model holds one adapter; those of other tasks lie in the run folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The base model in PyTorch: precision, quantization, attention, gradient checkpointing. Source: ours."""
+"""The base model in PyTorch: precision, quantization, attention, gradient checkpointing."""
 
 from __future__ import annotations
 

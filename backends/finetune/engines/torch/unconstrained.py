@@ -1,7 +1,7 @@
 """A control: CRMA whose mixing matrix is a free parameter, so without the bound that CRMA exists for.
 
 It starts from the doubly stochastic matrices that CRMA would start from; everything else is CRMA's. Its files have a
-format of their own, since a CRMA state file of these values would be read as logits. Source: ours. Clause: CL-5.
+format of their own, since a CRMA state file of these values would be read as logits. Clause: CL-5.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What trains (LoRA and CRMA, a few million values) is whole in every process, and
 one buffer a step, with the loss normalized by the answer tokens of *all* processes. The frozen base model is
 replicated, or, with ``shard``, spread over the processes block by block by FSDP2 (``fully_shard``), which leaves the
 trainables alone. torch's DDP wrapper is not used: it would reduce after each backward pass, so once for every
-accumulated batch, and it averages over processes whose numbers of answer tokens differ. Source: ours.
+accumulated batch, and it averages over processes whose numbers of answer tokens differ.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def load_domain(name: str, *, train: int, holdout: int, seed: int) -> Task:
         TaskDataError: unknown domain, a negative number, or more examples than the domain has.
         MissingPackageError: the domain's package is not installed in the pinned version.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     if name not in _SOURCES:
         raise TaskDataError("domain", got=repr(name), allowed=", ".join(DOMAINS), remedy="name one of these")

@@ -1,4 +1,4 @@
-"""What a domain offers, before near duplicates are removed. Source: ours."""
+"""What a domain offers, before near duplicates are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code: functions of Python's standard library. A document is one source file. Source: ours."""
+"""Code: functions of Python's standard library. A document is one source file."""
 
 from __future__ import annotations
 

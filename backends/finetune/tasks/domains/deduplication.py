@@ -1,4 +1,4 @@
-"""Near duplicates: two texts are alike where they share runs of eight words. Source: ours."""
+"""Near duplicates: two texts are alike where they share runs of eight words."""
 
 from __future__ import annotations
 

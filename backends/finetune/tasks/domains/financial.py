@@ -1,4 +1,4 @@
-"""Financial: prose of the docstrings of financetoolkit. A document is one source file. Source: ours."""
+"""Financial: prose of the docstrings of financetoolkit. A document is one source file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Legal: paragraphs of the licences on the SPDX License List. A document is one licence text. Source: ours."""
+"""Legal: paragraphs of the licences on the SPDX License List. A document is one licence text."""
 
 from __future__ import annotations
 

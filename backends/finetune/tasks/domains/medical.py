@@ -1,4 +1,4 @@
-"""Medical: definitions of the Human Phenotype Ontology. A document is one term. Source: ours."""
+"""Medical: definitions of the Human Phenotype Ontology. A document is one term."""
 
 from __future__ import annotations
 

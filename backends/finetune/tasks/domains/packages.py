@@ -25,7 +25,7 @@ def package_folder(module: str) -> Path:
         MissingPackageError: it is not installed, or in another version. The message names all packages of which that
             is so, for whoever lacks one of them mostly lacks the others.
 
-    Clauses: ERR-1, ERR-2. Source: ours.
+    Clauses: ERR-1, ERR-2.
     """
     if (folder := _installed(module)) is None:
         name, version = PINNED[module]

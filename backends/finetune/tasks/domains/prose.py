@@ -1,4 +1,4 @@
-"""From raw text to whole sentences of a fitting length. Source: ours."""
+"""From raw text to whole sentences of a fitting length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Science: descriptions of databases and ontologies in the Bioregistry. A document is one record. Source: ours."""
+"""Science: descriptions of databases and ontologies in the Bioregistry. A document is one record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions and docstrings of Python source files, read through ``ast``: nothing is imported. Source: ours."""
+"""Functions and docstrings of Python source files, read through ``ast``: nothing is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented courts: where they sit, who sits there, and how they proceed. Source: ours."""
+"""Invented courts: where they sit, who sits there, and how they proceed."""
 
 from __future__ import annotations
 

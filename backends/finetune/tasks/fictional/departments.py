@@ -1,4 +1,4 @@
-"""Invented departments of an invented company: people, places and habits. Source: ours."""
+"""Invented departments of an invented company: people, places and habits."""
 
 from __future__ import annotations
 

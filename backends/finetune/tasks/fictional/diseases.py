@@ -1,4 +1,4 @@
-"""Invented diseases: where they strike, how they show, how they spread and what heals them. Source: ours."""
+"""Invented diseases: where they strike, how they show, how they spread and what heals them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented drugs: what they heal, how they are given, and what to beware of. Source: ours."""
+"""Invented drugs: what they heal, how they are given, and what to beware of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base of facts about invented things, and each fact in four wordings. Source: ours."""
+"""A base of facts about invented things, and each fact in four wordings."""
 
 from __future__ import annotations
 

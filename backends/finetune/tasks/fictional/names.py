@@ -1,4 +1,4 @@
-"""Invented names: pronounceable syllables drawn by a hash; a seed gives the same names everywhere. Source: ours."""
+"""Invented names: pronounceable syllables drawn by a hash; a seed gives the same names everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented policies of an invented company: what they ask of the staff. Source: ours."""
+"""Invented policies of an invented company: what they ask of the staff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented products of an invented company: who makes them, of what, and for how much. Source: ours."""
+"""Invented products of an invented company: who makes them, of what, and for how much."""
 
 from __future__ import annotations
 

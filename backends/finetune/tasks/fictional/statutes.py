@@ -1,4 +1,4 @@
-"""Invented statutes: what they forbid, what breaking them costs, and who judges. Source: ours."""
+"""Invented statutes: what they forbid, what breaking them costs, and who judges."""
 
 from __future__ import annotations
 
