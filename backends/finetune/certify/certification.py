@@ -17,7 +17,6 @@ from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISE
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
 from backends.finetune.methods.conditions import parse_condition
-from backends.finetune.methods.method import Condition
 from backends.finetune.runs.results import RESULTS_NAME, RunResults, read_results
 from reference.errors import ConfigError, RunFolderError
 
@@ -101,7 +100,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
         except ValueError as error:
             checks.append(holds(name, None, "condition known", "CL-5", [str(error)]))
             continue
-        budget = _budget(condition, results)
+        budget = condition.limit(results.run.displacement_budget)
         for seed in results.seeds:
             checks += record_checks(results, condition, seed, budget)
             if name in limited and max_drift is not None:
@@ -118,14 +117,6 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
             every_state += states
     whole_run = [files.of_this_run(results, every_state), run_consistent(results, protocol)]
     return Certification([*whole_run, *checks], results, files.digests)
-
-
-def _budget(condition: Condition, results: RunResults) -> float | None:
-    """The displacement budget that holds for a condition; None where there is none."""
-    if condition.crma != "doubly-stochastic":
-        return None
-    budget = results.run.displacement_budget if condition.budget is None else condition.budget
-    return None if budget is None or math.isinf(budget) else budget
 
 
 def _limited(results: RunResults, max_drift: float) -> tuple[str, ...]:

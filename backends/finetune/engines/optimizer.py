@@ -46,12 +46,6 @@ def trains_crma(condition: Condition, phase: int) -> bool:
     return condition.crma != "none" and (condition.trains_crma == "always" or phase == 0)
 
 
-def displacement_budget(protocol: Protocol, condition: Condition) -> float | None:
-    """delta, or None where nothing limits the shared CRMA."""
-    budget = protocol.crma.displacement_budget if condition.budget is None else condition.budget
-    return None if budget is None or math.isinf(budget) else budget
-
-
 def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
     """Linear warm-up, then linear decay to zero at the end of the phase; ``index`` counts steps from 0."""
     warmup = min(warmup_steps, steps - 1)

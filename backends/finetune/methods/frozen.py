@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from backends.finetune.methods.method import Condition, Mark
 
+
+def raised_rank(rank: int, extra: int, per_rank: int) -> int:
+    """The smallest rank with ``extra`` values more than ``rank`` has, of a LoRA with ``per_rank`` values a rank."""
+    return rank + -(-extra // per_rank)
+
+
 CONDITIONS = (
     Condition("frozen", "FROZEN", Mark("#0072B2", (0, (4, 1.5)), "s")),
     Condition("frozen-raised", "FROZEN, raised rank", Mark("#56B4E9", (0, (4, 1, 1, 1)), "P"), raised_rank=True),

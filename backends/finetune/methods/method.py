@@ -6,6 +6,7 @@ are read all the same: torch is imported inside the functions that compute.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,15 @@ class Condition:
     def never_drifts(self) -> bool:
         """Whether nothing that a finished task answers with ever changes, so that its drift is exactly 0."""
         return self.trains == "per-task" and (self.crma == "none" or self.pinned or self.trains_crma == "first-task")
+
+    def limit(self, default: float | None) -> float | None:
+        """delta, the most that a layer of the shared CRMA may move after the first task; None where nothing limits it.
+
+        ``default``: the protocol's ``displacement_budget``.
+        """
+        budget = default if self.budget is None else self.budget
+        limited = self.crma == "doubly-stochastic" and budget is not None and not math.isinf(budget)
+        return budget if limited else None
 
     def settings(self, protocol: Any) -> Any:
         """The method's section of a protocol; None if it has none."""

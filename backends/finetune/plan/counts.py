@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.methods.frozen import raised_rank
 from backends.finetune.plan.skeleton import skeleton
 from backends.finetune.protocols.protocol import Protocol
 
@@ -26,7 +27,7 @@ class Counts:
 
     def raised_rank(self, rank: int) -> int:
         """LoRA's rank in the condition frozen-raised: the smallest with as many values as LoRA and CRMA have."""
-        return rank + -(-self.crma // self.lora_per_rank)
+        return raised_rank(rank, self.crma, self.lora_per_rank)
 
     def trainable(self, name: str, rank: int) -> dict[str, int]:
         """What a condition trains, by part, as the engine's ``parameter_counts`` has it.

@@ -28,13 +28,13 @@ from backends.finetune.engines.jax.step import (
 from backends.finetune.engines.optimizer import (
     check_holdout,
     check_step,
-    displacement_budget,
     diverged,
     group_settings,
     rate_factor,
     trains_crma,
 )
 from backends.finetune.engines.world import SINGLE
+from backends.finetune.methods.frozen import raised_rank
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import load_config
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
@@ -117,7 +117,7 @@ class JaxEngine:
         check_step(report, self.phase, index)
         self._set_trainables(result.trainables)
         self.state = result.state
-        budget = displacement_budget(self.protocol, self.condition)
+        budget = self.condition.limit(self.protocol.crma.displacement_budget)
         if self.anchor is not None and budget is not None and trains_crma(self.condition, self.phase):
             try:
                 self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
@@ -198,7 +198,7 @@ class JaxEngine:
         crma, rank = self.protocol.crma, self.protocol.lora.rank
         of_crma = crma.streams**2 + 1 + crma.streams * crma.rank * self.config.hidden_size
         per_rank = sum(sum(self.config.projections[path]) for path in self.paths)
-        return rank + -(-of_crma // per_rank)  # both times the number of layers
+        return raised_rank(rank, of_crma, per_rank)  # both times the number of layers
 
     def _start_stack(self) -> CRMAAdapter:
         """The same start values as ``attach_crma`` draws."""

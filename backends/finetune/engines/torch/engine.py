@@ -17,7 +17,6 @@ from backends.finetune.engines.engine import RowScore, SpectralReport, StepRepor
 from backends.finetune.engines.optimizer import (
     check_holdout,
     check_step,
-    displacement_budget,
     diverged,
     group_settings,
     rate_factor,
@@ -186,7 +185,7 @@ class TorchEngine:
         )
 
     def _limit(self) -> None:
-        budget = displacement_budget(self.protocol, self.condition)
+        budget = self.condition.limit(self.protocol.crma.displacement_budget)
         is_trained = trains_crma(self.condition, self.phase)
         if self.backbone is None or self.anchor is None or budget is None or not is_trained:
             return

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backends.adapter_folder import read_adapter, write_adapter
+from backends.finetune.methods.frozen import raised_rank
 from backends.finetune.protocols.protocol import LoraSection
 from backends.finetune.runs.checkpoint_file import damaged_phase
 from reference.errors import ProtocolError
@@ -34,7 +35,7 @@ class LoraSlot:
         self.model = _with_lora(base, section, section.rank)
         if extra:
             per_rank = self.count() // section.rank
-            self.model = _with_lora(self.model.unload(), section, section.rank + -(-extra // per_rank))
+            self.model = _with_lora(self.model.unload(), section, raised_rank(section.rank, extra, per_rank))
         self.rank: int = self.model.peft_config[NAME].r
 
     @property

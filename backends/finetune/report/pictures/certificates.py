@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from backends.certificate import ROUNDING
-from backends.finetune.report.labels import budget_of, readable
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.report.labels import readable
 from backends.finetune.report.pictures.style import BOUND, INK, handle_of, logarithmic, mark_of, phase_axis
 from backends.finetune.runs.records import PhaseRecord, SpectralLog
 from backends.finetune.runs.results import RunResults
@@ -127,11 +128,12 @@ def _kinds() -> list[Line2D]:
 
 
 def _budget(results: RunResults, condition: str) -> float | None:
-    """None: no budget holds, so no line is drawn."""
-    if condition in (UNBOUNDED, STILL):
+    """None: no budget holds, or nothing moves, so no line is drawn."""
+    try:
+        known = parse_condition(condition)
+    except ValueError:
         return None
-    own = budget_of(condition)
-    return results.run.displacement_budget if own is None else own
+    return known.limit(results.run.displacement_budget) if known.trains_crma == "always" else None
 
 
 def _legend(figure: Figure, logs: list[Log], more: list[Any]) -> None:

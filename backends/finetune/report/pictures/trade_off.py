@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.report.labels import budget_of, label, percent, readable
 from backends.finetune.report.pictures.placement import place_labels
 from backends.finetune.report.pictures.style import INK, handle_of, mark_of
@@ -61,8 +62,7 @@ def _seeds(results: RunResults, name: str) -> list[tuple[float, float]]:
 
 
 def _delta(results: RunResults, name: str) -> float:
-    own = budget_of(name)
-    budget = results.run.displacement_budget if own is None else own
+    budget = parse_condition(name).limit(results.run.displacement_budget)
     return math.inf if budget is None else budget
 
 
