@@ -107,12 +107,12 @@ def test_twenty_steps_from_the_same_start_are_the_same_training(engines, encoder
 
 
 @pytest.mark.parametrize("direction", ["to JAX", "to PyTorch"])
-def test_what_one_engine_trains_answers_the_same_in_the_other(engines, direction, tmp_path):
+def test_what_one_engine_trains_answers_the_same_in_the_other(encoder, engines, direction, tmp_path):
     pair = engines("modular")
     source, target = pair if direction == "to JAX" else pair[::-1]
     for engine in pair:
         engine.begin_phase(0, 10)
-    (batch,) = batches(source, np.random.default_rng(0), 1)
+    (batch,) = batches(encoder, np.random.default_rng(0), 1)
     untrained = target.holdout_loss([batch])
     for index in range(10):  # on what is measured, which must then change, whatever was drawn
         source.step([batch], index)

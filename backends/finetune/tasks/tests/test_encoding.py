@@ -19,6 +19,7 @@ class Letters:
 
     def __init__(self, bos: Any = 1, eos: int | None = 2, begins: bool = False) -> None:
         self.bos_token_id, self.eos_token_id, self.begins = bos, eos, begins
+        self.pad_token_id = None
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         ids = [ord(letter) for letter in text]
