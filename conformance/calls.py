@@ -49,7 +49,7 @@ def case_of(seed=4, n=3, leading=(5,), gate=1.0):
 def calls_of(backend: Any, case: Adapter, iterations: int = K, **changed: Any) -> list[Call]:
     """Of each function that the port has, with single matrices, with a batch, and with x in each dtype of 16 bits.
 
-    Each call has arrays of its own. ``changed``: functions of single arrays.
+    Calls of one list share arrays, and no array belongs to two lists. ``changed``: functions of single arrays.
     """
     x, logits, gate, basis = inputs_of(backend, case)
     rng = np.random.default_rng(case.seed + 1)

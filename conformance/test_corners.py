@@ -1,6 +1,6 @@
-"""Corners that random drawing seldom meets: zeros, equal rows, far magnitudes, sizes that coincide, many axes, large K.
+"""Corners that random drawing seldom meets: zeros, equal rows, far magnitudes.
 
-Clauses: MIX-2, MIX-6, GRAD-7, GRAD-8, SINK-1, SINK-2, BACK-9.
+Clauses: MIX-2, MIX-6, MIX-10, GRAD-7, GRAD-8, SINK-2, BACK-9.
 """
 
 from __future__ import annotations
@@ -14,95 +14,31 @@ from conformance.agreement import (
     HALF,
     INPUTS,
     Comparison,
-    adapter_change,
     adapter_gradients,
     assert_agrees,
     assert_agrees_if_resolvable,
     inputs_of,
-    projection,
-    projection_gradient,
     require_x_dtype,
-    settled_matrices,
 )
-from conformance.profiles import slow
-from conformance.strategies import Adapter, Logits, random_cotangent
+from conformance.strategies import Adapter, Logits
 
 FORWARD = ("adapter y - x", "forward")
 FAR = (-40, -20, 14, 40)
-
-
-#: n, r, what d is more than n r, axes of the tokens: which of them is which, a port cannot tell by its size
-COINCIDENT = [
-    *((3, 2, 1, (3,)), (3, 2, 0, (6,)), (2, 2, 0, (2, 2)), (4, 1, 0, (4, 4)), (3, 3, 0, (9, 9)), (2, 1, 0, (2, 2, 2))),
-    *((3, 2, 1, (2,)), (3, 2, 1, (7, 7)), (3, 3, 1, (3, 3, 3)), (5, 1, 0, (5, 1)), (2, 3, 0, (3, 2))),
-]
-MANY_AXES = [(1, 2, 1, 1, 2, 1, 1), (2, 1, 1, 1, 1, 1, 1, 3)]
-LARGE_K = [128, 129, 256, 300, 1000]
 
 
 def case_of(seed=4):
     return Adapter(Logits("normal", 0.5, 3, (), seed), 2, 3, (5,), 1.0, 1.0, 1.0, True, seed)
 
 
-def assert_adapter_agrees(backend, case, iterations=3, x_dtype=None):
-    """y, and the four cotangents, with x in 16 bits those of the port's own automatic differentiation, too."""
-    half = x_dtype in HALF
-    functions = ["adapter_vjp", *(["adapter_autodiff"] if half and hasattr(backend, "adapter_autodiff") else [])]
-    comparison = adapter_change(backend, case, iterations, x_dtype)
-    row = (*(("adapter y", x_dtype) if half else ("adapter y - x", backend.parameter_dtype)), "forward")
-    assert_agrees_if_resolvable(comparison, row, "MIX-2", case)
-    for function in functions:
-        found = adapter_gradients(backend, case, iterations, x_dtype, function=function)
-        for name, comparison in found.items():
-            row = (f"adapter {name}", x_dtype if half and name == "x" else backend.parameter_dtype, "gradient")
-            assert_agrees_if_resolvable(comparison, row, CLAUSES[name], (function, name, case))
-
-
-def assert_projection_agrees(backend, case, iterations):
-    """M, and its gradient where no kink is near."""
-    row, cotangent = ("sinkhorn_projection", backend.parameter_dtype), random_cotangent(case.values.shape, 6)
-    assert_agrees_if_resolvable(projection(backend, case, iterations), (*row, "forward"), "SINK-1", (case, iterations))
-    gradient = projection_gradient(backend, case, cotangent, iterations)
-    settled = settled_matrices(backend, case, cotangent, iterations)
-    comparison = Comparison(gradient.actual[settled], gradient.expected[settled], gradient.scale)
-    assert_agrees_if_resolvable(comparison, (*row, "gradient"), "GRAD-1", (case, iterations))
-
-
-@pytest.mark.clause("MIX-2", "GRAD-7")
-@pytest.mark.parametrize("sizes", list(map(slow, COINCIDENT)), ids=str)
-def test_sizes_that_coincide_are_not_exchanged(backend, sizes):
-    """As many tokens as streams, ranks or hidden sizes; as many axes as a basis or a matrix has."""
-    n, rank, spare, leading = sizes
-    assert_adapter_agrees(
-        backend, Adapter(Logits("normal", 1.0, n, (), 3), rank, spare, leading, 0.5, 1.0, 1.0, False, 8)
-    )
-
-
-@pytest.mark.clause("SINK-1", "GRAD-1")
-@pytest.mark.parametrize("leading", list(map(slow, [(2,), (3,), (3, 3), (3, 3, 3), *MANY_AXES])), ids=str)
-def test_a_batch_of_matrices_is_read_matrix_by_matrix(backend, leading):
-    """As many as a matrix has rows; with as many axes as anybody counts."""
-    assert_projection_agrees(backend, Logits("normal", 1.0, 3, leading, 5), 3)
-
-
-@pytest.mark.clause("MIX-2", "GRAD-7")
-@pytest.mark.parametrize("leading", list(map(slow, MANY_AXES)), ids=str)
-def test_tokens_with_many_axes(backend, leading):
-    assert_adapter_agrees(backend, Adapter(Logits("normal", 1.0, 3, (), 3), 2, 1, leading, 0.5, 1.0, 1.0, False, 8))
-
-
-@pytest.mark.clause("SINK-2", "GRAD-1")
-@pytest.mark.parametrize("iterations", list(map(slow, LARGE_K)))
-def test_as_many_iterations_as_are_asked_for(backend, iterations):
-    """K has no upper limit. With a triangular S every further one still shows, as 1 / K does."""
-    assert_projection_agrees(backend, Logits("triangular", 5.0, 3, (), 5), int(iterations))
-
-
 @pytest.mark.clause("MIX-10", "GRAD-7")
-@pytest.mark.parametrize("name", HALF)
-def test_automatic_differentiation_with_x_in_16_bits(backend, name):
-    require_x_dtype(backend, name)
-    assert_adapter_agrees(backend, case_of(), x_dtype=name)
+@pytest.mark.parametrize("dtype", HALF)
+def test_automatic_differentiation_with_x_in_16_bits(backend, dtype):
+    require_x_dtype(backend, dtype)
+    if not hasattr(backend, "adapter_autodiff"):
+        pytest.skip("not offered: adapter_autodiff")
+    for name, comparison in adapter_gradients(backend, case_of(), 3, dtype, "adapter_autodiff").items():
+        row = (f"adapter {name}", dtype if name == "x" else backend.parameter_dtype, "gradient")
+        assert assert_agrees_if_resolvable(comparison, row, CLAUSES[name], name), "zeros would have failed"
 
 
 @pytest.mark.clause("MIX-2", "GRAD-4")

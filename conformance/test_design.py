@@ -32,11 +32,33 @@ from conformance.design.axes import GATE, adapter_fits, projection_fits
 from conformance.design.axes import PROJECTION as PROJECTION_AXES
 from conformance.design.layouts import adapter_layout, adapter_layouts, projection_layout, projection_layouts, rows
 from conformance.memory import laid_out
+from conformance.profiles import slow
 from conformance.strategies import SEEDS, free_layouts, random_cotangent
 from conformance.tolerances import tolerance_for
 
 LARGE = 20_000  # numbers of x or of S, from which on a layout is tried once
 OVERFLOWS = 65520.0  # halfway between the largest float16 and the next power of two (MIX-10)
+#: n, r, what d is more than n r, axes of the tokens: which of them is which, a port cannot tell by its size
+COINCIDENT = [
+    *((3, 2, 1, (3,)), (3, 2, 0, (6,)), (2, 2, 0, (2, 2)), (4, 1, 0, (4, 4)), (3, 3, 0, (9, 9)), (2, 1, 0, (2, 2, 2))),
+    *((3, 2, 1, (2,)), (3, 2, 1, (7, 7)), (3, 3, 1, (3, 3, 3)), (5, 1, 0, (5, 1)), (2, 3, 0, (3, 2))),
+]
+MANY_AXES = [(1, 2, 1, 1, 2, 1, 1), (2, 1, 1, 1, 1, 1, 1, 3)]
+LARGE_K = [128, 129, 256, 300, 1000]
+#: of a layout in which nothing hides anything
+PLAIN = {
+    "n": 3,
+    "r": 2,
+    "d": 1,
+    "leading": (5,),
+    "K": 3,
+    "logits": ("normal", 1.0),
+    "gate": 1.0,
+    "dtype": "float32",
+    "x": 1.0,
+    "memory": "C",
+    "basis": "normal",
+}
 PROJECTION, ADAPTER = "sinkhorn_projection", "adapter y - x"
 
 
@@ -207,14 +229,53 @@ def test_adapter_gradient(backend, layout):
         try_layout(check_adapter_gradient, backend, variant, set(INPUTS))
 
 
+def try_adapter(backend, **changed):
+    """One plain layout with other sizes, in which nothing hides anything."""
+    layout = adapter_layout(-1, {**PLAIN, **changed})
+    try_layout(check_adapter, backend, layout, {"y"})
+    try_layout(check_adapter_gradient, backend, layout, set(INPUTS))
+
+
+def try_projection(backend, **changed):
+    layout = projection_layout(-1, {**PLAIN, **changed})
+    try_layout(check_projection, backend, layout, {"mixing"})
+    try_layout(check_projection_gradient, backend, layout, {"mix_logits"})
+
+
+@pytest.mark.clause("MIX-2", "GRAD-7")
+@pytest.mark.parametrize("sizes", list(map(slow, COINCIDENT)), ids=str)
+def test_sizes_that_coincide_are_not_exchanged(backend, sizes):
+    """As many tokens as streams, ranks or hidden sizes; as many axes as a basis or a matrix has."""
+    try_adapter(backend, **dict(zip(("n", "r", "d", "leading"), sizes, strict=True)))
+
+
+@pytest.mark.clause("MIX-2", "GRAD-7")
+@pytest.mark.parametrize("leading", list(map(slow, MANY_AXES)), ids=str)
+def test_tokens_with_many_axes(backend, leading):
+    try_adapter(backend, leading=tuple(leading))
+
+
+@pytest.mark.clause("SINK-1", "GRAD-1")
+@pytest.mark.parametrize("leading", list(map(slow, [(2,), (3,), (3, 3), (3, 3, 3), *MANY_AXES])), ids=str)
+def test_a_batch_of_matrices_is_read_matrix_by_matrix(backend, leading):
+    """As many as a matrix has rows; with as many axes as anybody counts."""
+    try_projection(backend, leading=tuple(leading))
+
+
+@pytest.mark.clause("SINK-2", "GRAD-1")
+@pytest.mark.parametrize("iterations", list(map(slow, LARGE_K)))
+def test_as_many_iterations_as_are_asked_for(backend, iterations):
+    """K has no upper limit. With a triangular S every further one still shows, as 1 / K does."""
+    try_projection(backend, leading=(), K=int(iterations), logits=("triangular", 5.0))
+
+
 @pytest.mark.clause("CONF-10", "MIX-5", "GRAD-6")
 @pytest.mark.parametrize("gate", [gate for gates in GATE.classes.values() for gate in gates])
 @given(seed=SEEDS)
 @settings(max_examples=3)
 def test_every_gate(backend, gate, seed):
     """In one size, where nothing else can hide it; from -80 to 80 the cotangents of all parameters can be seen."""
-    sizes = {"n": 3, "r": 2, "d": 1, "leading": (5,), "K": 20, "logits": ("normal", 1.0), "basis": "normal"}
-    layout = adapter_layout(-1, {**sizes, "gate": gate, "dtype": "float32", "x": 1.0, "memory": "C"})
+    layout = adapter_layout(-1, {**PLAIN, "K": 20, "gate": gate})
     check_adapter(backend, layout, seed)
     seen = check_adapter_gradient(backend, layout, seed)
     assume(seen >= {"mix_logits", "gate_logit", "basis"} or abs(gate) > 80.0)

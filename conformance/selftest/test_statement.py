@@ -44,8 +44,8 @@ def config_of(**options):
     )
 
 
-def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, **options):
-    port = load_backend("reference")
+def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, profile=None):
+    port, options = load_backend("reference"), {"--profile": profile}
     return statement_of(config_of(**options), port, list(gaps), counts, SKIPPED, status, whole=whole)
 
 
@@ -60,6 +60,9 @@ def stated(gaps=(), counts=COUNTS, status=0, *, whole=True, **options):
         ("proves nothing", {"status": 2}),
         ("proves nothing", {"counts": {**COUNTS, "passed": 0}}),
         ("proves nothing", {"whole": False}),
+        ("proves nothing", {"counts": {**COUNTS, "passed": len(IDS) - 4}}),
+        ("proves nothing", {"gaps": [GAP]}),
+        ("proves nothing", {"profile": "quick"}),
     ],
     ids=str,
 )
@@ -85,6 +88,7 @@ def test_only_a_whole_run_says_that_a_port_conforms(outcome, case):
             {**COUNTS, "passed": len(size_of_suite()) - 3},
             {},
         ),
+        (True, [test.replace("[reference", "[node a/port.js [1]") for test in IDS], COUNTS, {}),
         (False, [], {**COUNTS, "passed": 0, "skipped": 0}, {}),
     ],
 )
@@ -161,6 +165,8 @@ def test_a_statement_is_what_was_written(tmp_path, capsys):
         {"format_version": 2},
         {"more": 1},
         {"counts": {**WITH_GAP, "passed": 1}},
+        {"counts": {**WITH_GAP, "passed": 0, "skipped": len(IDS) - 1}, "skipped": {next(iter(SKIPPED)): len(IDS) - 1}},
+        {"counts": {**WITH_GAP, "passed": len(IDS) + 2, "skipped": -3}, "skipped": {next(iter(SKIPPED)): -3}},
         {"counts": {**COUNTS, "passed": 1, "skipped": len(IDS) - 2, "xfailed": 1}},
         {"counts": COUNTS},
         {"counts": [1]},
