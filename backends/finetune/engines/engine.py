@@ -30,6 +30,18 @@ class SpectralReport(NamedTuple):
     displacement_max: float | None
     displacement_min: float | None
 
+    @classmethod
+    def of(cls, certificate: Any, displacement: Any) -> SpectralReport:
+        """From a framework's arrays, a value for each layer; ``displacement``: None without an anchor."""
+        return cls(
+            norm_max=float(certificate.mixing_norm.max()),
+            norm_min=float(certificate.mixing_norm.min()),
+            adapter_max=float(certificate.largest.max()),
+            adapter_min=float(certificate.smallest.min()),
+            displacement_max=None if displacement is None else float(displacement.max()),
+            displacement_min=None if displacement is None else float(displacement.min()),
+        )
+
 
 class RowScore(NamedTuple):
     """One row of a batch: its loss in nats, summed over its answer tokens, and whether greedy decoding would give

@@ -132,15 +132,7 @@ class JaxEngine:
             bounds = certificate(self._stack(), self.anchor)
         except NonFiniteError as error:
             raise diverged(error, self.phase) from error
-        moved = bounds.displacement
-        return SpectralReport(
-            norm_max=float(bounds.mixing_norm.max()),
-            norm_min=float(bounds.mixing_norm.min()),
-            adapter_max=float(bounds.largest.max()),
-            adapter_min=float(bounds.smallest.min()),
-            displacement_max=None if moved is None else float(moved.max()),
-            displacement_min=None if moved is None else float(moved.min()),
-        )
+        return SpectralReport.of(bounds, bounds.displacement)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         return None  # no method runs here

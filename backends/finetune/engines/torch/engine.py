@@ -209,14 +209,7 @@ class TorchEngine:
                 moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
         except NonFiniteError as error:
             raise diverged(error, self.phase) from error
-        return SpectralReport(
-            norm_max=float(bounds.mixing_norm.max()),
-            norm_min=float(bounds.mixing_norm.min()),
-            adapter_max=float(bounds.largest.max()),
-            adapter_min=float(bounds.smallest.min()),
-            displacement_max=None if moved is None else float(moved.max()),
-            displacement_min=None if moved is None else float(moved.min()),
-        )
+        return SpectralReport.of(bounds, moved)
 
     # Answers --------------------------------------------------------------------------------------------------------
 
