@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
+import backends.beside  # noqa: F401  first: it refuses a folder that hides `reference`
 from backends.executable import is_command, start_executable
 from backends.interface import Backend, Gradients, State
 from backends.port import Port
