@@ -1,21 +1,20 @@
-"""Tests of paired results over seeds or over questions, and an interval for a fraction.
+"""Tests of paired results over seeds or over questions, and an interval for a fraction, by ``scipy.stats``.
 
-Source: the classical formulas cited below; Wilson and McNemar as in the paper's Table 8. Clause: CL-9.
+SciPy comes with the extras 'finetune' and 'bench'; the mathematics of CRMA goes without it.
+Source: the classical tests cited below; Wilson and McNemar as in the paper's Table 8. Clause: CL-9.
 """
 
 from __future__ import annotations
 
-import math
 import operator
-import statistics
 from numbers import Real
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reference.errors import ConfigError, ShapeError
-from reference.seed_summary import checked_values
+from reference.errors import ConfigError, MissingPackageError, ShapeError
+from reference.seed_summary import checked_values, seed_summary
 
 Array = NDArray[np.float64]
 MOST_PAIRS = 20  # 2^20 sums are 8 MB
@@ -45,12 +44,13 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     >>> paired_t_test([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])[:3]  # differences 1, 2, 3: t = 2 sqrt(3), p = 1 - sqrt(6/7)
     (2.0, 1.0, 3.4641016151377544)
     """
-    differences = _differences(a, b).tolist()
-    n = len(differences)
-    mean, sd = statistics.mean(differences), statistics.stdev(differences)
-    limit = math.copysign(math.inf, mean) if mean else 0.0
-    t = mean / sd * math.sqrt(n) if sd > 0 else limit
-    return PairedTTest(mean, sd, t, _student_two_sided(t, n - 1), n)
+    differences = _differences(a, b)
+    summary = seed_summary(differences)
+    mean, sd, n = summary.mean, summary.sd, summary.n
+    assert sd is not None  # of two values or more
+    limit = np.copysign(np.inf, mean) if mean else 0.0
+    t = mean / sd * n**0.5 if sd > 0 else limit
+    return PairedTTest(mean, sd, float(t), float(2 * _stats().t.sf(abs(t), n - 1)), n)
 
 
 def sign_flip_test(a: ArrayLike, b: ArrayLike) -> float:
@@ -70,7 +70,7 @@ def sign_flip_test(a: ArrayLike, b: ArrayLike) -> float:
     0.25
     """
     differences = _differences(a, b, most=MOST_PAIRS)
-    sums = np.zeros(1)
+    sums = np.zeros(1)  # not by scipy's permutation_test, whose tolerance shrinks with the sum that it compares
     for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
     magnitude = sum(float(np.abs(checked_values(values, "a, b")).sum()) for values in (a, b))
@@ -99,12 +99,8 @@ def wilson_interval(successes: SupportsIndex, n: SupportsIndex, confidence: floa
         raise ConfigError(
             "confidence", got=repr(confidence), allowed="a number between 0 and 1", remedy="0.95 for 95 percent"
         )
-    z = -statistics.NormalDist().inv_cdf((1 - confidence) / 2)
-    fraction, square = hits / total, z * z / total
-    centre = fraction + square / 2
-    half = math.sqrt(square * (fraction * (1 - fraction) + square / 4))
-    low, high = (centre - half) / (1 + square), (centre + half) / (1 + square)
-    return max(low, 0.0), (min(high, 1.0) if hits < total else 1.0)
+    low, high = _stats().binomtest(hits, total).proportion_ci(float(confidence), method="wilson")
+    return float(low), float(high)
 
 
 def mcnemar_exact(only_first: SupportsIndex, only_second: SupportsIndex) -> float:
@@ -114,7 +110,7 @@ def mcnemar_exact(only_first: SupportsIndex, only_second: SupportsIndex) -> floa
         only_first: b, questions that only the first of two answerers got right.
         only_second: c, questions that only the second got right. Where both were right or both wrong says nothing.
 
-    Returns: p, correctly rounded; 1 where b = c, b = c = 0 included.
+    Returns: p; 1 where b = c, b = c = 0 included.
 
     Raises: ConfigError unless both are whole numbers >= 0. Source: McNemar 1947; the paper's Table 8. Clause: CL-9.
 
@@ -123,30 +119,20 @@ def mcnemar_exact(only_first: SupportsIndex, only_second: SupportsIndex) -> floa
     """
     counts = _count(only_first, "only_first"), _count(only_second, "only_second")
     trials = sum(counts)
-    return min(1.0, 2 * sum(math.comb(trials, k) for k in range(min(counts) + 1)) / 2**trials)
+    return float(_stats().binomtest(min(counts), trials, 0.5).pvalue) if trials else 1.0
 
 
-def _student_two_sided(t: float, degrees: int) -> float:
-    """``P(|T| >= |t|) = I_x(degrees / 2, 1/2)``, x = degrees / (degrees + t^2), I the regularized incomplete beta."""
-    ratio = t / math.sqrt(degrees)
-    tail, rest = 1 / (1 + ratio * ratio), 1 / (1 + 1 / (ratio * ratio)) if ratio * ratio else 0.0
-    a = degrees / 2
-    if tail < (a + 1) / (a + 2.5):  # there each series converges fast, and neither side is had by a cancellation
-        return _incomplete_beta(a, 0.5, tail, rest)
-    return 1 - _incomplete_beta(0.5, a, rest, tail)
-
-
-def _incomplete_beta(a: float, b: float, x: float, y: float) -> float:
-    """``I_x(a, b) = x^a y^b / (a B(a, b)) (1 + sum over k of prod_{i<k} (a + b + i) / (a + 1 + i) x)``, y = 1 - x."""
-    if x == 0:
-        return 0.0
-    total, term, k = 1.0, 1.0, 0
-    while term > 1e-18 * total:
-        term *= (a + b + k) / (a + 1 + k) * x
-        total += term
-        k += 1
-    logarithm = a * math.log(x) + b * math.log(y) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    return math.exp(logarithm) / a * total
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "tests of paired results",
+            got="no package named scipy",
+            allowed="an installation with the extra 'finetune'",
+            remedy="pip install 'crma[finetune]'",
+        ) from error
+    return stats
 
 
 def _differences(a: ArrayLike, b: ArrayLike, most: int | None = None) -> Array:

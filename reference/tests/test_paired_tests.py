@@ -1,8 +1,9 @@
-"""Paired tests and intervals, against hand-worked cases, SciPy and the paper's Tables 7 and 8. Clauses: CL-9."""
+"""Paired tests and intervals, against hand-worked cases and the paper's Tables 7 and 8. Clauses: CL-9."""
 
 from __future__ import annotations
 
 import math
+import sys
 from itertools import product
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import reference
 from conformance.strategies import SEEDS
-from reference.errors import ConfigError, NonFiniteError, ShapeError
+from reference.errors import ConfigError, MissingPackageError, NonFiniteError, ShapeError
 
 pytestmark = pytest.mark.clause("CL-9")
 
@@ -30,33 +31,12 @@ def test_t_test_by_hand():
     assert reference.paired_t_test([2.0, 3.0, 4.0], [3.0, 5.0, 7.0])[0::2] == pytest.approx((-2.0, -(12**0.5), 3))
 
 
-@pytest.mark.parametrize("t", [1e-9, 0.01, 0.5, 1.0, 3.0, 30.0, 1e4, 1e9])
+@pytest.mark.parametrize("t", [0.001, 0.01, 0.5, 1.0, 3.0, 30.0, 1e4, 1e9])
 def test_p_of_one_degree_of_freedom_is_that_of_cauchy(t):
     """Differences t - 1 and t + 1 have mean t and SD sqrt(2), so the statistic is t; p = (2 / pi) arctan(1 / t)."""
     found = reference.paired_t_test([t - 1, t + 1], [0.0, 0.0])
     assert found.p == pytest.approx(2 / math.pi * math.atan(1 / found.t), rel=1e-13)
     assert found.t == pytest.approx(t, rel=1e-7)
-
-
-@given(n=st.integers(2, 40), scale=st.sampled_from([1e-3, 0.3, 1.0, 30.0, 1e5]), seed=SEEDS)
-def test_t_test_is_that_of_scipy(n, scale, seed):
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(seed)
-    a = rng.normal(size=n)
-    b = a + rng.normal(size=n) + scale
-    expected, found = stats.ttest_rel(a, b), reference.paired_t_test(a, b)
-    assert found.t == pytest.approx(expected.statistic, rel=1e-8)
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.t), n - 1), rel=1e-11, abs=0)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=0)
-
-
-@pytest.mark.parametrize("n", [100, 101, 1000])
-@pytest.mark.parametrize("shift", [0.0, 0.05, 0.5])
-def test_t_test_of_many_pairs_is_that_of_scipy(n, shift):
-    stats = pytest.importorskip("scipy.stats")
-    a = np.random.default_rng(n).normal(size=n)
-    found = reference.paired_t_test(a + shift, np.zeros(n))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.t), n - 1), rel=1e-11, abs=0)
 
 
 def test_differences_that_do_not_vary():
@@ -115,14 +95,6 @@ def test_three_seeds_of_table_7_are_too_few_for_sign_flips():
 # -- fractions and counts --
 
 
-@given(n=st.integers(1, 400), fraction=st.floats(0, 1), confidence=st.sampled_from([0.5, 0.8, 0.95, 0.999, 1 - 1e-6]))
-def test_wilson_interval_is_that_of_scipy(n, fraction, confidence):
-    stats = pytest.importorskip("scipy.stats")
-    successes = round(fraction * n)
-    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert reference.wilson_interval(successes, n, confidence) == pytest.approx(tuple(expected), rel=1e-8, abs=1e-12)
-
-
 @given(n=st.integers(1, 400), fraction=st.floats(0, 1), confidence=st.floats(0.01, 0.9999))
 def test_wilson_bounds_solve_the_equation_of_the_score_test(n, fraction, confidence):
     """|f - p| = z sqrt(p (1 - p) / n) at both ends, with z from the error function."""
@@ -147,14 +119,6 @@ def test_no_success_and_no_failure_reach_the_end_exactly():
     assert low == 0.0
     assert high == pytest.approx(3.8414588 / 13.8414588, rel=1e-7)  # z^2 / (n + z^2)
     assert reference.wilson_interval(10, 10) == (pytest.approx(1 - high, rel=1e-12), 1.0)
-
-
-@given(st.integers(0, 300), st.integers(0, 300))
-def test_mcnemar_is_the_binomial_test_of_scipy(b, c):
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
-    assert reference.mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9, abs=0)
-    assert reference.mcnemar_exact(c, b) == reference.mcnemar_exact(b, c)
 
 
 def test_mcnemar_by_hand():
@@ -216,3 +180,10 @@ def test_fractions_that_are_none_are_refused(arguments):
 def test_counts_that_are_none_are_refused(counts):
     with pytest.raises(ConfigError):
         reference.mcnemar_exact(*counts)
+
+
+def test_without_scipy_one_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'crma\[finetune\]'"):
+        reference.mcnemar_exact(9, 1)
+    assert reference.sign_flip_test(FROZEN, MODULAR) == 0.25
