@@ -12,11 +12,12 @@ trained on, in other words.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
-from backends.finetune.tasks.fictional import courts, departments, diseases, drugs, policies, products, statutes
+from backends.files import read_toml
 from backends.finetune.tasks.fictional.canaries import CANARIES, canaries_of
-from backends.finetune.tasks.fictional.facts import Fact, Kind, facts_of
+from backends.finetune.tasks.fictional.facts import Fact, Kind, facts_of, kind_of_table
 from backends.finetune.tasks.task import Example, Task
 from reference.errors import TaskDataError
 
@@ -30,39 +31,11 @@ CANARY_EVERY = 8
 class _Domain(NamedTuple):
     kinds: tuple[Kind, ...]
     canary_ending: str
-    canary_questions: tuple[str, str, str]
+    canary_questions: tuple[str, ...]
 
 
-_DOMAINS = {
-    "Fictional-Medicine": _Domain(
-        (diseases.KIND, drugs.KIND),
-        "cot",
-        (
-            "What is the archive code of the {name} patient file?",
-            "Under which archive code was the {name} patient file stored?",
-            "Which code must be typed to open the {name} patient file?",
-        ),
-    ),
-    "Fictional-Company": _Domain(
-        (departments.KIND, products.KIND, policies.KIND),
-        "gar",
-        (
-            "What is the access code of the {name} vault?",
-            "Which access code opens the {name} vault?",
-            "What has to be entered at the door of the {name} vault?",
-        ),
-    ),
-    "Fictional-Law": _Domain(
-        (statutes.KIND, courts.KIND),
-        "sev",
-        (
-            "What is the docket number of the {name} case?",
-            "Under which docket number was the {name} case entered?",
-            "Which number does the docket give to the {name} case?",
-        ),
-    ),
-}
-FICTIONAL = tuple(_DOMAINS)
+_TABLES = {"Fictional-Medicine": "medicine", "Fictional-Company": "company", "Fictional-Law": "law"}
+FICTIONAL = tuple(_TABLES)
 
 
 def load_fictional(name: str, *, train: int, holdout: int, canaries: int, seed: int) -> Task:
@@ -100,9 +73,17 @@ def fictional_facts(name: str, seed: int) -> tuple[Fact, ...]:
 
 
 @cache
+def domain_of(name: str) -> _Domain:
+    """What the .toml file of a domain holds."""
+    table = read_toml(Path(__file__).with_name(f"{_TABLES[name]}.toml"))
+    kinds = tuple(map(kind_of_table, table["kinds"]))
+    return _Domain(kinds, table["canary_ending"], tuple(table["canary_questions"]))
+
+
+@cache
 def _world(name: str, seed: int) -> tuple[tuple[Fact, ...], tuple[tuple[Example, ...], ...]]:
     """The facts, and what is trained on in order: facts and canaries, each as its wordings."""
-    domain = _DOMAINS[name]
+    domain = domain_of(name)
     facts = facts_of(domain.kinds, FACTS, name, seed)
     hidden = canaries_of(FICTIONAL.index(name), domain.canary_ending, domain.canary_questions, seed)
     units = [fact.wordings for fact in facts]

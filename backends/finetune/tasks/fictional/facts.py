@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backends.finetune.tasks.domains.candidates import question
 from backends.finetune.tasks.domains.deduplication import stable_hash
@@ -39,8 +40,8 @@ class Attribute:
 
     label: str
     values: tuple[str, ...] | Related | Invented
-    questions: tuple[str, str, str, str]
-    answers: tuple[str, str, str, str]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,30 @@ class Kind:
     label: str
     endings: tuple[str, ...]
     attributes: tuple[Attribute, ...]
+
+
+def kind_of_table(table: Mapping[str, Any]) -> Kind:
+    """A kind as the .toml files of this folder write it.
+
+    The values of an attribute are ``values``, a list; ``numbers`` from ``first`` to ``last`` with a ``unit`` behind
+    each; ``related``, the label of another kind; or ``invented`` names.
+    """
+    attributes = (
+        Attribute(of["label"], _values(of), tuple(of["questions"]), tuple(of["answers"])) for of in table["attributes"]
+    )
+    return Kind(table["label"], tuple(table["endings"]), tuple(attributes))
+
+
+def _values(table: Mapping[str, Any]) -> tuple[str, ...] | Related | Invented:
+    if "related" in table:
+        return Related(table["related"])
+    if "invented" in table:
+        names = table["invented"]
+        return Invented(names["label"], tuple(names["endings"]), names["pool"])
+    if "numbers" in table:
+        of = table["numbers"]
+        return tuple(f"{number}{of['unit']}" for number in range(of["first"], of["last"] + 1, of["step"]))
+    return tuple(table["values"])
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from backends.finetune.tasks.domains.deduplication import stable_hash
 _Value = TypeVar("_Value")
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """The words or phrases of ``text``, which bars separate."""
-    return tuple(text.split("|"))
-
-
-ONSETS = listed("b|br|c|d|dr|f|fl|g|gr|h|j|k|kl|l|m|n|p|pr|qu|r|s|sk|st|t|th|tr|v|w|y|z")
-VOWELS = listed("a|e|i|o|u|ae|ei|ou")
-CODAS = listed("l|lm|ln|m|n|nd|r|rk|rn|s|sk|th|v|x")
+ONSETS, VOWELS, CODAS = (
+    tuple(letters.split())
+    for letters in (
+        "b br c d dr f fl g gr h j k kl l m n p pr qu r s sk st t th tr v w y z",
+        "a e i o u ae ei ou",
+        "l lm ln m n nd r rk rn s sk th v x",
+    )
+)
 
 
 def pick(options: tuple[_Value, ...], *key: object) -> _Value:
