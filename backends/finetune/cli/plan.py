@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import BadParameter, Option
+
+from backends.finetune.cli.options import Backend, OwnTasks, Protocol, Settings, Size, Threads
 
 if TYPE_CHECKING:
     from backends.finetune.plan.duration import Rates
     from backends.finetune.plan.estimate import Machine
     from backends.finetune.plan.work import PhaseWork
-    from backends.finetune.protocols.protocol import Protocol
+    from backends.finetune.protocols.protocol import Protocol as RunProtocol
 
 TOO_LARGE = 1
 
-SETTINGS: dict[str, Any] = {
-    "action": "append",
-    "default": [],
-    "dest": "settings",
-    "metavar": "FIELD=VALUE",
-    "help": "replace one field of the protocol, such as lora.rank=4 or quantization=none; may be given several times",
-}
+
+@dataclass(frozen=True)
+class Options:
+    """What ``crma plan`` is asked, beside the protocol."""
+
+    backend: str
+    devices: int
+    shard: bool
+    memory: float | None
+    throughput: float | None
+    random_weights: Size | None
+    measure: bool
+    measure_layers: int | None
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the subparsers of ``crma``."""
-    plan = commands.add_parser("plan", help="parameters, memory, time and disk of a run, before it starts")
-    plan.add_argument("protocol", help="a protocol's name (see `crma protocols`) or a .toml file")
-    plan.add_argument("--model", help="a local Hugging Face folder, smollm2, or a model of the zoo, here or not")
-    plan.add_argument("--backend", default="torch-cpu", help="torch-cpu (default), torch-cuda, jax-cpu or jax-cuda")
-    plan.add_argument("--devices", type=int, default=1, help="processes or devices that share each batch (default: 1)")
-    plan.add_argument("--shard", action="store_true", help="spread the frozen weights over the devices")
-    plan.add_argument("--memory", type=float, metavar="GIB", help="of one device (default: this machine's)")
-    plan.add_argument("--throughput", type=float, metavar="TFLOPS", help="peak of one device, from its data sheet")
-    plan.add_argument("--precision", choices=("float32", "mixed", "bfloat16"), help="instead of the protocol's")
-    plan.add_argument("--conditions", nargs="+", metavar="CONDITION", help="instead of the protocol's")
-    plan.add_argument(
-        "--task", action="append", metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl", help="as for `crma finetune`"
-    )
-    plan.add_argument("--set", **SETTINGS)
-    plan.add_argument("--random-weights", choices=("full", "reduced"), help="as for `crma finetune`")
-    timing = plan.add_mutually_exclusive_group()
-    timing.add_argument("--measure", action="store_true", help="time three steps of each condition on this machine")
-    timing.add_argument(
-        "--measure-layers",
-        type=int,
-        metavar="N",
-        help="the same with random weights in N and in 2N layers, and a straight line from there to all of them",
-    )
-    plan.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    plan.set_defaults(run=plan_command)
-
-
-def plan_command(options: argparse.Namespace) -> int:
-    """Print the plan; 1 if a condition does not fit the memory that is given or found. Raises: CRMAErrors."""
+def plan(
+    protocol: Protocol,
+    model: Annotated[
+        str | None, Option(help="a local Hugging Face folder, smollm2, or a model of the zoo, here or not")
+    ] = None,
+    backend: Backend = "torch-cpu",
+    devices: Annotated[int, Option(help="processes or devices that share each batch")] = 1,
+    shard: Annotated[bool, Option("--shard", help="spread the frozen weights over the devices")] = False,
+    memory: Annotated[float | None, Option(metavar="GIB", help="of one device (default: this machine's)")] = None,
+    throughput: Annotated[
+        float | None, Option(metavar="TFLOPS", help="peak of one device, from its data sheet")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "mixed", "bfloat16"] | None, Option(help="instead of the protocol's")
+    ] = None,
+    conditions: Annotated[list[str] | None, Option(metavar="CONDITION ...", help="instead of the protocol's")] = None,
+    task: OwnTasks = None,
+    settings: Settings = None,
+    random_weights: Annotated[Size | None, Option(help="as for `crma finetune`")] = None,
+    measure: Annotated[bool, Option("--measure", help="time three steps of each condition on this machine")] = False,
+    measure_layers: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="the same with random weights in N and in 2N layers, and a straight line from there to all of them",
+        ),
+    ] = None,
+    threads: Threads = None,
+) -> int:
+    """Plan a run: parameters, memory, time and disk."""
+    if measure and measure_layers is not None:
+        raise BadParameter("--measure and --measure-layers: at most one of the two")
     from backends.finetune.models.check_fits import check_fits
     from backends.finetune.plan.estimate import make_plan
     from backends.finetune.plan.show import GIB, show_plan
@@ -62,33 +73,34 @@ def plan_command(options: argparse.Namespace) -> int:
     from backends.finetune.tasks.task import parse_task_options
     from backends.finetune.training.threads import set_up_framework
 
+    options = Options(backend, devices, shard, memory, throughput, random_weights, measure, measure_layers)
     _check(options)
-    own_tasks = parse_task_options(options.task or [])
-    protocol = load_protocol(
-        options.protocol,
-        options.settings,
-        model=options.model,
-        precision=options.precision,
-        conditions=options.conditions,
-        tasks=[task.name for task in own_tasks] or None,
+    own_tasks = parse_task_options(task or [])
+    loaded = load_protocol(
+        protocol,
+        settings or [],
+        model=model,
+        precision=precision,
+        conditions=conditions,
+        tasks=[of.name for of in own_tasks] or None,
     )
-    _check_run(options, protocol, "full" if options.measure_layers else options.random_weights)
-    set_up_framework(options.backend, options.threads)
+    _check_run(options, loaded, "full" if measure_layers else random_weights)
+    set_up_framework(backend, threads)
     machine, limit = _machine(options)
-    folder, notes = _folder(options, protocol)
-    check_fits(folder, protocol)
-    work = _work(protocol, own_tasks, folder, notes)
-    measured = _measure(options, protocol, folder, work, notes)
-    plan = make_plan(folder, protocol, work, machine, measured)
-    _explain(options, protocol, machine, notes)
-    show_plan(Terminal(), plan, protocol, notes, limit)
-    too_large = [name for name, condition in plan.conditions.items() if limit and condition.peak > limit]
+    folder, notes = _folder(options, loaded)
+    check_fits(folder, loaded)
+    work = _work(loaded, own_tasks, folder, notes)
+    measured = _measure(options, loaded, folder, work, notes)
+    made = make_plan(folder, loaded, work, machine, measured)
+    _explain(options, loaded, machine, notes)
+    show_plan(Terminal(), made, loaded, notes, limit)
+    too_large = [name for name, condition in made.conditions.items() if limit and condition.peak > limit]
     if too_large and limit:
         print(f"too large for {limit / GIB:.1f} GiB: {', '.join(too_large)}")
     return TOO_LARGE if too_large else 0
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: Options) -> None:
     from backends.finetune.protocols.supported import check_backend
     from reference.errors import ConfigError
 
@@ -109,7 +121,7 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _check_run(options: argparse.Namespace, protocol: Protocol, random_weights: str | None) -> None:
+def _check_run(options: Options, protocol: RunProtocol, random_weights: str | None) -> None:
     """What `crma finetune` refuses has no plan. Raises: as ``protocols.supported.check_supported``."""
     from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.protocols.supported import check_supported
@@ -118,7 +130,7 @@ def _check_run(options: argparse.Namespace, protocol: Protocol, random_weights: 
     check_supported(protocol, conditions, options.backend, shard=options.shard, random_weights=random_weights)
 
 
-def _machine(options: argparse.Namespace) -> tuple[Machine, float | None]:
+def _machine(options: Options) -> tuple[Machine, float | None]:
     """The machine, and the bytes of one device, where they are known."""
     import psutil  # type: ignore[import-untyped]
     import torch
@@ -138,7 +150,7 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, float | None]:
     return Machine(device, options.devices, options.shard, libraries, peak), limit
 
 
-def _folder(options: argparse.Namespace, protocol: Protocol) -> tuple[Path, list[str]]:
+def _folder(options: Options, protocol: RunProtocol) -> tuple[Path, list[str]]:
     """The model's folder, or, where its weights are not here, its architecture."""
     from backends.finetune.models.marker import random_size
     from backends.finetune.models.random_weights import random_model_folder
@@ -163,7 +175,7 @@ def _folder(options: argparse.Namespace, protocol: Protocol) -> tuple[Path, list
     return folder, ["random weights: what is learned from them means nothing"]
 
 
-def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[str]) -> list[PhaseWork]:
+def _work(protocol: RunProtocol, own_tasks: list[Any], folder: Path, notes: list[str]) -> list[PhaseWork]:
     """Exact where the texts and the model's own tokenizer are here."""
     from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.work import most_work, work_of
@@ -191,7 +203,7 @@ def _work(protocol: Protocol, own_tasks: list[Any], folder: Path, notes: list[st
 
 
 def _measure(
-    options: argparse.Namespace, protocol: Protocol, folder: Path, work: list[PhaseWork], notes: list[str]
+    options: Options, protocol: RunProtocol, folder: Path, work: list[PhaseWork], notes: list[str]
 ) -> dict[str, Rates]:
     if not (options.measure or options.measure_layers):
         return {}
@@ -220,17 +232,11 @@ def _measure(
         f"{depths[0]} and {depths[1]} layers"
     )
     return {
-        name: extrapolate(
-            measured(few, name),
-            measured(more, name),
-            depths,
-            layers,
-        )
-        for name in protocol.conditions
+        name: extrapolate(measured(few, name), measured(more, name), depths, layers) for name in protocol.conditions
     }
 
 
-def _explain(options: argparse.Namespace, protocol: Protocol, machine: Machine, notes: list[str]) -> None:
+def _explain(options: Options, protocol: RunProtocol, machine: Machine, notes: list[str]) -> None:
     """What memory and time rest on."""
     from backends.finetune.plan.duration import UTILIZATION
     from backends.finetune.plan.work import orders

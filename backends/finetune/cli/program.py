@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
-import subprocess
+import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
 
 from backends.files import printable
-from backends.finetune.cli.certify import add_parser as add_certify
-from backends.finetune.cli.finetune import add_parser as add_finetune
-from backends.finetune.cli.generate import add_parser as add_generate
-from backends.finetune.cli.plan import add_parser as add_plan
-from backends.finetune.cli.route import add_parser as add_route
+from backends.finetune.cli.certify import certify
+from backends.finetune.cli.finetune import finetune
+from backends.finetune.cli.generate import generate
+from backends.finetune.cli.modules import MODULES, run_module
+from backends.finetune.cli.options import SEVERAL
+from backends.finetune.cli.plan import plan
+from backends.finetune.cli.protocols import protocols
+from backends.finetune.cli.report import report
+from backends.finetune.cli.route import route
 from backends.finetune.models.load_errors import LIMITS
 from reference import SPEC_VERSION
 from reference.errors import ConfigError, CRMAError, MissingPackageError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+COMMANDS = (finetune, report, protocols, plan, certify, route, generate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,12 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["conformance"]:  # -P: what lies in the current folder does not hide the suite or its parts
-        return subprocess.run([sys.executable, "-P", "-m", "conformance", *given[1:]], check=False).returncode
-    options = _parser().parse_args(arguments)
+    if given and given[0] in MODULES:
+        return run_module(given[0], given[1:])
     try:
-        _refuse_nul(options)
-        return options.run(options) or 0
+        code = run(given)
     except CRMAError as error:
         return _refused(error)
     except ModuleNotFoundError as error:
@@ -58,19 +61,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError):
             raise
         return _refused(f"{error}. Check the file, its permissions and the free disk space.")
-    except KeyboardInterrupt:
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _misused(error)  # an option that does not exist, or a value of another type
+    if code == INTERRUPTED:
         print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)
-        return INTERRUPTED
+    return code
 
 
-def _refuse_nul(options: argparse.Namespace) -> None:
-    """No path and no name has the character NUL; libraries underneath end in a traceback at it."""
-    for name, given in vars(options).items():
-        for value in given if isinstance(given, list) else [given]:
-            if isinstance(value, str | Path) and "\0" in str(value):
-                raise ConfigError(
-                    f"argument {name}", got=repr(str(value)), allowed="a text without NUL", remedy="write it again"
-                )
+def run(arguments: Sequence[str]) -> int:
+    """Run the command of ``arguments``; returns its exit code, that of an interruption included. Raises: its errors."""
+    for argument in arguments:
+        if "\0" in argument:  # no path and no name has it; libraries underneath end in a traceback at it
+            raise ConfigError("argument", got=repr(argument), allowed="a text without NUL", remedy="write it again")
+    return program()(list(spread(arguments)), prog_name="crma", standalone_mode=False) or 0
+
+
+def program() -> typer.Typer:
+    """All commands."""
+    commands = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    commands.callback()(_options)
+    for command in COMMANDS:
+        commands.command(command.__name__)(command)
+    for name, (_, words) in MODULES.items():  # for the list of commands; ``main`` runs them
+        commands.command(name, help=words)(lambda: None)
+    return commands
+
+
+def _versions(wanted: bool) -> None:
+    """This package's, the specification's, and those of the libraries that compute, where they are installed."""
+    if not wanted:
+        return
+    found = []
+    for package in ("crma", "torch", "jax", "transformers", "peft", "safetensors", "numpy"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    own, *libraries = found
+    print(f"{own} (specification {SPEC_VERSION}; Python {platform.python_version()}; {', '.join(libraries)})")
+    raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_versions, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """CRMA: continual fine-tuning on a shared, bounded backbone."""
+
+
+def spread(arguments: Sequence[str]) -> Iterator[str]:
+    """Write ``--seeds 0 1`` as ``--seeds 0 --seeds 1``; a negative number is a value."""
+    option, bare = "", False
+    for argument in arguments:
+        if argument.startswith("-") and not re.fullmatch(r"-\d+", argument):
+            if bare:
+                yield option
+            option, bare = (argument, True) if argument in SEVERAL else ("", False)
+            if not option:
+                yield argument
+        elif option:
+            yield from (option, argument)
+            bare = False
+        else:
+            yield argument
+    if bare:
+        yield option
 
 
 def _refused(why: object) -> int:
@@ -79,73 +142,9 @@ def _refused(why: object) -> int:
     return USAGE_ERROR
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser, and those of its commands, whose messages quote an argument so that it steers no terminal."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="crma", description="CRMA: continual fine-tuning on a shared, bounded backbone.")
-    parser.add_argument("--version", action="version", version=_versions())
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    add_finetune(commands)
-    report = commands.add_parser("report", help="write table, pictures and HTML of a run folder again")
-    report.add_argument("folder", type=Path)
-    report.set_defaults(run=_report)
-
-    commands.add_parser("conformance", help="test a port: python -m conformance, with its options", add_help=False)
-    protocols = commands.add_parser("protocols", help="list the protocols")
-    protocols.set_defaults(run=_protocols)
-
-    for add_parser in (add_plan, add_certify, add_route, add_generate):
-        add_parser(commands)
-    return parser
-
-
-def _versions() -> str:
-    """This package's, the specification's, and those of the libraries that compute, where they are installed."""
-    found = []
-    for package in ("crma", "torch", "jax", "transformers", "peft", "safetensors", "numpy"):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{package} not installed")
-    own, *libraries = found
-    return f"{own} (specification {SPEC_VERSION}; Python {platform.python_version()}; {', '.join(libraries)})"
-
-
-def _report(options: argparse.Namespace) -> None:
-    from backends.finetune.report.terminal import Terminal
-    from backends.finetune.training.finetune import show_report
-
-    show_report(options.folder, Terminal())
-
-
-def _protocols(options: argparse.Namespace) -> None:
-    from rich.padding import Padding
-
-    from backends.finetune.protocols.protocol import load_protocol, protocols_folder
-    from backends.finetune.report.terminal import Terminal
-
-    console = Terminal(highlight=False)
-    for path in sorted(protocols_folder().glob("*.toml")):
-        protocol = load_protocol(path.stem)
-        order = ", in every order" if protocol.orderings == "all" else ""
-        console.print(path.stem, style="bold")
-        for line in (
-            protocol.description,
-            f"{protocol.model}; {', '.join(protocol.tasks)}{order}; {protocol.train} examples each, {protocol.holdout}"
-            f" held out; conditions {', '.join(protocol.conditions)}; seeds {', '.join(map(str, protocol.seeds))}",
-            protocol.source and f"After: {protocol.source}.",
-        ):
-            if line:
-                console.print(Padding(line, (0, 0, 0, 2)))
-        console.print()
-    console.print("--model takes another model of the paper's Table 2 by its Hugging Face id, or a local folder.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _misused(error: Any) -> int:
+    """As argparse says it: the usage of the command, where it is known, and what is wrong."""
+    context = getattr(error, "ctx", None)
+    usage, name = ("", "crma") if context is None else (f"{context.get_usage()}\n", context.command_path)
+    print(f"{usage}{name}: error: {printable(error.format_message())}", file=sys.stderr)
+    return USAGE_ERROR

@@ -215,11 +215,9 @@ def test_a_change_breaks_a_digest(run: Path, name: str) -> None:
 
 
 def test_what_no_check_can_know_is_said_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
+    from backends.finetune.cli.program import run as run_command
 
-    from backends.finetune.cli.certify import certify
-
-    assert certify(argparse.Namespace(folder=run, json=None, max_drift=None)) == 0
+    assert run_command(["certify", str(run)]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert words.endswith(" ".join(CANNOT_KNOW))
     assert certify_run(run).as_json()["cannot_be_known"] == list(CANNOT_KNOW)
