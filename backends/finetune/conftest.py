@@ -181,7 +181,7 @@ def measured(run: Path) -> list[dict[str, Any]]:
 KILLING = """
 import os, signal
 from backends.finetune.cli import main
-from backends.finetune.engines.MODULE import CLASS as engine
+from MODULE import CLASS as engine
 countdown = [COUNT]
 def dying(function):
     def wrapper(*args, **kwargs):
@@ -197,7 +197,7 @@ engine.step = dying(engine.step); engine.holdout_loss = dying(engine.holdout_los
 
 def run_with_kills(start: Callable[..., subprocess.Popen[str]], arguments: list[str], engine: str, kills: int) -> str:
     """Run the command to its end, killed up to ``kills`` times at random inside a write, a rename, a step or an
-    evaluation of ``engine`` ("torch.engine.TorchEngine"). Says where it was killed.
+    evaluation of the class ``engine``. Says where it was killed.
     """
     counts = []
     module, _, name = engine.rpartition(".")

@@ -6,18 +6,13 @@ A command of two processes takes ten to twenty seconds here, so one of them serv
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 pytest.importorskip("torch")
@@ -29,6 +24,7 @@ if not torch_distributed.is_available():
 from safetensors.numpy import load_file
 
 from backends.finetune.conftest import Arguments, adapters, measured
+from backends.finetune.engines.tests.processes import TIME_LIMIT, Ended, end, family, start, torchrun
 from backends.finetune.engines.torch import engine as torch_engine
 from backends.finetune.engines.torch.world import TorchWorld
 from backends.finetune.engines.world import SINGLE, SingleProcess
@@ -38,7 +34,6 @@ from conformance.compare import assert_close
 from conformance.tolerances import Tolerance
 from reference.errors import BackendError
 
-TIME_LIMIT = 240  # seconds; of a command that hangs
 #: Relative, and absolute as a part of the largest value. Of losses and norms seen were up to 6e-6; of adapters 9e-6;
 #: and 4e-4 of a LoRA that is trained on, since a new Adam divides each gradient by itself, be it little but rounding.
 TOLERANCE, ADAPTER_TOLERANCE, TRAINED_ON_TOLERANCE = 1e-5, 5e-5, 4e-3
@@ -47,44 +42,6 @@ SETTINGS = ("--set", "accumulation=2", "--set", "transfer=true", "--set", "panel
 CONDITIONS = ("naive", "frozen", "modular", "lwf")
 CONTROLS = ("frozen-raised", "modular-unconstrained", "modular-pinned", "modular-still")
 MORE_CONDITIONS = ("replay", "ewc", "o-lora", *CONTROLS)
-CLI = ("-m", "backends.finetune.cli")
-REPOSITORY = Path(__file__).parents[4]
-
-
-class Ended(NamedTuple):
-    code: int
-    output: str
-    error: str
-
-
-def start(arguments: list[str], program: tuple[str, ...] = CLI) -> subprocess.Popen[str]:
-    """A torchrun of two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *program, *arguments], cwd=REPOSITORY, env=environment, **pipes)
-
-
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """torchrun and the processes that it started."""
-    parent = psutil.Process(process.pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def end(process: subprocess.Popen[str]) -> Ended:
-    """Wait for a command, with a limit: what hangs is killed, and fails."""
-    try:
-        output, error = process.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        for member in family(process):
-            member.kill()
-        output, error = process.communicate()
-        pytest.fail(f"still running after {TIME_LIMIT} s:\n{output}\n{error}")
-    return Ended(process.returncode, output, error)
-
-
-def torchrun(arguments: list[str], program: tuple[str, ...] = CLI) -> Ended:
-    return end(start(arguments, program))
 
 
 def in_one_process(arguments: list[str]) -> None:
@@ -367,21 +324,6 @@ def test_an_error_in_one_process_ends_the_others(together, tmp_path, arguments, 
     if fail == NOT_FINITE:
         assert not records(tmp_path / "run", "phase")[1:]
         resumes_to(together[0], tmp_path / "run", arguments(tmp_path / "run"))
-
-
-@pytest.mark.slow
-def test_a_damaged_file_ends_all_processes(together, tmp_path, arguments):
-    shutil.copytree(together[0], tmp_path / "run")
-    results = tmp_path / "run" / "results.jsonl"
-    lines = results.read_text().splitlines()
-    last = max(index for index, line in enumerate(lines) if '"kind": "phase"' in line)
-    results.write_text("\n".join(lines[:last] + lines[last + 1 :]) + "\n")
-    target = tmp_path / "run" / "0-lwf" / "task-1" / "adapter_model.safetensors"
-    target.write_bytes(target.read_bytes()[:-7])
-    ended = torchrun(arguments(tmp_path / "run"))
-    assert ended.code != 0
-    assert "crma: " in ended.error
-    assert "task-1" in ended.error
 
 
 def test_a_run_folder_in_use_is_refused_by_all_processes(tmp_path, arguments):

@@ -61,31 +61,10 @@ def test_what_never_drifts_drifts_by_exactly_zero_and_the_others_do_drift(finish
     assert zero == {"frozen", "frozen-raised", "modular-still", "modular-pinned"}
 
 
-def test_pinning_changes_what_answers_and_not_what_is_trained(finished):
-    (pinned, lines), (modular, others) = (of_conditions(finished, (name,)) for name in ("modular-pinned", "modular"))
-    assert {path.partition("/")[2]: content for path, content in pinned.items()} == {
-        path.partition("/")[2]: content for path, content in modular.items()
-    }
-    assert [line["losses"] for line in lines] == [line["losses"] for line in others]
-    assert lines[2]["holdout"] != others[2]["holdout"]
-
-
-@pytest.mark.clause("BUDGET-1")
-def test_a_budget_in_the_name_of_a_condition_holds_and_no_budget_goes_further(finished):
-    def moved(name: str) -> list[float]:
-        states = [load_state(RunFolder(finished).crma(0, name, phase)).state for phase in range(3)]
-        return [float(displacement(states[0], state, 20).max()) for state in states[1:]]
-
-    assert all(0.005 < distance <= 0.01 + 1e-6 for distance in moved("modular@0.01"))
-    assert all(distance <= 0.05 + 1e-6 for distance in moved("modular"))
-    assert max(moved("modular@none")) > 0.05
-    assert max(moved("modular-still")) == pytest.approx(0, abs=1e-12)
-
-
-def test_a_raised_rank_has_at_least_as_many_parameters_as_modular_and_less_than_a_rank_more(finished):
-    sizes = {line["condition"]: line["parameters"] for line in measured(finished)}
-    raised, modular = sizes["frozen-raised"]["lora"], sum(sizes["modular"].values())
-    assert modular <= raised < modular + sizes["frozen"]["lora"] // 2
+def test_without_a_budget_the_shared_crma_goes_further(finished):
+    files = [RunFolder(finished).crma(0, "modular@none", phase) for phase in (0, 2)]
+    first, last = (load_state(file).state for file in files)
+    assert displacement(first, last, 20).max() > 0.05
 
 
 @pytest.mark.parametrize(
