@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ assert set(crma.torch.__all__) <= set(vars(crma.torch))
 """
 
 
-def call(*command: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def call(*command: Any, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -66,26 +67,26 @@ def clashing(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_facade_has_the_same_objects(programs: Path, tmp_path: Path):
+def test_the_facade_has_the_same_objects(programs: Path, tmp_path: Path) -> None:
     done = call(programs / "python", "-c", SAME_OBJECTS, folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [("--version",), ("protocols",)])
-def test_commands_do_not_see_the_current_folder(programs: Path, clashing: Path, command: tuple[str, ...]):
+def test_commands_do_not_see_the_current_folder(programs: Path, clashing: Path, command: tuple[str, ...]) -> None:
     done = call(programs / "crma", *command, folder=clashing)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 
 
-def test_the_suite_runs_beside_the_same_names(programs: Path, clashing: Path):
+def test_the_suite_runs_beside_the_same_names(programs: Path, clashing: Path) -> None:
     options = ("--backend=reference", "--quick", "-n0", "-q", "test_refusals.py")
     done = call(programs / "crma", "conformance", *options, folder=clashing)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
 
-def test_torchrun_starts_the_command_beside_the_same_names(programs: Path, clashing: Path):
+def test_torchrun_starts_the_command_beside_the_same_names(programs: Path, clashing: Path) -> None:
     torchrun = ("-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
     done = call(programs / "python", *torchrun, programs / "crma", "--version", folder=clashing)
     assert done.returncode == 0, done.stderr
@@ -97,7 +98,7 @@ def test_torchrun_starts_the_command_beside_the_same_names(programs: Path, clash
     ("module", "hiding"),
     [("crma", "backends"), ("crma.torch", "backends"), ("crma", "reference"), ("backends", "reference")],
 )
-def test_a_name_that_hides_ours_is_named(programs: Path, tmp_path: Path, module: str, hiding: str, own: str):
+def test_a_name_that_hides_ours_is_named(programs: Path, tmp_path: Path, module: str, hiding: str, own: str) -> None:
     """``python -c`` and ``python -m`` look into the current folder first."""
     form, separator, content = own.partition("/")
     file = tmp_path / hiding / content if separator else tmp_path / f"{hiding}.py"
@@ -113,7 +114,7 @@ def test_a_name_that_hides_ours_is_named(programs: Path, tmp_path: Path, module:
 
 
 @pytest.mark.parametrize("name", ["bench", "conformance", "spec"])
-def test_a_name_that_is_not_needed_does_no_harm(programs: Path, tmp_path: Path, name: str):
+def test_a_name_that_is_not_needed_does_no_harm(programs: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     done = call(programs / "python", "-c", "from crma.torch import CRMAAdapter", folder=tmp_path)

@@ -224,6 +224,7 @@ def _measure(
     if options.measure:
         notes.append("time: from three steps and one evaluation of each condition, just measured here on random tokens")
         return {name: measured(folder, name) for name in protocol.conditions}
+    assert options.measure_layers is not None
     depths = (options.measure_layers, 2 * options.measure_layers)
     few, more = (random_model_folder(protocol.model, size="full", layers=depth) for depth in depths)
     layers = read_architecture(folder).num_hidden_layers

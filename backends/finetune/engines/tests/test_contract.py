@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,9 +101,9 @@ def moved(run: Path, condition: str) -> list[np.ndarray]:
     states = []
     for phase in range(3):
         file = RunFolder(run).crma(0, condition, phase)
-        state = decode_state(file.read_bytes(), file)
+        state = decode_state(file.read_bytes(), str(file))
         layers = zip(state.mix_logits, state.gate_logits, state.bases, strict=True)
-        states.append([AdapterParameters(mixing, float(gate), basis) for mixing, gate, basis in layers])
+        states.append([AdapterParameters(mixing, gate, basis) for mixing, gate, basis in layers])
     first, *later = states
     return [np.array([displacement(*pair) for pair in zip(first, state, strict=True)]) for state in later]
 
@@ -117,7 +118,7 @@ def assert_same_bits(mine: Path, theirs: Path, *conditions: str, note: str = "")
 @pytest.mark.clause("CL-5")
 def test_naive_forgets_and_what_never_drifts_drifts_by_exactly_zero(subject):
     results = read_results(subject.finished)
-    found = {condition: results.metrics(condition, 0) for condition in CONDITIONS}
+    found: dict[str, Any] = {condition: results.metrics(condition, 0) for condition in CONDITIONS}
     assert found["naive"].drift > 0.05
     assert found["modular"].drift != 0.0  # the shared CRMA has moved, and the earlier tasks feel it
     assert found["modular"].final_holdout < found["naive"].final_holdout
@@ -197,7 +198,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(subject, tmp_path, crma
     if subject.is_distributed:
         pytest.skip("test_torchrun kills one process and all")
     arguments = subject.arguments(tmp_path / "run", conditions=("naive", "frozen", "modular"))
-    kills = run_with_kills(crma_process, arguments, ENGINES[subject.engine], 4 if subject.engine == "torch" else 1)
+    kills = run_with_kills(crma_process, arguments, ENGINES[subject.engine], 4 if attempt else 1)
     assert_same_bits(tmp_path / "run", subject.finished, "naive", "frozen", "modular", note=kills)
 
 
@@ -229,7 +230,7 @@ def test_what_a_run_lacks_is_done_again_from_the_files_of_its_tasks(subject, run
     lines = results_lines(tmp_path / "run")
     last = max(i for i, line in enumerate(lines) if line["kind"] == kind and line["condition"] == "modular")
     rewrite_results(tmp_path / "run", lines[:last] + lines[last + 1 :])
-    ended = run(*CONDITIONS)
+    ended = run("modular")
     assert ended.code == 0, ended.error
     assert_same_bits(tmp_path / "run", subject.finished, *CONDITIONS)
     assert read_results(tmp_path / "run").panels == read_results(subject.finished).panels
@@ -243,7 +244,7 @@ def test_a_damaged_file_of_an_earlier_task_is_named(subject, run, tmp_path, dama
     rewrite_results(tmp_path / "run", kept)
     target = tmp_path / "run" / "0-modular" / damaged
     target.write_bytes(target.read_bytes()[:-7])
-    ended = run(*CONDITIONS)
+    ended = run("modular")
     assert ended.code != 0
     assert "crma: " in ended.error
     assert damaged.partition("/")[0] in ended.error
