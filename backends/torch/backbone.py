@@ -193,6 +193,10 @@ class CRMABackbone(nn.Module):
 
     def load(self, path: Path | str) -> None:
         """Read a state file into the adapters. Raises: StateFileError; then nothing is changed. Clauses: STATE-4."""
+        self.load_state(self.read(path))
+
+    def read(self, path: Path | str) -> AdapterState:
+        """The state of a file of this model and this configuration. Raises: StateFileError. Clauses: STATE-4."""
         content = load_state(path)
         checks = [("adapter configuration", content.config, self.config)]
         for field in ("base_model", "base_model_sha256"):
@@ -207,7 +211,7 @@ class CRMABackbone(nn.Module):
                     allowed=f"{own}, as this model has it",
                     remedy="load the state onto the model it was trained on, with adapters of its configuration",
                 )
-        self.load_state(content.state)
+        return content.state
 
     def certificate(self, anchor: AdapterState | None = None) -> Certificate:
         """Bounds measured on the present parameters, per layer; ``print`` shows them with the worst layer first.
