@@ -16,10 +16,10 @@ from backends.torch import certificates
 from backends.torch.adapter import CRMAAdapter, assign
 from backends.torch.bypass import Block
 from backends.torch.certificates import AdapterState
+from backends.torch.checks import require_finite
 from backends.torch.functions import functions
 from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
-from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
 from reference.errors import BackendError, ModelError, StateFileError

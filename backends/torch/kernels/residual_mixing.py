@@ -16,8 +16,8 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.checks import require_floats, require_one_strength
 from backends.torch.differentiation import in_transform, pulled_back
-from backends.torch.dtypes import require_floats
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
 from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
@@ -44,13 +44,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
-    if strength.numel() != 1:
-        raise ShapeError(
-            "strength",
-            got=tuple(strength.shape),
-            allowed="a single value",
-            remedy="use one gate per layer: one per stream would let the adapter expand",
-        )
+    require_one_strength(strength)
     n, rank, d = basis.shape
     if x.shape[-1:] != (d,) or mixing.shape != (n, n):
         raise ShapeError(
