@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from backends.finetune.cli.options import RunFolder, option
 
 FAILED = 1
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``certify`` to the commands of ``crma``."""
-    parser = commands.add_parser("certify", help="check every promised bound of a run again, from its files")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder of `crma finetune`")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all checks as JSON")
-    parser.add_argument(
-        "--max-drift", type=float, metavar="PERCENT", help="fail if a prior task of MODULAR drifts by more"
-    )
-    parser.set_defaults(run=certify)
-
-
-def certify(options: argparse.Namespace) -> int:
+def certify(
+    folder: RunFolder,
+    json: Annotated[Path | None, option(metavar="FILE", help="also write all checks as JSON")] = None,
+    max_drift: Annotated[
+        float | None, option(metavar="PERCENT", help="fail if a prior task of MODULAR drifts by more")
+    ] = None,
+) -> int:
     """Run the checks and print them: 0 if all pass, 1 if one fails. Raises: as ``certify_run``, and DiskSpaceError."""
-    import json
+    from json import dumps
 
     import torch
 
@@ -33,16 +29,16 @@ def certify(options: argparse.Namespace) -> int:
     from reference.errors import ConfigError, DiskSpaceError
 
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    certification = certify_run(options.folder, options.max_drift)
-    if options.json is not None:
+    certification = certify_run(folder, max_drift)
+    if json is not None:
         try:
-            atomic_write(options.json, json.dumps(certification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
+            atomic_write(json, dumps(certification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
         except DiskSpaceError:
             raise
         except OSError as error:
             raise ConfigError(
                 "--json",
-                got=f"{options.json}: {error.strerror or error}",
+                got=f"{json}: {error.strerror or error}",
                 allowed="a file that can be written",
                 remedy="name a file in a folder of yours",
             ) from error

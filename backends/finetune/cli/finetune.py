@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from backends.finetune.cli.plan import SETTINGS
+from backends.finetune.cli.options import TASK_FORM, Backend, ProtocolName, Settings, Size, Threads, option
 from backends.finetune.methods.conditions import BUDGET_FORM, KNOWN
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``finetune`` to the commands of ``crma``."""
-    finetune = commands.add_parser("finetune", help="fine-tune a model through a sequence of tasks")
-    finetune.add_argument("protocol", help="a protocol's name (see `crma protocols`) or a .toml file")
-    finetune.add_argument("--model", help="a local Hugging Face folder, or smollm2")
-    finetune.add_argument("--backend", default="torch-cpu", help="torch-cpu (default), torch-cuda, jax-cpu or jax-cuda")
-    finetune.add_argument(
-        "--mesh", metavar="DATAxMODEL", help="JAX: rows of a batch over DATA devices, weights over MODEL"
-    )
-    finetune.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the protocol's")
-    finetune.add_argument(
-        "--conditions",
-        nargs="+",
-        metavar="CONDITION",
-        help=f"{', '.join(KNOWN)}, {BUDGET_FORM}, modular@none",
-    )
-    finetune.add_argument("--set", **SETTINGS)
-    finetune.add_argument(
-        "--task",
-        action="append",
-        metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl",
-        help="a task of your own, once per task in order, instead of the protocol's; lines of"
-        ' {"prompt": ..., "response": ...} or {"text": ...}',
-    )
-    finetune.add_argument(
-        "--out", type=Path, help="run folder; an interrupted run goes on in it (default: runs/PROTOCOL)"
-    )
-    finetune.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    finetune.add_argument(
-        "--random-weights",
-        choices=("full", "reduced"),
-        help="instead of the model's weights, its architecture at full or reduced size; every output says so",
-    )
-    finetune.add_argument(
-        "--shard", action="store_true", help="PyTorch under torchrun: spread the base model over the processes (FSDP2)"
-    )
-    finetune.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard as well")
-    finetune.set_defaults(run=finetune_command)
-
-
-def finetune_command(options: argparse.Namespace) -> None:
+def finetune(
+    protocol: ProtocolName,
+    model: Annotated[str | None, option(help="a local Hugging Face folder, or smollm2")] = None,
+    backend: Backend = "torch-cpu",
+    mesh: Annotated[
+        str | None, option(metavar="DATAxMODEL", help="JAX: rows of a batch over DATA devices, weights over MODEL")
+    ] = None,
+    seeds: Annotated[list[int] | None, option(metavar="SEED...", help="instead of the protocol's")] = None,
+    conditions: Annotated[
+        list[str] | None,
+        option(metavar="CONDITION...", help=f"{', '.join(KNOWN)}, {BUDGET_FORM}, modular@none"),
+    ] = None,
+    settings: Settings = None,
+    task: Annotated[
+        list[str] | None,
+        option(
+            metavar=TASK_FORM,
+            help="a task of your own, once per task in order, instead of the protocol's; lines of"
+            ' {"prompt": ..., "response": ...} or {"text": ...}',
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, option(help="run folder; an interrupted run goes on in it (default: runs/PROTOCOL)")
+    ] = None,
+    threads: Threads = None,
+    random_weights: Annotated[
+        Size | None,
+        option(help="instead of the model's weights, its architecture at full or reduced size; every output says so"),
+    ] = None,
+    shard: Annotated[
+        bool, option("--shard", help="PyTorch under torchrun: spread the base model over the processes (FSDP2)")
+    ] = False,
+    tensorboard: Annotated[bool, option("--tensorboard", help="write RUN/tensorboard as well")] = False,
+) -> None:
     """Raises: as :func:`backends.finetune.training.finetune.finetune`."""
     from backends.finetune.tasks.task import parse_task_options
     from backends.finetune.training.finetune import finetune
 
-    given = {name: value for name, value in vars(options).items() if name not in ("run", "task", "protocol")}
-    finetune(options.protocol, parse_task_options(options.task or []), **given)
+    finetune(
+        protocol,
+        parse_task_options(task or []),
+        model,
+        out,
+        seeds=seeds or None,
+        conditions=conditions or None,
+        settings=settings or [],
+        backend=backend,
+        mesh=mesh,
+        shard=shard,
+        threads=threads,
+        random_weights=random_weights,
+        tensorboard=tensorboard,
+    )

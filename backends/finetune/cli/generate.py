@@ -6,12 +6,14 @@ turn the direction of writing: these appear as escapes such as ``\\x1b``. ``Adap
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from backends.files import TEXT_LIMIT, printable
+from backends.finetune.cli.options import RunFolder, SeedOfRun, Threads, option
 from backends.finetune.protocols.text_file import read_text
 from reference.errors import ConfigError, RunFolderError
 
@@ -21,73 +23,69 @@ if TYPE_CHECKING:
 ROUTER_NAME = "router.safetensors"
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to an argparse subparsers object."""
-    parser = commands.add_parser("generate", help="write text with the adapters of a run")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder of `crma finetune`")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    parser.add_argument("--prompt-file", action="append", type=Path, metavar="FILE", help="one prompt: the whole file")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--task", metavar="NAME", help="the task whose adapter answers")
-    which.add_argument(
-        "--route",
-        action="store_true",
-        help="let the router of `crma route` choose; out of domain, the bare base model answers, CRMA off as well",
-    )
-    parser.add_argument("--no-crma", action="store_true", help="bypass the shared CRMA; the LoRA still answers")
-    parser.add_argument("--seed", type=int, help="of the run (default: its first)")
-    parser.add_argument("--condition", default="modular", help="of the run (default: modular)")
-    parser.add_argument("--model", metavar="FOLDER", help="the base model (default: the one of the protocol)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy decoding")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    parser.add_argument("--embedding", metavar="NAME", help="wordllama or minilm (default: the router's own)")
-    parser.set_defaults(run=generate)
-
-
-def generate(options: argparse.Namespace) -> None:
+def generate(
+    folder: RunFolder,
+    prompt: Annotated[list[str] | None, option(metavar="TEXT", help="may be given several times")] = None,
+    prompt_file: Annotated[list[Path] | None, option(metavar="FILE", help="one prompt: the whole file")] = None,
+    task: Annotated[str | None, option(metavar="NAME", help="the task whose adapter answers")] = None,
+    route: Annotated[
+        bool,
+        option(
+            "--route",
+            help="let the router of `crma route` choose; out of domain, the bare base model answers, CRMA off as well",
+        ),
+    ] = False,
+    no_crma: Annotated[bool, option("--no-crma", help="bypass the shared CRMA; the LoRA still answers")] = False,
+    seed: SeedOfRun = None,
+    condition: Annotated[str, option(help="of the run (default: modular)")] = "modular",
+    model: Annotated[
+        str | None, option(metavar="FOLDER", help="the base model (default: the one of the protocol)")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], option()] = "cpu",
+    max_new_tokens: Annotated[int, option(metavar="N")] = 64,
+    temperature: Annotated[float, option(help="0, the default, is greedy decoding")] = 0.0,
+    threads: Threads = None,
+    embedding: Annotated[
+        str | None, option(metavar="NAME", help="wordllama or minilm (default: the router's own)")
+    ] = None,
+) -> None:
     """Run the command. Raises: the errors of everything it calls."""
+    if route == (task is not None):
+        words = "not allowed with argument --task" if route else "one of the arguments --task --route is required"
+        raise typer.BadParameter(words, param_hint="--route")
     from backends import load_backend
     from backends.finetune.inference.registry import AdapterRegistry
     from backends.finetune.report.terminal import Terminal
     from backends.finetune.training.threads import set_up_framework
 
     console = Terminal(soft_wrap=True, highlight=False)
-    prompts = _prompts(options)
-    router = _router(options) if options.route else None  # before the model is loaded: its errors come at once
-    set_up_framework(f"torch-{options.device}", options.threads)
-    load_backend(f"torch-{options.device}")  # a missing device is one clear error
+    prompts = _prompts(prompt or [], prompt_file or [])
+    router = _router(folder, embedding) if route else None  # before the model is loaded: its errors come at once
+    set_up_framework(f"torch-{device}", threads)
+    load_backend(f"torch-{device}")  # a missing device is one clear error
     registry = AdapterRegistry.from_run(
-        options.folder,
-        seed=options.seed,
-        condition=options.condition,
-        device=options.device,
-        model=options.model,
-        resident=None if options.condition == "o-lora" else 2,
+        folder,
+        seed=seed,
+        condition=condition,
+        device=device,
+        model=model,
+        resident=None if condition == "o-lora" else 2,
     )
     if registry.random_weights:
         console.print("random weights: the base model has learned nothing, and its text is noise")
     routes = router.route_all(prompts) if router is not None else [None] * len(prompts)
-    off = registry.without_crma() if options.no_crma else contextlib.nullcontext()
-    with off:
-        for prompt, route in zip(prompts, routes, strict=True):
-            task = options.task if route is None else route.task
-            text = registry.generate(
-                prompt,
-                task=task,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-            )
-            if route is not None and router is not None:
-                console.print(_explained(route, router))
-            console.print(_adapter_line(registry, task, no_crma=options.no_crma))
-            print(printable(text, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
+    with registry.without_crma() if no_crma else contextlib.nullcontext():
+        for text, found in zip(prompts, routes, strict=True):
+            name = task if found is None else found.task
+            answer = registry.generate(text, task=name, max_new_tokens=max_new_tokens, temperature=temperature)
+            if found is not None and router is not None:
+                console.print(_explained(found, router))
+            console.print(_adapter_line(registry, name, no_crma=no_crma))
+            print(printable(answer, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
 
 
-def _prompts(options: argparse.Namespace) -> list[str]:
-    prompts = list(options.prompt or [])
-    prompts += [read_text(file, ConfigError, limit=TEXT_LIMIT).rstrip("\r\n") for file in options.prompt_file or []]
+def _prompts(given: list[str], files: list[Path]) -> list[str]:
+    prompts = given + [read_text(file, ConfigError, limit=TEXT_LIMIT).rstrip("\r\n") for file in files]
     if not prompts:
         raise ConfigError(
             "--prompt", got="none", allowed="--prompt TEXT or --prompt-file FILE", remedy="give one of the two"
@@ -95,23 +93,23 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def _router(options: argparse.Namespace) -> CentroidRouter:
+def _router(folder: Path, embedding: str | None) -> CentroidRouter:
     from backends.finetune.inference.embeddings import EMBEDDINGS, load_embedding
     from backends.finetune.inference.router import CentroidRouter
     from backends.finetune.inference.router_file import read_router
     from backends.finetune.runs.links import refuse_links
 
-    refuse_links(options.folder)
-    file = options.folder / ROUTER_NAME
+    refuse_links(folder)
+    file = folder / ROUTER_NAME
     if not file.is_file():
         raise RunFolderError(
-            str(options.folder),
+            str(folder),
             got=f"a run without {ROUTER_NAME}",
             allowed="a run that a router was fitted for",
-            remedy=f"crma route {options.folder}",
+            remedy=f"crma route {folder}",
         )
     own = read_router(file).embedding
-    name = options.embedding or next((key for key, kind in EMBEDDINGS.items() if kind.name == own), "wordllama")
+    name = embedding or next((key for key, kind in EMBEDDINGS.items() if kind.name == own), "wordllama")
     return CentroidRouter.load(file, load_embedding(name))
 
 

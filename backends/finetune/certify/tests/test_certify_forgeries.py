@@ -214,12 +214,8 @@ def test_a_change_breaks_a_digest(run: Path, name: str) -> None:
     assert broken & {"files as recorded", "files belong to this run", "results readable"}
 
 
-def test_what_no_check_can_know_is_said_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
-    from backends.finetune.cli.certify import certify
-
-    assert certify(argparse.Namespace(folder=run, json=None, max_drift=None)) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    assert words.endswith(" ".join(CANNOT_KNOW))
+def test_what_no_check_can_know_is_said_last(run: Path, crma: Callable[[list[str]], tuple[int, str, str]]) -> None:
+    code, out, _ = crma(["certify", str(run)])
+    assert code == 0
+    assert " ".join(out.split()).endswith(" ".join(CANNOT_KNOW))
     assert certify_run(run).as_json()["cannot_be_known"] == list(CANNOT_KNOW)

@@ -46,6 +46,39 @@ def test_unknown_names_are_named_with_what_is_allowed(crma, arguments, expected,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "crma: error: Missing command"),
+        (["nope"], "crma: error: No such command 'nope'"),
+        (["finetune"], "crma finetune: error: Missing argument"),
+        (["finetune", "quickstart", "--nope"], "No such option: --nope"),
+        (["finetune", "quickstart", "--seeds", "0", "x"], "--seeds"),
+        (["finetune", "quickstart", "--out", "--shard"], "got --shard"),
+        (["plan", "quickstart", "--precision", "float8"], "--precision"),
+        (["plan", "quickstart", "--measure", "--measure-layers", "2"], "not allowed with argument --measure"),
+        (["generate", "run", "--prompt", "a"], "one of the arguments --task --route is required"),
+        (["generate", "run", "--prompt", "a", "--task", "a", "--route"], "not allowed with argument --task"),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant_ends_with_2(capfd, arguments, message):
+    from backends.finetune.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+def test_the_help_needs_no_framework(tmp_path):
+    program = "import sys; sys.modules.update(torch=None, jax=None, rich=None, matplotlib=None)\n"
+    program += "from backends.finetune.cli import main; sys.exit(main(sys.argv[1:]))"
+    for arguments in (["--help"], ["finetune", "-h"], ["generate", "--help"]):
+        command = [sys.executable, "-c", program, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert "Usage: crma" in result.stdout
+
+
 def test_a_cuda_backend_without_a_gpu_is_an_error(crma, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

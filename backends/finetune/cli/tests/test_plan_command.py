@@ -1,6 +1,5 @@
 """``crma plan`` prints what a run needs, says what it rests on, and exits with 1 where the run does not fit."""
 
-import argparse
 import json
 import os
 import re
@@ -17,7 +16,8 @@ pytest.importorskip("transformers", reason="pip install 'crma[finetune]'")
 pytest.importorskip("peft", reason="pip install 'crma[finetune]'")
 pytest.importorskip("rich", reason="pip install 'crma[finetune]'")
 
-from backends.finetune.cli.plan import TOO_LARGE, add_parser
+from backends.finetune.cli.commands import run
+from backends.finetune.cli.plan import TOO_LARGE
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.random_weights import random_model_folder
@@ -46,13 +46,10 @@ def settings(tmp_path_factory):
 def plan(capfd):
     """Run the command: (exit code, standard output)."""
 
-    def run(*arguments):
-        parser = argparse.ArgumentParser()
-        add_parser(parser.add_subparsers())
-        options = parser.parse_args(["plan", *arguments, "--threads", "1"])
-        return options.run(options), capfd.readouterr().out
+    def planned(*arguments):
+        return run(["plan", *arguments, "--threads", "1"]), capfd.readouterr().out
 
-    return run
+    return planned
 
 
 @pytest.fixture

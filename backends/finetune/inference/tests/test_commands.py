@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("wordllama")
 
-from backends.finetune.cli import generate, route
+from backends.finetune.cli.commands import run
 from backends.finetune.inference.base_folder import base_folder
 from backends.finetune.inference.embeddings import load_embedding
 from backends.finetune.inference.registry import AdapterRegistry
@@ -34,18 +33,13 @@ WORDS = {
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run one of the two commands as its parser would, and return what it printed."""
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    generate.add_parser(commands)
-    route.add_parser(commands)
+    """Run a command, and return what it printed."""
 
-    def run(*arguments: str | Path) -> str:
-        options = parser.parse_args([str(argument) for argument in arguments])
-        options.run(options)
+    def printed(*arguments: str | Path) -> str:
+        run([str(argument) for argument in arguments])
         return capfd.readouterr().out
 
-    return run
+    return printed
 
 
 @pytest.fixture
