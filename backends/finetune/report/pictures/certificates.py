@@ -10,16 +10,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from backends.certificate import ROUNDING
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.report.labels import readable
-from backends.finetune.report.pictures.style import BOUND, INK, handle_of, logarithmic, mark_of, phase_axis
+from backends.finetune.report.pictures.style import (
+    BOUND,
+    INK,
+    Array,
+    Picture,
+    budget_in,
+    handle_of,
+    heading,
+    legend_below,
+    logarithmic,
+    mark_of,
+    phase_axis,
+)
 from backends.finetune.runs.records import PhaseRecord, SpectralLog
 from backends.finetune.runs.results import RunResults
 
-Array = NDArray[np.float64]
 Log = tuple[str, Array, SpectralLog]
 SMALLEST = (0, (3, 1))  # the line of the smallest over the layers
 UNBOUNDED, STILL = "modular-unconstrained", "modular-still"
@@ -47,8 +56,17 @@ def spectral_norm(results: RunResults) -> Figure | None:
     upper.tick_params(labelbottom=False)
     upper.set_xlabel("")
     _legend(figure, logs, _kinds())
-    figure.suptitle("Spectral certificates", x=0.01, ha="left")
+    heading(figure, "Spectral certificates")
     return figure
+
+
+SPECTRAL_NORM = Picture(
+    "spectral_norm.png",
+    spectral_norm,
+    "Top: the extreme layers' spectral norms of the mixing matrix, minus 1; only float32 rounding "
+    "should be seen, below the dashed bound of 5e-7. Bottom: the whole adapter's largest singular value must not "
+    "exceed 1; the smallest says how much of some direction the worst layer removes.",
+)
 
 
 def _norms(axes: Axes, logs: list[Log]) -> None:
@@ -91,7 +109,7 @@ def displacement_over_steps(results: RunResults) -> Figure | None:
             distances = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
             axes.plot(positions, distances, color=mark.colour, linewidth=1.6, linestyle=style)
             reached += [float(value) for value in distances if value > 0]
-    budgets = {_budget(results, name) for name, _, _ in moving}
+    budgets = {budget_in(results, name) for name, _, _ in moving}
     known = sorted(budget for budget in budgets if budget is not None and math.isfinite(budget))
     for budget in known:
         axes.axhline(budget, color=BOUND, linewidth=1.0, linestyle=":", zorder=1.5)
@@ -109,8 +127,17 @@ def displacement_over_steps(results: RunResults) -> Figure | None:
     _legend(figure, moving, kinds)
     text = "Displacement of CRMA from its anchor: extremes over the layers"
     text += f" ({readable(STILL)}: none)" if len(moving) < len(logs) else ""
-    figure.suptitle(text, x=0.01, ha="left")
+    heading(figure, text)
     return figure
+
+
+DISPLACEMENT = Picture(
+    "displacement.png",
+    displacement_over_steps,
+    "The spectral norm of the difference between the adapter now and its anchor, in the layers "
+    "that moved furthest and least: no hidden vector there has changed by more than this times its length. No line: "
+    "no anchor yet. Dotted: the budgets.",
+)
 
 
 def _name_budgets(axes: Axes, budgets: list[float]) -> None:
@@ -127,19 +154,9 @@ def _kinds() -> list[Line2D]:
     return [Line2D([], [], **ink, label="largest"), Line2D([], [], **ink, linestyle=SMALLEST, label="smallest")]
 
 
-def _budget(results: RunResults, condition: str) -> float | None:
-    """None: no budget holds, or nothing moves, so no line is drawn."""
-    try:
-        known = parse_condition(condition)
-    except ValueError:
-        return None
-    return known.limit(results.run.displacement_budget) if known.trains_crma == "always" else None
-
-
 def _legend(figure: Figure, logs: list[Log], more: list[Any]) -> None:
     names = list(dict.fromkeys(name for name, _, _ in logs))
-    handles = [*more, *(handle_of(name, marker=True) for name in names)]
-    figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8.5)
+    legend_below(figure, [*more, *(handle_of(name, marker=True) for name in names)])
 
 
 def _spectral_logs(results: RunResults) -> Iterator[Log]:

@@ -8,13 +8,21 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from backends.finetune.report.labels import label, readable
-from backends.finetune.report.pictures.style import INK, main_and_rest, mark_of, seeds_text, task_labels
+from backends.finetune.report.pictures.style import (
+    INK,
+    Array,
+    Picture,
+    heading,
+    main_and_rest,
+    mark_of,
+    seeds_text,
+    task_labels,
+)
 from backends.finetune.runs.results import RunResults
 
-Array = NDArray[np.float64]
+COLOURS = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
 
 
 def holdout_heat_map(results: RunResults) -> Figure | None:
@@ -38,12 +46,17 @@ def holdout_heat_map(results: RunResults) -> Figure | None:
             axes.set_ylabel("measured after training on")
         elif columns > 1:
             axes.set_yticklabels([])
-    text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
-    figure.suptitle(
-        "Holdout loss after each phase, nats per answer token (bold: the task's own phase)", x=0.01, ha="left"
-    )
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
+    heading(figure, "Holdout loss after each phase, nats per answer token (bold: the task's own phase)")
     return figure
+
+
+HOLDOUT = Picture(
+    "holdout.png",
+    holdout_heat_map,
+    "Read a column downwards: it starts on the diagonal, in the task's own phase, and each lower row is "
+    "measured after one more phase. Orange cells forgot, purple cells improved, white cells kept what they had.",
+)
 
 
 def more_heat_maps(results: RunResults) -> Figure | None:
@@ -68,11 +81,17 @@ def more_heat_maps(results: RunResults) -> Figure | None:
             axes.set_ylabel("after phase", fontsize=9)
         if index + columns >= len(shown):
             axes.set_xlabel("holdout task", fontsize=9)
-    text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
     tasks = ", ".join(f"{number} {task}" for number, task in enumerate(task_labels(results, 12)[:8], start=1))
-    figure.suptitle(f"Holdout loss of the other conditions, nats per token ({tasks})", x=0.01, ha="left", fontsize=10.5)
+    heading(figure, f"Holdout loss of the other conditions, nats per token ({tasks})", fontsize=10.5)
     return figure
+
+
+MORE_HOLDOUT = Picture(
+    "holdout_more.png",
+    more_heat_maps,
+    "The same for the other conditions, with the same colours.",
+)
 
 
 def holdout_change(results: RunResults, condition: str) -> tuple[Array, Array, str] | None:

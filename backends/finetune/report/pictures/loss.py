@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from backends.finetune.report.labels import label, readable
-from backends.finetune.report.pictures.style import handle_of, main_and_rest, mark_of, phase_axis, task_labels
+from backends.finetune.report.pictures.style import (
+    Array,
+    Picture,
+    band,
+    handle_of,
+    heading,
+    main_and_rest,
+    mark_of,
+    phase_axis,
+    task_labels,
+)
 from backends.finetune.runs.results import RunResults
-
-Array = NDArray[np.float64]
 
 
 def loss_over_phases(results: RunResults) -> Figure | None:
@@ -51,8 +58,17 @@ def loss_over_phases(results: RunResults) -> Figure | None:
         if index >= count - columns:
             axes.set_xlabel("after phase", fontsize=9)
     _same_span(panels)
-    figure.suptitle("Loss over the phases", x=0.01, ha="left")
+    heading(figure, "Loss over the phases")
     return figure
+
+
+LOSS = Picture(
+    "loss.png",
+    loss_over_phases,
+    "Top: training loss, a moving average over an eighth of a phase; it jumps where a new task starts. "
+    "Below: the holdout loss of each task from its own phase on; a flat line means that nothing was forgotten. With "
+    "several seeds the line is their mean and the band their range.",
+)
 
 
 def more_losses(results: RunResults) -> Figure | None:
@@ -77,8 +93,15 @@ def more_losses(results: RunResults) -> Figure | None:
         axes.set_xlabel("phase" if index + columns >= len(shown) else "", fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("training loss\n(nats per token)", fontsize=9)
-    figure.suptitle("Training loss of the other conditions (grey: FROZEN)", x=0.01, ha="left")
+    heading(figure, "Training loss of the other conditions (grey: FROZEN)")
     return figure
+
+
+MORE_LOSSES = Picture(
+    "loss_more.png",
+    more_losses,
+    "Training loss of the other conditions, smoothed in the same way.",
+)
 
 
 def _begun(results: RunResults) -> list[str]:
@@ -96,22 +119,8 @@ def _training_loss(axes: Axes, results: RunResults, condition: str, colour: str 
             continue
         positions = np.linspace(0, 1, 200)
         stacked = np.stack([np.interp(positions, (np.arange(len(c)) + 0.5) / len(c), c) for c in curves])
-        axes.plot(
-            phase + positions,
-            stacked.mean(axis=0),
-            color=colour,
-            linestyle=mark.line,
-            linewidth=1.6,
-        )
-        if len(curves) > 1:
-            axes.fill_between(
-                phase + positions,
-                stacked.min(axis=0),
-                stacked.max(axis=0),
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
+        axes.plot(phase + positions, stacked.mean(axis=0), color=colour, linestyle=mark.line, linewidth=1.6)
+        band(axes, phase + positions, stacked, colour)
 
 
 def _smoothed(losses: list[float]) -> Array:
@@ -133,7 +142,7 @@ def _holdout_path(axes: Axes, results: RunResults, condition: str, task: int) ->
         axes.plot(phases, path, linestyle=mark.line, linewidth=1.3, **style)
     if reached is not None and len(paths) > 1:
         axes.vlines(phases, paths.min(axis=0), paths.max(axis=0), color=mark.colour, alpha=0.35, linewidth=1.2)
-        axes.fill_between(phases, paths.min(axis=0), paths.max(axis=0), color=mark.colour, alpha=0.15, linewidth=0)
+        band(axes, phases, paths, mark.colour)
 
 
 def _same_span(panels: list[Axes]) -> None:

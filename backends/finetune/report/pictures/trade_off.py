@@ -7,22 +7,27 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.report.labels import budget_of, label, percent, readable
 from backends.finetune.report.pictures.placement import place_labels
-from backends.finetune.report.pictures.style import INK, handle_of, mark_of
+from backends.finetune.report.pictures.style import (
+    INK,
+    Array,
+    Picture,
+    budget_in,
+    handle_of,
+    heading,
+    legend_below,
+    mark_of,
+)
 from backends.finetune.runs.results import RunResults
-
-Array = NDArray[np.float64]
 
 
 def budget_trade_off(results: RunResults) -> Figure | None:
     """One point per budget, means over seeds with their ranges, joined in order of delta; other conditions beside."""
     points = {name: values for name in results.conditions if (values := _seeds(results, name))}
-    budgets = {name: _delta(results, name) for name in points if name == "modular" or budget_of(name) is not None}
-    curve = sorted((delta, name) for name, delta in budgets.items())
+    budgets = {name: budget_in(results, name) for name in points if name == "modular" or budget_of(name) is not None}
+    curve = sorted((delta, name) for name, delta in budgets.items() if delta is not None)
     if len({delta for delta, _ in curve}) < 2:
         return None
     figure = Figure(figsize=(10, 5.6), layout="constrained")
@@ -42,32 +47,32 @@ def budget_trade_off(results: RunResults) -> Figure | None:
     handles = [handle_of(name, marker=True) for name in points if name in inside or name == "modular"]
     for handle in handles:
         handle.set_linestyle("")
-    figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8.5)
+    legend_below(figure, handles)
     axes.set_xlabel("drift (%): to the left is less forgetting")
     axes.set_ylabel("advantage over FROZEN (%): up is better")
     seeds = max(len(values) for values in points.values())
     ranges = f"; means of {seeds} seeds, lines their ranges" if seeds > 1 else ""
-    figure.suptitle(f"What a displacement budget δ costs and buys{ranges}", x=0.01, ha="left")
+    heading(figure, f"What a displacement budget δ costs and buys{ranges}")
     means = {name: (float(x), float(y)) for name, (x, y) in ((n, np.mean(v, axis=0)) for n, v in points.items())}
     # Only the points of the curve are labelled; the others are in the legend.
-    labels = [(_text(delta), means[name]) for delta, name in curve]
+    labels = [("no budget" if math.isinf(delta) else f"δ {delta:g}", means[name]) for delta, name in curve]
     place_labels(figure, axes, labels, [mean for name, mean in means.items() if name not in outside])
     return figure
+
+
+BUDGET = Picture(
+    "budget.png",
+    budget_trade_off,
+    "Each point on the line is MODULAR with another displacement budget: how far the shared adapter may "
+    "move from its state after the first task. The best corner is the upper left. The other conditions are for "
+    "reference.",
+)
 
 
 def _seeds(results: RunResults, name: str) -> list[tuple[float, float]]:
     """Drift and advantage in percent of every seed that has both; FROZEN's advantage over itself is 0."""
     pairs = ((results.metrics(name, seed), results.advantage(name, seed)) for seed in results.seeds)
     return [(100 * metrics.drift, 100 * gain) for metrics, gain in pairs if metrics and gain is not None]
-
-
-def _delta(results: RunResults, name: str) -> float:
-    budget = parse_condition(name).limit(results.run.displacement_budget)
-    return math.inf if budget is None else budget
-
-
-def _text(delta: float) -> str:
-    return "no budget" if math.isinf(delta) else f"δ {delta:g}"
 
 
 def _point(axes: Axes, name: str, values: Array, large: bool) -> None:

@@ -20,10 +20,11 @@ import reference
 from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label, percent, readable
 from backends.finetune.report.page import report_html, write_report
-from backends.finetune.report.pictures import PAINTERS, draw_pictures, overview
+from backends.finetune.report.pictures import PICTURES, draw_pictures
 from backends.finetune.report.pictures.bars import drift_bars
 from backends.finetune.report.pictures.certificates import displacement_over_steps
 from backends.finetune.report.pictures.fonts import families_for
+from backends.finetune.report.pictures.overview import overview
 from backends.finetune.report.pictures.style import STYLE, mark_of, task_labels
 from backends.finetune.report.pictures.trade_off import budget_trade_off
 from backends.finetune.report.rows import paired_rows, seed_rows, summary_rows
@@ -181,7 +182,7 @@ def test_summary_rows_give_mean_sample_deviation_and_range_over_the_seeds(tmp_pa
     (frozen,) = (row for row in summary_rows(results) if row.condition == "frozen" and not row.source)
     assert (frozen.drift, frozen.advantage) == ("0 exactly", "–")
     rows = [row for row in seed_rows(results) if row.condition == "modular"]
-    assert [row.seed for row in rows] == ["3", "4", "5"]
+    assert [row.seeds for row in rows] == ["3", "4", "5"]
     assert [number(row.drift) for row in rows] == pytest.approx(drifts, abs=0.006)
 
 
@@ -251,7 +252,7 @@ def test_summary_keeps_the_paper_apart_and_marks_unfinished_seeds(tmp_path):
     own = {row.condition: (row.seeds, row.drift) for row in rows if not row.source}
     assert own["frozen"] == ("0 of 2", "4 of 5 phases")
     assert own["naive"][0] == "1 of 2"
-    seeds = {(row.condition, row.seed): row.drift for row in seed_rows(results)}
+    seeds = {(row.condition, row.seeds): row.drift for row in seed_rows(results)}
     assert seeds["modular", "1"] == "0 of 5 phases"
     text = rendered(summary_table(results), 100)
     assert "another model and scale" in " ".join(text.split())
@@ -458,7 +459,7 @@ MANY = (*KNOWN, "modular@0.001", "modular@0.05", "modular@none")
 def test_sixteen_conditions_give_every_picture(tmp_path):
     write_results(tmp_path, conditions=MANY, seeds=(0, 1, 2), budget=0.01, base=True, canaries=True, panel=True)
     *pictures, page = write_report(tmp_path)
-    assert {path.name for path in pictures} == {"overview.png", *PAINTERS}
+    assert {path.name for path in pictures} == {picture.name for picture in PICTURES}
     text = page.read_text(encoding="utf-8")
     assert all(f"{readable(name)}</td>" in text for name in MANY)
 
