@@ -6,16 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from backends.finetune.report.pictures.style import (
-    Array,
-    Picture,
-    band,
-    handle_of,
-    heading,
-    logarithmic,
-    mark_of,
-    phase_axis,
-)
+from backends.finetune.report.pictures import style
+from backends.finetune.report.pictures.style import Array
 from backends.finetune.runs.results import RunResults
 
 
@@ -29,10 +21,10 @@ def gradient_norms(results: RunResults) -> Figure | None:
     for name in shown:
         _draw(axes, results, name)
     axes.set_yscale("log")
-    logarithmic(axes.yaxis)
+    style.logarithmic(axes.yaxis)
     axes.set_ylabel("gradient norm of LoRA\nbefore clipping (nats)")
-    phase_axis(axes, results)
-    handles = [handle_of(name) for name in shown]
+    style.phase_axis(axes, results)
+    handles = [style.handle_of(name) for name in shown]
     for handle, name in zip(handles, shown, strict=True):
         handle.set_label(f"{handle.get_label()}, {'with' if name == 'modular' else 'without'} CRMA")
     axes.legend(handles=handles, loc="upper right", ncols=2, fontsize=9)
@@ -48,11 +40,11 @@ def gradient_norms(results: RunResults) -> Figure | None:
         )  # fmt: skip
     ratio = _median_ratio(results) if len(shown) == 2 else None
     title = "" if ratio is None else f": with CRMA {ratio:.2f} times as large in the median"
-    heading(figure, f"Gradient norm of LoRA{title}")
+    style.heading(figure, f"Gradient norm of LoRA{title}")
     return figure
 
 
-GRADIENT_NORMS = Picture(
+GRADIENT_NORMS = style.Picture(
     "gradient_norms.png",
     gradient_norms,
     "Norm of the gradient of all of LoRA's parameters in each optimizer step, before clipping. "
@@ -67,7 +59,7 @@ def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]
 
 def _draw(axes: Axes, results: RunResults, condition: str) -> None:
     """Per phase the median over seeds, smoothed a little, and the range of the raw values."""
-    mark = mark_of(condition)
+    mark = style.mark_of(condition)
     for phase in range(len(results.tasks)):
         curves = _curves(results, condition, phase)
         steps = min((len(curve) for curve in curves), default=0)
@@ -76,7 +68,7 @@ def _draw(axes: Axes, results: RunResults, condition: str) -> None:
         values = np.maximum(np.array([curve[:steps] for curve in curves]), 1e-12)
         places = phase + (np.arange(steps) + 0.5) / steps
         axes.plot(places, np.median(values, axis=0), color=mark.colour, linestyle=mark.line, linewidth=1.4)
-        band(axes, places, values, mark.colour)
+        style.band(axes, places, values, mark.colour)
 
 
 def _median_ratio(results: RunResults) -> float | None:
