@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +157,8 @@ class RunFiles:
                 yield from (self._name(path) for path in found if path not in known)
 
     def _tensors(self, path: Path, faults: list[str]) -> dict[str, Tensor]:
-        try:
-            data = read_bytes(path, follow_links=False)
-            self.digests[self._name(path)] = hashlib.sha256(data).hexdigest()
-            tensors = safetensors.torch.load(data)
-        except (OSError, SafetensorError) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-            faults.append(f"{self._name(path)}: {reason}")
+        tensors = self._parsed(path, safetensors.torch.load, faults, limit=None)
+        if tensors is None:
             return {}
         if not tensors:
             faults.append(f"{self._name(path)}: no tensor in it")
@@ -171,17 +166,22 @@ class RunFiles:
         return tensors
 
     def _json(self, path: Path, faults: list[str]) -> dict[str, Any]:
+        content = self._parsed(path, parse_json, faults, limit=TEXT_LIMIT)
+        if content is None or isinstance(content, dict):
+            return content or {}
+        faults.append(f"{self._name(path)}: no JSON object")
+        return {}
+
+    def _parsed(self, path: Path, parse: Callable[[bytes], Any], faults: list[str], limit: int | None) -> Any:
+        """What a file holds; None, and a fault, where it cannot be read."""
         try:
-            content = parse_json(read_bytes(path, limit=TEXT_LIMIT, follow_links=False))
-            self._digest(path)
-        except (OSError, ValueError) as error:
+            data = read_bytes(path, limit=limit, follow_links=False)
+            self.digests[self._name(path)] = hashlib.sha256(data).hexdigest()
+            return parse(data)
+        except (OSError, ValueError, SafetensorError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             faults.append(f"{self._name(path)}: {reason}")
-            return {}
-        if not isinstance(content, dict):
-            faults.append(f"{self._name(path)}: no JSON object")
-            return {}
-        return content
+            return None
 
     def _digest(self, path: Path) -> None:
         self.digests[self._name(path)] = sha256_of(path, follow_links=False, to_load=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,33 +33,23 @@ MANY = ("--seeds", "--conditions")
 
 
 class Command(TyperCommand):
-    """A command of which an option of MANY takes several values, and no value is another option or has a NUL."""
+    """A command of which the options MANY take several values; NUL, and an option in place of a value, are refused."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options. Raises: ConfigError, typer.BadParameter."""
+        """Read the options; ``--seeds 0 1`` stands for ``--seeds 0 --seeds 1``. Raises: ConfigError, BadParameter."""
+        names = [name for option in self.params if not getattr(option, "is_flag", False) for name in option.opts]
+        spread, many = [], None
         for before, arg in zip(("", *args), args, strict=False):
+            name = before if before.startswith("--") and before in names else ""
             if "\0" in arg:  # no path and no name has it; libraries underneath end in a traceback at it
                 raise ConfigError(
-                    f"argument {before.lstrip('-')}" if before.startswith("--") else "argument",
-                    got=repr(arg),
-                    allowed="a text without NUL",
-                    remedy="write it again",
+                    f"argument {name}".rstrip(), got=repr(arg), allowed="a text without NUL", remedy="write it again"
                 )
-        rest = super().parse_args(ctx, list(_spread(args)))
-        names = {name for parameter in self.params for name in parameter.opts if name.startswith("--")}
-        for name, given in ctx.params.items():
-            for value in given if isinstance(given, list) else [given]:
-                if str(value) in names:
-                    raise typer.BadParameter(f"expected a value, got {value}", ctx, param_hint=name)
-        return rest
-
-
-def _spread(args: Sequence[str]) -> Iterator[str]:
-    """``--seeds 0 1`` as ``--seeds 0 --seeds 1``."""
-    many = None
-    for before, arg in zip(("", *args), args, strict=False):
-        if arg.startswith("-"):
-            many = arg if arg in MANY else None
-        elif many is not None and before != many:
-            yield many
-        yield arg
+            if arg.startswith("--") and name:
+                raise typer.BadParameter(f"expected one argument, got {arg}", ctx, param_hint=name)
+            if arg.startswith("-"):
+                many = arg if arg in MANY else None
+            elif many is not None and before != many:
+                spread.append(many)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
