@@ -2,8 +2,8 @@
 
 A page's blocks of Python run one after the other, in a folder that holds what the pages name: a small model with random
 weights, ``my-model``, and the files of two tasks. A fence ```` ```python requires="flax" ```` needs a package of the
-extra 'docs', and is left out where it is missing. One with ``title="Not run: WHY"`` needs another machine: it is compiled
-and no more.
+extra 'docs', and is left out where it is missing. One with ``title="Not run: WHY"`` needs another machine, and is only
+compiled.
 """
 
 from __future__ import annotations
