@@ -11,7 +11,6 @@ takes long to compile.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -20,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.atomic import atomic_write
-from backends.files import printable
+from bench import program
 from bench.compare import LEAST_RUNS, ratio_and_bound
 from bench.machine import require_device, slug
 from bench.timings import Timings, joined, read_timings
-from reference.errors import BackendError, CRMAError
+from reference.errors import BackendError
 
 FOLDER = Path(__file__).parent
 SELECTED = ["-k", "crma and not compiled or tiny", "--benchmark-max-time=0.5"]
@@ -51,7 +50,7 @@ def one_run(device: str, arguments: Sequence[str]) -> Timings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if the timings were written, 2 if not."""
-    parser = argparse.ArgumentParser(prog="python -m bench.baseline", description=__doc__.partition("\n")[0])
+    parser = program.parser("baseline", __doc__, stores=False)
     parser.add_argument(
         "--runs", type=int, default=5, help=f"a baseline has {LEAST_RUNS} or more (default: %(default)s)"
     )
@@ -61,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs < 1 or (options.runs < LEAST_RUNS and options.out is None):
         parser.error(f"--runs must be at least 1, and {LEAST_RUNS} without --out: fewer say nothing of the noise")
-    try:
+
+    def measured() -> None:
         device = require_device(options.device, "python -m bench.baseline --device cuda")
         runs = []
         for index in range(options.runs):
@@ -70,13 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timings = joined(runs)
         out = options.out or FOLDER / "results" / f"baseline-{slug(timings.machine)}.json"
         atomic_write(out, timings.encoded())
-    except CRMAError as error:
-        print(f"baseline: {printable(error)}", file=sys.stderr)
-        return 2
-    print(f"wrote {out.name}")
-    if options.runs >= LEAST_RUNS:
-        _print_noise(timings)
-    return 0
+        print(f"wrote {out.name}")
+        if options.runs >= LEAST_RUNS:
+            _print_noise(timings)
+
+    return program.run("baseline", measured)
 
 
 def _print_noise(baseline: Timings) -> None:

@@ -16,12 +16,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from backends.torch.residual_mixing import adapter_strength
-from backends.torch.sinkhorn_projection import sinkhorn_projection
 from bench.accuracy import double, relative_error
 from bench.machine import require_device
-from bench.mixings import MIXINGS, Layer, Mixing, mixing_named
-from reference import AdapterConfig, init_parameters
+from bench.mixings import MIXINGS, Layer, Mixing, layer_of, mixing_named
 from reference.errors import CRMAError
 from reference.residual_mixing import residual_mixing as reference_mixing
 from reference.residual_mixing import residual_mixing_vjp
@@ -42,9 +39,7 @@ def _setting(contender: str, tokens: int, hidden_size: int, device: str) -> tupl
         mix = mixing_named(contender, device)
     except CRMAError as error:
         pytest.skip(str(error))
-    start = init_parameters(AdapterConfig(hidden_size), 0, gate_logit=0.0)  # an open gate, so that y - x has digits
-    logits, gate, basis = (torch.tensor(value, dtype=torch.float32, device=device) for value in start)
-    layer = Layer(logits, gate.reshape(1), basis, sinkhorn_projection(logits), adapter_strength(gate.reshape(1), basis))
+    layer = layer_of(hidden_size, device, gate_logit=0.0)  # an open gate, so that y - x has digits
     x = torch.randn(tokens, hidden_size, generator=torch.Generator().manual_seed(1))
     return mix, x.to(device, torch.bfloat16 if device == "cuda" else torch.float32), layer
 

@@ -3,56 +3,53 @@
     python -m bench.bench_training_step --model smollm2 --out FILE.json
     python -m bench.bench_training_step --model mistral-7b --device cuda --precision bfloat16 --batch 1 --tokens 2048
 
-Rounds alternate between the two sides, and the ratio is the median over rounds of the two neighbouring times, so that a
-drift of the machine cancels. Peak memory is the median of three processes for each side, from the moment the model is
-loaded. As a pytest module it times the tiny model, and SmolLM2 where its packages are installed.
+Both sides are trained by the engine of ``crma finetune``, as FROZEN and MODULAR. Peak memory is the median of three
+processes for each side, from the moment the model is loaded. As a pytest module it times the tiny model, and SmolLM2
+where its packages are installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import pytest
 
-from backends.atomic import atomic_write
-from backends.files import printable
+from bench import program
 from bench.machine import machine_kind, require_device, versions
-from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from bench.training_step import PRECISIONS, Setting, Side
+from bench.memory import peak_in_own_process
+from bench.training_step import WARMUP, Setting, Side, alternated, peak, seconds
 from reference.errors import CRMAError
 
 GPU_COMMAND = (
     "python -m bench.bench_training_step --model mistral-7b --device cuda --precision bfloat16 --batch 1 --tokens 2048"
 )
-WARMUP = 3
 PROCESSES = 3
+NAMES = ("lora", "lora_crma")
+SIDES = ("lora", "lora+crma")
 
 
 @pytest.mark.parametrize("model", ["tiny", pytest.param("smollm2", marks=pytest.mark.needs_model)])
-def test_training_step(model: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+def test_step_by_the_engine(model: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Each round times a step of LoRA + CRMA, right after one of LoRA alone."""
+    pytest.importorskip("peft", reason="pip install 'crma[finetune]'")
     try:
-        sides = [Side(Setting(model, device), crma=crma) for crma in (False, True)]
+        alone, both = (Side(Setting(model, device), crma=crma) for crma in (False, True))
     except CRMAError as error:
         pytest.skip(str(error))
-    alone, both = sides
     losses = [(alone.step(), both.step()) for _ in range(WARMUP)]
     assert losses[0][0] == pytest.approx(losses[0][1], rel=0.05)  # near identity at the start
     assert losses[-1][1] < losses[0][1]  # and it learns
-    clock = getattr(
-        time, pytestconfig.getoption("--benchmark-timer").rpartition(".")[2]
-    )  # both sides by the same clock
+    clock = getattr(time, pytestconfig.getoption("--benchmark-timer").rpartition(".")[2])  # one clock for both sides
     benchmark.group, alone_times = f"training step, {model}", []
     rounds = 10 if model == "tiny" else 5
-    benchmark.pedantic(both.step, setup=lambda: alone_times.append(_seconds(alone.step, clock)), rounds=rounds)
+    benchmark.pedantic(both.step, setup=lambda: alone_times.append(seconds(alone.step, clock)), rounds=rounds)
     median = statistics.median(alone_times)
     ratio = benchmark.stats.stats.median / median
     benchmark.extra_info.update({"contender": "lora+crma", "lora_alone_median": median, "ratio": ratio})
@@ -64,66 +61,25 @@ def test_training_step_of_7b(sizes: tuple[int, int], device: str, benchmark: Any
     if device != "cuda":
         pytest.skip(f"device: got {device}; allowed: cuda. Try: {GPU_COMMAND}")
     sides = [Side(Setting("mistral-7b", device, "bfloat16", *sizes), crma=crma) for crma in (False, True)]
-    overhead = measure([side.step for side in sides], 5)
     benchmark.group = "training step, mistral-7b"
-    benchmark.extra_info.update({"contender": "lora+crma", **overhead})
+    benchmark.extra_info.update({"contender": "lora+crma", **alternated([side.step for side in sides], 5, NAMES)})
     benchmark.pedantic(sides[1].step, rounds=3)
 
 
-def measure(sides: Sequence[Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """Time two functions in alternation, the first first in even rounds. Times in seconds."""
-    for _ in range(WARMUP):
-        for side in sides:
-            side()
-    times: list[list[float]] = [[], []]
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            times[which].append(_seconds(sides[which]))
-    ratios = [both / alone for alone, both in zip(*times, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if rounds > 1 else [ratios[0]] * 3
-    medians = [statistics.median(values) for values in times]
-    return {
-        "lora_median": medians[0],
-        "lora_crma_median": medians[1],
-        "ratio": quartiles[1],
-        "ratio_quartiles": [quartiles[0], quartiles[2]],
-        "ratio_of_minima": min(times[1]) / min(times[0]),
-    }
-
-
-def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
-    work()  # returns a number of the result, so a GPU has finished
-    return clock() - start
-
-
-def peak(setting: Setting, *, crma: bool, steps: int) -> dict[str, Any]:
-    """Peak memory of ``steps`` steps, in this process: for a process that does nothing else."""
-    side = Side(setting, crma=crma)
-    since_load = reset_peak(setting.device)
-    for _ in range(steps):
-        side.step()
-    return {"peak_bytes": peak_bytes(setting.device), "since_load": since_load}
-
-
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.bench_training_step",
-        description=__doc__.partition("\n")[0],
-        epilog=f"On a GPU: {GPU_COMMAND}",
-    )
+    parser = program.parser("bench_training_step", __doc__)
+    parser.epilog = f"On a GPU: {GPU_COMMAND}"
     defaults = Setting()
     parser.add_argument("--model", default=defaults.model, help="tiny, smollm2, mistral-7b or a folder")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"))
-    parser.add_argument("--precision", default=defaults.precision, choices=PRECISIONS)
+    parser.add_argument("--precision", default=defaults.precision, choices=("float32", "mixed", "bfloat16"))
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--tokens", type=int, default=defaults.tokens, help="of each example (default: %(default)s)")
     parser.add_argument("--delta", type=float, help="also enforce this displacement budget after each step of CRMA")
     parser.add_argument("--rounds", type=int, default=20, help="a step of each side per round (default: %(default)s)")
     parser.add_argument("--decode", type=int, default=0, metavar="N", help="also time N decoded tokens at batch 1")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--peak-of", choices=("lora", "lora+crma"), help=argparse.SUPPRESS)
+    parser.add_argument(program.PEAK_OF, choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.threads < 1 or options.decode < 0:
         parser.error("--rounds and --threads must be at least 1, --decode at least 0")
@@ -133,36 +89,28 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0 if it could be measured, 2 if not."""
     options = _parsed(arguments)
-    try:
-        result = _measured(options, list(sys.argv[1:] if arguments is None else arguments))
-        if options.peak_of is None and options.out:
-            atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
-    except CRMAError as error:
-        print(f"bench_training_step: {printable(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if options.peak_of else _text(result))
-    return 0
+    given = sys.argv[1:] if arguments is None else arguments
+    return program.measure("bench_training_step", options, partial(_measured, options, given), _text)
 
 
-def _measured(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(options.threads)
-    device = require_device(options.device, GPU_COMMAND)
-    setting = Setting(options.model, device, options.precision, options.batch, options.tokens, options.delta)
+    options.device = require_device(options.device, GPU_COMMAND)
+    setting = Setting(**{field.name: getattr(options, field.name, field.default) for field in fields(Setting)})
     if options.peak_of:
-        return peak(setting, crma=options.peak_of == "lora+crma", steps=3)
+        return peak(setting, crma=options.peak_of == SIDES[1])
     # The allocator's luck moves a peak by a percent, so each side is the median of three processes.
     peaks = [
-        [peak_in_own_process("bench.bench_training_step", arguments, side) for _ in range(PROCESSES)]
-        for side in ("lora", "lora+crma")
+        [peak_in_own_process("bench.bench_training_step", arguments, side) for _ in range(PROCESSES)] for side in SIDES
     ]
     sides = [Side(setting, crma=crma) for crma in (False, True)]
-    result = {"setting": asdict(setting), "machine": machine_kind(device), "versions": versions()}
+    result = {"setting": asdict(setting), "machine": machine_kind(setting.device), "versions": versions()}
     result["rounds"] = options.rounds
-    result["step"] = measure([side.step for side in sides], options.rounds)
+    result["step"] = alternated([side.step for side in sides], options.rounds, NAMES)
     if options.decode:
-        result["decode"] = measure([side.decoder() for side in sides], options.decode)
+        result["decode"] = alternated([side.decoder() for side in sides], options.decode, NAMES)
     all_bytes = [[one["peak_bytes"] for one in processes] for processes in peaks]
     alone, both = (statistics.median(of_side) for of_side in all_bytes)
     result["memory"] = {"lora_peak_bytes": alone, "lora_crma_peak_bytes": both, "ratio": both / alone}

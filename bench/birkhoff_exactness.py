@@ -10,12 +10,8 @@ hold on every matrix, 1 if one is broken, 2 if the measurement could not be made
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +19,10 @@ from numpy.typing import NDArray
 
 import reference
 from backends import Backend, load_backend
-from bench.birkhoff_families import ADVERSARIAL, RANDOM, Family, _normal, draw
-from bench.machine import processor
-from reference.errors import BackendError, CRMAError
+from bench import program
+from bench.birkhoff_families import ADVERSARIAL, RANDOM, Family, draw, normal
+from bench.machine import processor, versions
+from reference.errors import BackendError
 
 # The uncorrected P is no public function: nobody should use it. It is measured here in float32, as a backend would run.
 from reference.sinkhorn_projection import _birkhoff_correction, _sinkhorn
@@ -35,7 +32,7 @@ NORM_BOUND = 5e-7
 CHUNK = 10_000
 
 
-@dataclass
+@dataclasses.dataclass
 class Row:
     """Worst figures of one family of logits."""
 
@@ -92,7 +89,7 @@ def plain_and_corrected(rng: np.random.Generator, count: int, n: int, iterations
     rows = []
     for deviation in (1.0, 5.0, 20.0, 50.0):
         plain, corrected = Row(f"P, sd {deviation:g}"), Row(f"M, sd {deviation:g}")
-        for logits in _batches(_normal(deviation), rng, count, [n]):
+        for logits in _batches(normal(deviation), rng, count, [n]):
             uncorrected = _sinkhorn(cast(Any, logits), iterations).plain
             plain.add(uncorrected)
             corrected.add(_birkhoff_correction(uncorrected))
@@ -112,43 +109,19 @@ def _split(total: int, parts: int) -> list[int]:
     return [total // parts + (index < total % parts) for index in range(parts)]
 
 
-def _print_table(rows: Sequence[Row], title: str) -> None:
-    header = [
-        "family",
-        "matrices",
-        "row error",
-        "column error",
-        "norm - 1",
-        "smallest",
-        "NaN",
-        "median |M - ref|",
-        "holds",
-    ]
-    lines = [_cells(row) for row in rows]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        print(title, *("  ".join(map(str.ljust, line, widths)) for line in [header, *lines]), sep="\n")
-        return
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, justify="left" if name == "family" else "right")
-    for line in lines:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
-
-
-def _cells(row: Row) -> list[str]:
-    difference = "" if row.median_difference is None else f"{row.median_difference:.1e}"
-    worst = (row.row_error, row.column_error, row.norm_excess, row.smallest_entry)
-    figures = [f"{value:.1e}" for value in worst]
-    return [row.family, f"{row.matrices:,}", *figures, str(row.non_finite), difference, "yes" if row.holds else "NO"]
+def _table(rows: Sequence[Row]) -> str:
+    lines = [["family", "matrices", "row error", "column error", "norm - 1", "smallest", "NaN", "median |M - ref|"]]
+    lines[0].append("holds")
+    for row in rows:
+        worst = [f"{x:.1e}" for x in (row.row_error, row.column_error, row.norm_excess, row.smallest_entry)]
+        difference = "" if row.median_difference is None else f"{row.median_difference:.1e}"
+        cells = [f"{row.matrices:,}", *worst, str(row.non_finite), difference, "yes" if row.holds else "NO"]
+        lines.append([row.family, *cells])
+    return program.aligned(lines)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.birkhoff_exactness", description=__doc__.partition("\n")[0])
+    parser = program.parser("birkhoff_exactness", __doc__)
     parser.add_argument("--backend", default="torch-cpu", help="a name or module:factory (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100_000, help="matrices in all (default: %(default)s)")
     parser.add_argument("--adversarial", type=int, default=10_000, help="how many of them (default: %(default)s)")
@@ -156,7 +129,6 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=20, help="K (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="compare uncorrected Sinkhorn with M instead, in float32")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(arguments)
     if min(options.streams) < 1 or options.iterations < 1 or options.seed < 0:
         parser.error("--streams and --iterations must be at least 1, --seed at least 0")
@@ -174,48 +146,38 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON; 0 if every bound holds, 1 if not, 2 if something stood in the way."""
     options = _parsed(arguments)
+    return program.run("birkhoff_exactness", lambda: _measured(options))
+
+
+def _measured(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(options.seed)
-    try:
-        if options.plain:
-            name, version, device = "reference in float32", f"NumPy {np.__version__}", "cpu"
-            rows = plain_and_corrected(rng, options.count // 4, options.streams[0], options.iterations)
-        else:
-            backend = load_backend(options.backend)
-            name, version, device = backend.name, backend.version, backend.device
-            rows = []
-            for kind, total in ((RANDOM, options.count - options.adversarial), (ADVERSARIAL, options.adversarial)):
-                for share, (label, family) in zip(_split(total, len(kind)), kind.items(), strict=True):
-                    draws = _batches(family, rng, share, options.streams)
-                    rows.append(measure(backend, label, draws, options.iterations))
-    except CRMAError as error:
-        print(error, file=sys.stderr)
-        return 2
-    _print_table(rows, f"{name} ({version}), {device}: n = {options.streams}, K = {options.iterations}")
+    if options.plain:
+        name, version, device = "reference in float32", f"NumPy {np.__version__}", "cpu"
+        rows = plain_and_corrected(rng, options.count // 4, options.streams[0], options.iterations)
+    else:
+        backend = load_backend(options.backend)
+        name, version, device = backend.name, backend.version, backend.device
+        rows = []
+        for kind, total in ((RANDOM, options.count - options.adversarial), (ADVERSARIAL, options.adversarial)):
+            for share, (label, family) in zip(_split(total, len(kind)), kind.items(), strict=True):
+                draws = _batches(family, rng, share, options.streams)
+                rows.append(measure(backend, label, draws, options.iterations))
+    print(f"{name} ({version}), {device}: n = {options.streams}, K = {options.iterations}\n{_table(rows)}")
     judged = [row for row in rows if not row.family.startswith("P,")]
     passed = all(row.holds for row in judged)
+    worst = max(max(row.row_error, row.column_error) for row in judged)
     print(
-        f"{sum(r.matrices for r in judged):,} matrices; worst sum error {_worst(judged):.2e} (allowed {SUM_BOUND:g}), "
+        f"{sum(r.matrices for r in judged):,} matrices; worst sum error {worst:.2e} (allowed {SUM_BOUND:g}), "
         f"worst norm - 1 {max(r.norm_excess for r in judged):.2e} (allowed {NORM_BOUND:g}), "
         f"NaN {sum(r.non_finite for r in judged)}: {'holds' if passed else 'BROKEN'}"
     )
     if options.out:
         settings = {"backend": name, "version": version, "device": device, "processor": processor()}
-        settings |= {"python": platform.python_version(), "numpy": np.__version__, "spec": reference.SPEC_VERSION}
+        settings |= {**versions("numpy"), "spec": reference.SPEC_VERSION}
         settings |= {key: getattr(options, key) for key in ("streams", "iterations", "seed", "plain")}
         result = {**settings, "bounds": {"sum": SUM_BOUND, "norm": NORM_BOUND}, "holds": passed}
-        try:
-            options.out.write_text(json.dumps({**result, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
-        except OSError as error:
-            print(
-                f"--out: got {options.out} ({error.strerror}); allowed: a writable file. Try: another folder",
-                file=sys.stderr,
-            )
-            return 2
+        program.store(options.out, {**result, "rows": [dataclasses.asdict(row) for row in rows]})
     return 0 if passed else 1
-
-
-def _worst(rows: Sequence[Row]) -> float:
-    return max(max(row.row_error, row.column_error) for row in rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ LARGEST_LOGIT = 1e38  # S - max(S) must stay finite in float32
 NORMAL_DEVIATIONS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 1000.0)
 
 
-def _normal(deviation: float) -> Family:
+def normal(deviation: float) -> Family:
     return lambda rng, count, n: deviation * rng.standard_normal((count, n, n))
 
 
@@ -92,7 +92,7 @@ def _lattice(rng: np.random.Generator, count: int, n: int) -> Array:
     return 2.0 ** rng.integers(-4, 120, (count, 1, 1)) * rng.integers(-3, 4, (count, n, n))
 
 
-RANDOM: dict[str, Family] = {f"normal, sd {deviation:g}": _normal(deviation) for deviation in NORMAL_DEVIATIONS}
+RANDOM: dict[str, Family] = {f"normal, sd {deviation:g}": normal(deviation) for deviation in NORMAL_DEVIATIONS}
 ADVERSARIAL: dict[str, Family] = {
     "k times identity": _multiples_of_identity,
     "noisy permutation": _noisy_permutations,

@@ -11,9 +11,6 @@ Clauses: CL-1..CL-4.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,9 @@ from typing import Any
 import numpy as np
 
 import reference
-from backends.atomic import atomic_write
-from backends.files import printable
 from backends.finetune.runs.results import RunResults
 from backends.finetune.runs.run_folder import checked_results
-from reference.errors import CRMAError
+from bench import program
 
 
 def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
@@ -67,24 +62,19 @@ def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.collect_runs", description=__doc__.splitlines()[0])
+    parser = program.parser("collect_runs", __doc__, stores=False)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--frozen", type=Path, help="run folder whose FROZEN all are compared with")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    try:
-        frozen = None if options.frozen is None else checked_results(options.frozen)
+
+    def collected() -> None:
+        frozen = options.frozen and checked_results(options.frozen)
         runs = [collect(results, frozen or results) for results in map(checked_results, options.folders)]
-        atomic_write(options.out, json.dumps(runs, indent=1).encode() + b"\n")
-    except CRMAError as error:
-        print(f"collect_runs: {printable(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        why = f"{error}. Check --out, its permissions and the free disk space."
-        print(f"collect_runs: {printable(why)}", file=sys.stderr)
-        return 2
-    return 0
+        program.store(options.out, runs, indent=1)
+
+    return program.run("collect_runs", collected)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

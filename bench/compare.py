@@ -14,22 +14,21 @@ after the baseline is not in its spread: measure both on an idle machine, and a 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy import stats
+
 from backends.files import printable
+from bench import program
 from bench.timings import Timings, read_timings
-from reference.errors import ConfigError, CRMAError
+from reference.errors import ConfigError
 
 LEAST_RUNS = 5
 LEAST_BOUND = 1.02
-#: Student's one-sided 99.9% quantiles, by degrees of freedom; between two, the one for fewer degrees is taken.
-QUANTILES = {4: 7.173, 5: 5.893, 6: 5.208, 7: 4.785, 8: 4.501, 9: 4.297, 14: 3.787, 29: 3.396}
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,8 @@ def compare(baseline: Timings, new: Timings) -> list[Row]:
 
 def ratio_and_bound(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
     """Geometric mean of ``new`` over that of ``old``, and the largest such ratio that noise explains."""
-    degrees = max(known for known in QUANTILES if known <= len(old) - 1)
-    spread = statistics.stdev(map(math.log, old))
-    bound = math.exp(QUANTILES[degrees] * spread * math.sqrt(1 / len(old) + 1 / len(new)))
+    quantile = float(stats.t.isf(0.001, len(old) - 1))
+    bound = math.exp(quantile * statistics.stdev(map(math.log, old)) * math.sqrt(1 / len(old) + 1 / len(new)))
     return _mean(new) / _mean(old), max(bound, LEAST_BOUND)
 
 
@@ -93,11 +91,7 @@ def table(rows: Sequence[Row]) -> str:
         times = [f"{1e6 * seconds:.1f} us" for seconds in (row.baseline_seconds, row.new_seconds)]
         ratios = [f"{value:.3f}" for value in (row.ratio, row.allowed, row.median_ratio)]
         lines.append([printable(row.name), *times, *ratios, "REGRESSED" if row.regressed else ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0]) + "".join("  " + c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return program.aligned(lines)
 
 
 def _text(values: dict[str, object]) -> str:
@@ -106,16 +100,15 @@ def _text(values: dict[str, object]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: no regression, 1: at least one, 2: not comparable."""
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.partition("\n")[0])
+    parser = program.parser("compare", __doc__, stores=False)
     parser.add_argument("baseline", type=Path)
     parser.add_argument("new", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        baseline, new = read_timings(options.baseline), read_timings(options.new)
-        rows = compare(baseline, new)
-    except CRMAError as error:
-        print(f"compare: {printable(error)}", file=sys.stderr)
-        return 2
+    return program.run("compare", lambda: _compared(read_timings(options.baseline), read_timings(options.new)))
+
+
+def _compared(baseline: Timings, new: Timings) -> int:
+    rows = compare(baseline, new)
     print(table(rows))
     for title, one, other in (("missing in the new timings", baseline, new), ("not in the baseline", new, baseline)):
         for name in sorted(one.medians.keys() - other.medians.keys()):

@@ -14,10 +14,9 @@ follows ``--`` goes to pytest.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import itertools
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -27,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.atomic import atomic_write
 from backends.files import printable, read_json
-from bench.machine import processor
-from reference.errors import BackendError, ConfigError, CRMAError
+from bench import program
+from bench.machine import processor, versions
+from reference.errors import BackendError, ConfigError
 
 BACKENDS = ("reference", "torch-cpu", "jax-cpu")
 PROFILES = {"quick": ["--quick"], "full": []}
@@ -129,17 +128,9 @@ def where() -> dict[str, Any]:
     """The machine, and the versions of what decides the cost. Nothing of it is imported: on Linux a child's peak begins
     with the memory of the process that started it.
     """
-    packages = {"numpy", "hypothesis", "pytest", "pytest-xdist", "torch", "triton", "jax", "jaxlib"}
-    found = {name: importlib.metadata.version(name) for name in sorted(packages) if _is_installed(name)}
     machine = {"device": "cpu", "processor": processor(), "threads": 1, "cores": os.cpu_count()}
-    return {"machine": machine, "versions": {"python": platform.python_version()} | found}
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    decide = versions("hypothesis", "jax", "jaxlib", "numpy", "pytest", "pytest-xdist", "torch", "triton")
+    return {"machine": machine, "versions": decide}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,23 +138,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed; 2 for a mistake.
     """
     options = _parser().parse_args(arguments)
-    try:
-        content = where()
-        runs = kept_runs(options.out, content) if options.out else []
-        failed, cases = 0, [(b, p, n) for b in options.backends for p in options.profiles for n in options.processes]
-        for case in cases:
-            run = measured(*case, options.pytest_arguments)
-            failed += run["failed"]
-            runs = [other for other in runs if any(other[name] != run[name] for name in KEY)] + [run]
-            print(printable(json.dumps(run, ensure_ascii=False)), flush=True)
-            if options.out:
-                atomic_write(options.out, (json.dumps(content | {"runs": runs}, indent=2) + "\n").encode())
-    except CRMAError as error:
-        print(f"conformance_suite: {printable(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"conformance_suite: {printable(error)}. Check --out and the free disk space.", file=sys.stderr)
-        return 2
+    return program.run("conformance_suite", lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    content = where()
+    runs = kept_runs(options.out, content) if options.out else []
+    failed = 0
+    for case in itertools.product(options.backends, options.profiles, options.processes):
+        run = measured(*case, options.pytest_arguments)
+        failed += run["failed"]
+        runs = [other for other in runs if any(other[name] != run[name] for name in KEY)] + [run]
+        print(printable(json.dumps(run, ensure_ascii=False)), flush=True)
+        if options.out:
+            program.store(options.out, content | {"runs": runs})
     return int(failed > 0)
 
 
@@ -175,13 +163,10 @@ def _processes(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.conformance_suite", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = program.parser("conformance_suite", __doc__)
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME", help="as for --backend")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), choices=PROFILES)
     parser.add_argument("--processes", nargs="+", type=_processes, default=[2], metavar="N", help="of tests")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("pytest_arguments", nargs="*", metavar="-- ARGUMENT", help="more arguments for pytest")
     return parser
 

@@ -11,26 +11,20 @@ cache still holds the last one. Targets at 8192 x 4096 bfloat16: forward 80%, ba
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backends.atomic import atomic_write
-from backends.files import printable
-from backends.torch.residual_mixing import adapter_strength
-from backends.torch.sinkhorn_projection import sinkhorn_projection
+from bench import program
 from bench.cuda_graph import event_seconds, gpu_seconds
 from bench.machine import machine_kind, require_device, versions
-from bench.mixings import Layer, Mixing, mixing_named
-from reference import AdapterConfig, init_parameters
-from reference.errors import ConfigError, CRMAError
+from bench.mixings import Mixing, layer_of, mixing_named
+from bench.training_step import seconds
+from reference.errors import ConfigError
 
 COMMAND = "python -m bench.copy_bandwidth"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -48,7 +42,7 @@ def adapter_shares(
     mix: Mixing, tokens: int, hidden_size: int, dtype: torch.dtype, device: str, bandwidth: float
 ) -> dict[str, float]:
     """Seconds of forward and backward, and bytes that must move over what a copy moves in that time."""
-    layer = _layer(hidden_size, device)
+    layer = layer_of(hidden_size, device)
     inputs = [torch.randn(tokens, hidden_size, device=device).to(dtype).requires_grad_() for _ in range(COPIES)]
     size = inputs[0].numel() * inputs[0].element_size()
     leaves = [layer.mixing.requires_grad_(), layer.strength.requires_grad_(), layer.basis.requires_grad_()]
@@ -73,33 +67,21 @@ def adapter_shares(
     }
 
 
-def _layer(hidden_size: int, device: str) -> Layer:
-    start = init_parameters(AdapterConfig(hidden_size), 0)
-    logits, gate, basis = (torch.tensor(value, dtype=torch.float32, device=device) for value in start)
-    gate = gate.reshape(1)
-    return Layer(logits, gate, basis, sinkhorn_projection(logits), adapter_strength(gate, basis))
-
-
 def _seconds(device: str, work: Callable[[], object], calls: int) -> float:
     if device == "cuda":
         return gpu_seconds(work, calls) or event_seconds(work, calls)
-    times = []
-    for _ in range(calls + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    work()
+    return statistics.median(seconds(work) for _ in range(calls))
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.partition("\n")[0])
+    parser = program.parser("copy_bandwidth", __doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--kernels", default="triton", choices=("triton", "plain"))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--copy-mib", type=int, default=1024, help="size of the copied tensor (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     return parser.parse_args(arguments)
 
 
@@ -117,23 +99,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return kind | chosen | {"copy_bytes_per_second": bandwidth} | shares
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 0 if it could be measured, 2 if not."""
-    options = _parsed(arguments)
-    try:
-        result = measure(options)
-        if options.out:
-            atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
-    except CRMAError as error:
-        print(f"copy_bandwidth: {printable(error)}", file=sys.stderr)
-        return 2
-    print(f"copy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s")
-    print(f"forward: {1e6 * result['forward_seconds']:.1f} us, {100 * result['forward_share']:.1f}% of it (target 80%)")
-    print(
+def _text(result: dict[str, Any]) -> str:
+    return (
+        f"copy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s\n"
+        f"forward: {1e6 * result['forward_seconds']:.1f} us, {100 * result['forward_share']:.1f}% of it (target 80%)\n"
         f"backward: {1e6 * result['backward_seconds']:.1f} us, {100 * result['backward_share']:.1f}% of it "
         f"(target 65%); {100 * result['backward_share_one_read_one_write']:.1f}% with one read and one write counted"
     )
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 0 if it could be measured, 2 if not."""
+    options = _parsed(arguments)
+    return program.measure("copy_bandwidth", options, partial(measure, options), _text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 
@@ -36,8 +37,4 @@ def event_seconds(work: Callable[[], object], calls: int, rounds: int = 5) -> fl
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1000 / calls)
-    return _median(times[1:])
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return statistics.median(times[1:])

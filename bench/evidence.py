@@ -11,12 +11,9 @@ Clauses: CL-1..CL-4.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +21,22 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import reference
 from backends.atomic import atomic_write
+from backends.files import read_json
 from backends.finetune.report.labels import percent, readable
-from backends.finetune.report.paper import PaperRow, paper_rows
+from backends.finetune.report.paper import paper_rows
 from backends.finetune.report.pictures import draw_pictures
 from backends.finetune.report.rows import FORMS, spread, values_of
 from backends.finetune.runs.records import BaseRecord, PhaseRecord, RunRecord
 from backends.finetune.runs.results import RunResults
-from reference.errors import ConfigError, CRMAError
+from bench import program
+from reference.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 COMPARISON = RESULTS / "comparison.json"
 SUITE = RESULTS / "conformance_suite.json"
+Rows = Iterator[list[str]]
 PICTURES = {
     "overview.png": "comparison_overview.png",
     "drift.png": "comparison_drift.png",
@@ -63,33 +62,26 @@ def stored_results(entry: dict[str, Any]) -> RunResults:
                 seconds=0.0,
                 tokens=0,
             )
-    conditions = tuple(dict.fromkeys(row["condition"] for row in entry["rows"]))
-    seeds = tuple(dict.fromkeys(row["seed"] for row in entry["rows"]))
-    run = RunRecord.model_validate(
-        entry
-        | {"tasks": tasks, "conditions": list(conditions), "seeds": list(seeds)}
-        | {"displacement_budget": entry["config"]["crma"].get("displacement_budget")}
-    )
+    conditions, seeds = (tuple(dict.fromkeys(row[key] for row in entry["rows"])) for key in ("condition", "seed"))
+    of_all = {"tasks": tasks, "conditions": list(conditions), "seeds": list(seeds)}
+    budget = entry["config"]["crma"].get("displacement_budget")
+    run = RunRecord.model_validate(entry | of_all | {"displacement_budget": budget})
     base = {record["seed"]: BaseRecord.model_validate(record) for record in entry.get("base", [])}
     return RunResults(run, conditions, seeds, phases, base)
 
 
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The entries of a stored file. Raises: ConfigError."""
+def read_stored(path: Path, by: str = "bench.collect_runs") -> Any:
+    """What a program stored. Raises: ConfigError."""
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        if not entries or not all({"config", "rows"} <= entry.keys() for entry in entries):
-            raise ValueError("no list of runs")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"file {path}", got=str(error), allowed="what bench.collect_runs writes", remedy="collect the runs again"
-        ) from error
-    return entries
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        allowed = f"what {by} writes"
+        raise ConfigError(f"file {path}", got=str(error), allowed=allowed, remedy="measure again") from error
 
 
 def comparison() -> RunResults:
     """The stored comparison, whose one run folder holds every condition."""
-    (entry,) = stored(COMPARISON)
+    (entry,) = read_stored(COMPARISON)
     return stored_results(entry)
 
 
@@ -106,17 +98,22 @@ SHOWN = {
 }
 
 
-def results_table() -> Iterator[list[str]]:
+def results_table() -> Rows:
     """README.md: the paper's conditions and the baselines, beside the paper's Table 7."""
     results = comparison()
-    paper = {row.condition: row for row in paper_rows(results.run)}
+    paper = {row.condition: (row.drift, row.advantage) for row in paper_rows(results.run)}
     yield ["condition", "drift", "final holdout, nats", "advantage", "paper: drift", "paper: advantage"]
     for name, text in SHOWN.items():
         values = values_of(results, name, results.seeds)
-        cells = [_percent(values["drift"]), spread(values["holdout"], FORMS["holdout"], ranged=False)]
         gain = _percent(values["advantage"]) if values["advantage"] else ""
-        theirs = _paper_cells(paper.get(name))
-        yield [text.format(**results.run.config), *cells, f"**{gain}**" if name == "modular" else gain, *theirs]
+        theirs = ["" if column is None else f"{percent(column[0])}%" for column in paper.get(name, (None, None))]
+        cells = [_percent(values["drift"]), _mean(values, "holdout"), f"**{gain}**" if name == "modular" else gain]
+        yield [text.format(**results.run.config), *cells, *theirs]
+
+
+def _mean(values: dict[str, list[float]], name: str) -> str:
+    """Mean and sample SD of one of the figures that :func:`values_of` gives."""
+    return spread(values[name], FORMS[name], ranged=False)
 
 
 def _percent(values: list[float]) -> str:
@@ -125,24 +122,15 @@ def _percent(values: list[float]) -> str:
     return " ± ".join([mean if mean.endswith("exactly") else f"{mean}%", *deviation])
 
 
-def _paper_cells(row: PaperRow | None) -> list[str]:
-    columns = (None, None) if row is None else (row.drift, row.advantage)
-    return ["" if column is None else f"{percent(column[0])}%" for column in columns]
-
-
-def comparison_table() -> Iterator[list[str]]:
+def comparison_table() -> Rows:
     """bench/README.md: every condition of the comparison."""
     results = comparison()
     yield ["condition", "drift, %", "range", "final holdout, nats", "advantage, %", "range", "forward transfer, nats"]
     for name in results.conditions:
         values = values_of(results, name, results.seeds)
-        cells = {
-            key: spread(values[key], form).partition("\n") if values[key] else ("", "", "")
-            for key, form in FORMS.items()
-        }
-        drift, gain = cells["drift"], cells["advantage"]
-        rest = [cells["holdout"][0], gain[0], gain[2], cells["transfer"][0]]
-        yield [readable(name), drift[0], drift[2], *rest]
+        ranged = [spread(values[key], percent) if values[key] else "" for key in ("drift", "advantage")]
+        (drift, _, of_drift), (gain, _, of_gain) = (text.partition("\n") for text in ranged)
+        yield [readable(name), drift, of_drift, _mean(values, "holdout"), gain, of_gain, _mean(values, "transfer")]
 
 
 #: condition -> what was varied, as (section of the protocol, field), in words
@@ -155,136 +143,91 @@ VARIED = {
 }
 
 
-def baselines_table() -> Iterator[list[str]]:
+def baselines_table() -> Rows:
     """bench/README.md: each baseline at the values that were tried; what the comparison uses comes first."""
     yield ["baseline", "value", "seeds", "drift, %", "final holdout, nats", "advantage, %"]
-    (compared,), tried = stored(COMPARISON), stored(RESULTS / "baselines_tried.json")
+    (compared,), tried = read_stored(COMPARISON), read_stored(RESULTS / "baselines_tried.json")
     for condition, (section, name, text) in VARIED.items():
         for entry in [compared, *tried]:
             rows = [row for row in entry["rows"] if row["condition"] == condition]
             if not rows:
                 continue
-            metrics = {row["seed"]: reference.continual_metrics(_matrix(row)) for row in rows}
-            gains = [reference.advantage(_frozen(compared, seed), m.final_holdout) for seed, m in metrics.items()]
             value = f"{entry['config'][section][name]:g}" + (" (compared above)" if entry is compared else "")
-            yield [
-                text,
-                value,
-                f"{len(rows)}" if len(rows) > 1 else f"{rows[0]['seed']} alone",
-                spread([100 * m.drift for m in metrics.values()], percent, ranged=False),
-                spread([m.final_holdout for m in metrics.values()], FORMS["holdout"], ranged=False),
-                spread([100 * gain for gain in gains], percent, ranged=False),
-            ]
+            values = {
+                "drift": [100 * row["drift"] for row in rows],
+                "holdout": [row["final_holdout"] for row in rows],
+                "advantage": [100 * row["advantage"] for row in rows],
+            }
+            seeds = f"{len(rows)}" if len(rows) > 1 else f"{rows[0]['seed']} alone"
+            yield [text, value, seeds, *(_mean(values, figure) for figure in values)]
             text = ""
 
 
-def _matrix(row: dict[str, Any]) -> list[list[float]]:
-    """(T, T), with NaN for tasks that were not seen yet."""
-    size = len(row["holdout"])
-    return [losses + [float("nan")] * (size - len(losses)) for losses in row["holdout"]]
-
-
-def _frozen(entry: dict[str, Any], seed: int) -> float:
-    (row,) = (row for row in entry["rows"] if (row["condition"], row["seed"]) == ("frozen", seed))
-    return reference.continual_metrics(_matrix(row)).final_holdout
-
-
-def quickstart_table() -> Iterator[list[str]]:
+def quickstart_table() -> Rows:
     """bench/README.md: the quickstart, seed by seed."""
-    (entry,) = stored(RESULTS / "quickstart.json")
+    (entry,) = read_stored(RESULTS / "quickstart.json")
     results, names = stored_results(entry), ("naive", "frozen", "modular")
     yield ["seed", *(f"{readable(n)} {key}" for key in ("drift", "holdout") for n in names), "MODULAR advantage"]
     for seeds in [*([seed] for seed in results.seeds), results.seeds]:
         values = {name: values_of(results, name, seeds) for name in names}
         cells = [_percent(values[name]["drift"]) for name in names]
-        cells += [spread(values[name]["holdout"], FORMS["holdout"], ranged=False) for name in names]
+        cells += [_mean(values[name], "holdout") for name in names]
         first = "mean ± sample SD" if len(seeds) > 1 else str(seeds[0])
         yield [first, *cells, _percent(values["modular"]["advantage"])]
 
 
-def tried_table() -> Iterator[list[str]]:
+def tried_table() -> Rows:
     """bench/README.md: what was tried before the quickstart's values were chosen; all at one seed."""
     yield ["LoRA rate", "examples × epochs", "CRMA rates", "budget δ", "drift", "final holdout", "advantage"]
-    frozen: dict[tuple[float, int, int], float] = {}
-    for entry in stored(RESULTS / "quickstart_tried.json"):
+    for entry in read_stored(RESULTS / "quickstart_tried.json"):
         config, (row,) = entry["config"], entry["rows"]
-        metrics, condition = reference.continual_metrics(_matrix(row)), row["condition"]
-        setting = (config["lora"]["learning_rate"], config["train"], config["epochs"])
-        budget = config["crma"]["displacement_budget"]
+        crma, condition = config["crma"], row["condition"]
         holdout = "" if config["holdout"] == 32 else f", holdout {config['holdout']}"
-        cells = [f"{setting[0]:g}", f"{setting[1]} × {setting[2]}{holdout}"]
+        cells = [f"{config['lora']['learning_rate']:g}", f"{config['train']} × {config['epochs']}{holdout}"]
         if condition == "modular":
-            gain = percent(100 * reference.advantage(frozen[setting], metrics.final_holdout))
-            rates = f"{config['crma']['basis']['learning_rate']:g} / {config['crma']['mixing']['learning_rate']:g}"
+            budget = crma["displacement_budget"]
+            rates = f"{crma['basis']['learning_rate']:g} / {crma['mixing']['learning_rate']:g}"
             cells += [rates, "none" if budget is None else f"{budget:g}"]
         else:
-            frozen |= {setting: metrics.final_holdout} if condition == "frozen" else {}
-            gain = (
-                ""
-                if condition == "frozen"
-                else percent(100 * reference.advantage(frozen[setting], metrics.final_holdout))
-            )
             cells += [readable(condition), ""]
-        yield [*cells, percent(100 * metrics.drift), f"{metrics.final_holdout:.4f}", gain]
+        gain = "" if condition == "frozen" else percent(100 * row["advantage"])
+        yield [*cells, percent(100 * row["drift"]), f"{row['final_holdout']:.4f}", gain]
 
 
-def suite_table() -> Iterator[list[str]]:
+def suite_table() -> Rows:
     """bench/README.md: what a run of the conformance suite costs, as :mod:`bench.conformance_suite` stored it."""
-    yield [
-        "backend",
-        "profile",
-        "processes",
-        "seconds",
-        "processor seconds",
-        "peak, MiB",
-        "tests",
-        "shapes",
-    ]
-    try:
-        for run in json.loads(SUITE.read_text(encoding="utf-8"))["runs"]:
-            counts = [f"{run[name]:,} {name}" for name in ("passed", "skipped", "gaps", "failed") if run[name]]
-            yield [
-                f"`{' '.join([run['backend'], *run['arguments']])}`",
-                run["profile"],
-                str(run["processes"]),
-                *(f"{run[name]:,.0f}" for name in ("wall_seconds", "cpu_seconds")),
-                f"{run['peak_bytes'] / 2**20:,.0f}",
-                ", ".join(counts),
-                "" if run["shapes"] is None else f"{run['shapes']:,}",
-            ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"file {SUITE}",
-            got=f"{type(error).__name__}: {error}",
-            allowed="what bench.conformance_suite writes",
-            remedy="measure again",
-        ) from error
+    yield ["backend", "profile", "processes", "seconds", "processor seconds", "peak, MiB", "tests", "shapes"]
+    for run in read_stored(SUITE, "bench.conformance_suite")["runs"]:
+        yield [
+            f"`{' '.join([run['backend'], *run['arguments']])}`",
+            run["profile"],
+            str(run["processes"]),
+            *(f"{run[name]:,.0f}" for name in ("wall_seconds", "cpu_seconds")),
+            f"{run['peak_bytes'] / 2**20:,.0f}",
+            ", ".join(f"{run[name]:,} {name}" for name in ("passed", "skipped", "gaps", "failed") if run[name]),
+            "" if run["shapes"] is None else f"{run['shapes']:,}",
+        ]
 
 
-def mutants_table() -> Iterator[list[str]]:
+def mutants_table() -> Rows:
     """bench/README.md: how many wrong ports each profile misses, as ``conformance.selftest.mutant_runs`` stored it."""
-    stored = json.loads((RESULTS / "conformance_mutants.json").read_text(encoding="utf-8"))
+    stored = read_stored(RESULTS / "conformance_mutants.json", "conformance.selftest.mutant_runs")
     missed = [stored[f"missed by {profile}"] for profile in ("full", "quick")]
     yield ["wrong ports", "missed in full", "missed by `--quick`", "of these wrong at some sizes or values alone"]
     yield [str(n) for n in (stored["mutants"], *map(len, missed), sum("_where_" in name for name in missed[1]))]
 
 
+_OF_BENCH = ROOT / "bench" / "README.md"
 #: NAME -> its file, and its rows, the head first
-TABLES: dict[str, tuple[Path, Callable[[], Iterator[list[str]]]]] = {
+TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "results": (ROOT / "README.md", results_table),
-    "comparison": (ROOT / "bench" / "README.md", comparison_table),
-    "baselines tried": (ROOT / "bench" / "README.md", baselines_table),
-    "quickstart": (ROOT / "bench" / "README.md", quickstart_table),
-    "quickstart tried": (ROOT / "bench" / "README.md", tried_table),
-    "conformance suite": (ROOT / "bench" / "README.md", suite_table),
-    "wrong ports": (ROOT / "bench" / "README.md", mutants_table),
+    "comparison": (_OF_BENCH, comparison_table),
+    "baselines tried": (_OF_BENCH, baselines_table),
+    "quickstart": (_OF_BENCH, quickstart_table),
+    "quickstart tried": (_OF_BENCH, tried_table),
+    "conformance suite": (_OF_BENCH, suite_table),
+    "wrong ports": (_OF_BENCH, mutants_table),
 }
-
-
-def markdown(rows: Iterator[list[str]]) -> str:
-    """Rows as a table of Markdown."""
-    head, *body = rows
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *body])
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -311,7 +254,7 @@ def stale() -> list[str]:
     found = [
         f"table {name} of {path.relative_to(ROOT)}"
         for name, (path, rows) in TABLES.items()
-        if (text := path.read_text(encoding="utf-8")) != replaced(text, name, markdown(rows()))
+        if (text := path.read_text(encoding="utf-8")) != replaced(text, name, program.markdown(rows()))
     ]
     digest = hashlib.sha256(COMPARISON.read_bytes()).hexdigest()
     return found + [f"picture {name}" for name in PICTURES.values() if drawn_from(RESULTS / name) != digest]
@@ -320,7 +263,7 @@ def stale() -> list[str]:
 def write() -> None:
     """Write every table and picture from what is stored."""
     for name, (path, rows) in TABLES.items():
-        text = replaced(path.read_text(encoding="utf-8"), name, markdown(rows()))
+        text = replaced(path.read_text(encoding="utf-8"), name, program.markdown(rows()))
         atomic_write(path, text.encode())
     note = PngInfo()
     note.add_text(_DRAWN_FROM, hashlib.sha256(COMPARISON.read_bytes()).hexdigest())
@@ -334,18 +277,19 @@ def write() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 if something is stale; 2 for a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__.splitlines()[0])
+    parser = program.parser("evidence", __doc__, stores=False)
     parser.add_argument("--write", action="store_true", help="write all tables and pictures anew")
-    try:
-        if parser.parse_args(arguments).write:
+    options = parser.parse_args(arguments)
+
+    def checked() -> int:
+        if options.write:
             write()
-        found = stale()
-    except (CRMAError, OSError) as error:
-        print(f"evidence: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(f"differs from what is stored: {name}" for name in found) or "every table and picture is as stored")
-    return 1 if found else 0
+        found = [f"differs from what is stored: {name}" for name in stale()]
+        print("\n".join(found) or "every table and picture is as stored")
+        return 1 if found else 0
+
+    return program.run("evidence", checked)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

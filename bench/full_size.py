@@ -13,21 +13,18 @@ CPU, and the framework's own count on a GPU. Source: ours; the models: paper, Ta
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from backends.atomic import atomic_write
-from backends.files import printable
-from bench.machine import machine_kind, processor, versions
+from bench import program
+from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from reference.errors import ConfigError, CRMAError
+from bench.training_step import make_engine, model_folder, spec_texts
+from reference.errors import ConfigError
 
 PROTOCOL = "gemma-five-phase"
 CONDITIONS = ("frozen", "modular")
@@ -40,18 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    try:
-        if options.peak_of is not None:
-            print(json.dumps(_run(options, *options.peak_of.split(":"))))
-        else:
-            _measure(options, arguments)
-    except CRMAError as error:
-        print(f"full_size: {printable(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"full_size: {printable(error)}. Check --out, its permissions and the free disk space.", file=sys.stderr)
-        return 2
-    return 0
+    options.random = None if options.weights else options.size
+    if options.peak_of is not None:
+        return program.measure("full_size", options, lambda: _run(options, *options.peak_of.split(":")))
+    return program.run("full_size", lambda: _measure(options, arguments))
 
 
 def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -59,7 +48,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     result: dict[str, Any] = {
         "protocol": PROTOCOL,
         "settings": options.settings,
-        "random_weights": None if options.weights else options.size,
+        "random_weights": options.random,
         "backend": options.backend,
         "threads": options.threads,
         "versions": {},
@@ -73,11 +62,10 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         seconds = [runs[name]["step_seconds_median"] for name in CONDITIONS]
         runs["overhead_of_crma"] = seconds[1] / seconds[0] - 1
         result["models"][model] = runs
-        text = json.dumps(result, indent=1)
         if options.out is None:
-            print(text)
+            print(json.dumps(result, indent=1))
         else:
-            atomic_write(options.out, text.encode() + b"\n")
+            program.store(options.out, result, indent=1)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -96,48 +84,33 @@ def _check(options: argparse.Namespace) -> None:
             allowed="reduced, or --weights, with a JAX backend, which reads weights from files",
             remedy="--size reduced, or --weights with the models in $CRMA_MODELS, or --backend torch-cuda",
         )
-    protocol, size = load_protocol(PROTOCOL, options.settings), None if options.weights else options.size
-    check_supported(protocol, map(parse_condition, CONDITIONS), options.backend, shard=False, random_weights=size)
+    protocol, conditions = load_protocol(PROTOCOL, options.settings), map(parse_condition, CONDITIONS)
+    check_supported(protocol, conditions, options.backend, shard=False, random_weights=options.random)
     set_up_framework(options.backend, options.threads)
     for model in options.models:
-        _folder(options, model)
+        model_folder(model, options.random)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out.parent).close()
-
-
-def _folder(options: argparse.Namespace, model: str) -> Path:
-    from backends.finetune.models.random_weights import random_model_folder
-    from backends.finetune.models.resolve import resolve_model
-
-    return resolve_model(model) if options.weights else random_model_folder(model, size=options.size)
+        program.check_writable(options.out)
 
 
 def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     from backends import load_backend
-    from backends.finetune.engines.by_name import engine_factory
-    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.models.folder import load_tokenizer
-    from backends.finetune.models.tokenizer import training_text
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.tasks.encoder import Encoder
-    from backends.finetune.tasks.job import Job
-    from backends.finetune.tasks.task import Example
     from backends.finetune.training.threads import set_up_framework
 
     threads = set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error
     framework, device = options.backend.split("-")
     protocol = load_protocol(PROTOCOL, options.settings)
-    folder = _folder(options, model)
+    folder = model_folder(model, options.random)
     reset_peak(device, framework)
     started = time.perf_counter()
-    engine = engine_factory(options.backend)[0](Job(folder, protocol, parse_condition(name), 0))
+    engine = make_engine(options.backend, folder, protocol, name)
     load_seconds = time.perf_counter() - started
-    text = "\n".join(training_text())
-    pieces = [Example("", text[first : first + PIECE]) for first in range(0, len(text) - PIECE, PIECE)]
     encoder = Encoder(load_tokenizer(folder), protocol)
-    examples = encoder.encode(pieces, "spec")
+    examples = encoder.encode(spec_texts(PIECE)[:-1], "spec")  # the last may be short
     size = protocol.batch_size
     phases: list[dict[str, Any]] = []
     seconds, tokens = [], []
@@ -157,8 +130,8 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
             spectra.append(None if spectrum is None else spectrum._asdict())
         phases.append({"losses": losses, "spectral": spectra})
     return {
-        "versions": _versions(options.backend),
-        "machine": _machine(options.backend, threads),
+        "versions": versions("torch", "triton", *(("jax", "jaxlib", "optax") if framework == "jax" else ())),
+        "machine": machine_kind(device, framework, threads),
         "parameters": engine.parameter_counts(),
         "load_seconds": load_seconds,
         "step_seconds": seconds,
@@ -181,27 +154,10 @@ def _wait(engine: Any, backend: str) -> None:
         jax.block_until_ready((engine.lora, engine.crma))
 
 
-def _machine(backend: str, threads: int) -> dict[str, Any]:
-    """As :func:`bench.machine.machine_kind`, which asks PyTorch, has it."""
-    framework, device = backend.split("-")
-    if framework == "torch":
-        return machine_kind(device)
-    import jax
-
-    kind = {"device": device, "processor": processor()}
-    gpu = jax.local_devices(backend=device)[0].device_kind
-    return kind | ({"gpu": gpu} if device == "cuda" else {"threads": threads})
-
-
-def _versions(backend: str) -> dict[str, str]:
-    packages = ("jax", "jaxlib", "optax") if backend.startswith("jax-") else ()
-    return versions() | {name: importlib.metadata.version(name) for name in packages}
-
-
 def _parser() -> argparse.ArgumentParser:
     from backends.finetune.models.zoo import ZOO
 
-    parser = argparse.ArgumentParser(prog="python -m bench.full_size", description=(__doc__ or "").split("\n")[0])
+    parser = program.parser("full_size", __doc__)
     parser.add_argument("--models", nargs="+", default=[name for name in ZOO if name != "saul-7b"], metavar="NAME")
     parser.add_argument("--backend", default="torch-cpu", choices=("torch-cpu", "torch-cuda", "jax-cpu", "jax-cuda"))
     parser.add_argument("--size", choices=("full", "reduced"), default="full", help="of the random weights")
@@ -209,8 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="in each of two phases")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument(program.PEAK_OF, help=argparse.SUPPRESS)
     return parser
 
 

@@ -10,41 +10,24 @@ of its own each, from the moment the base model is loaded.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backends.atomic import atomic_write
-from backends.files import printable
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol, load_protocol
+from bench import program
 from bench.inference_adapters import Drawn, draw_adapters, registry_of
-from bench.machine import machine_kind, versions
+from bench.machine import load, machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from reference.errors import CRMAError
+from bench.training_step import quartiles, seconds
 
 LRU = 2
 SIDES = ("bare", "lora", "lora+crma")
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return {"median": median, "lower_quartile": low, "upper_quartile": high}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """One call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def file_sizes(drawn: Drawn) -> dict[str, int]:
@@ -161,16 +144,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     model_path = resolve_model(options.model)
     if options.peak_of:
         folder = Path(options.adapters_in)
-        count = len(list(folder.glob("task-*")))
-        drawn = Drawn([folder / f"task-{index}" for index in range(count)], folder / "crma.safetensors")
-        return peak(model_path, protocol, drawn, options.peak_of)
+        return peak(model_path, protocol, Drawn.of(folder, len(list(folder.glob("task-*")))), options.peak_of)
     counts = sorted(set(options.adapters))
     result: dict[str, Any] = {
         "model": model_path.name,
         "machine": machine_kind("cpu"),
         "versions": versions(),
         "rounds": options.rounds,
-        "load": f"beside other work: load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the start",
+        "load": f"beside other work: load average {load()} at the start",
     }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -193,7 +174,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0 if it could be measured, 2 if not."""
-    parser = argparse.ArgumentParser(prog="python -m bench.inference", description=__doc__.partition("\n")[0])
+    parser = program.parser("inference", __doc__)
     parser.add_argument("--model", default="smollm2", help="smollm2, or a folder")
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="in memory")
     parser.add_argument("--rounds", type=int, default=5, help="of each side (default: %(default)s)")
@@ -201,21 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=128, help="of a prompt (default: %(default)s)")
     parser.add_argument("--decode", type=int, default=16, help="tokens after it (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument(program.PEAK_OF, help=argparse.SUPPRESS)
     parser.add_argument("--adapters-in", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if min(options.rounds, options.swaps, options.tokens, options.decode, options.threads, *options.adapters) < 1:
         parser.error("numbers must be at least 1")
-    try:
-        result = measured(options)
-        if options.out:
-            atomic_write(options.out, json.dumps(result, indent=2).encode() + b"\n")
-    except CRMAError as error:
-        print(f"inference: {printable(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if options.peak_of else json.dumps(result, indent=2))
-    return 0
+    return program.measure("inference", options, partial(measured, options))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ class Drawn(NamedTuple):
     lora: list[Path]
     crma: Path
 
+    @classmethod
+    def of(cls, folder: Path, count: int) -> Drawn:
+        return cls([folder / f"task-{index}" for index in range(count)], folder / "crma.safetensors")
+
 
 def draw_adapters(model_path: Path, protocol: Protocol, folder: Path, count: int) -> Drawn:
     """Write ``count`` LoRAs and one CRMA for a model. Each LoRA has values of its own, so that no two share pages."""
@@ -29,20 +33,20 @@ def draw_adapters(model_path: Path, protocol: Protocol, folder: Path, count: int
     crma, lora = protocol.crma, protocol.lora
     width = base.config.get_text_config().hidden_size
     backbone = attach_crma(base, AdapterConfig(width, crma.streams, crma.rank, crma.iterations))
-    backbone.save(folder / "crma.safetensors")
+    drawn = Drawn.of(folder, count)
+    backbone.save(drawn.crma)
     backbone.detach_from_model()
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules)
     first = folder / "task-0"
     get_peft_model(base, config).save_pretrained(str(first))
     shapes = safetensors.torch.load_file(first / "adapter_model.safetensors")
     generator = torch.Generator().manual_seed(0)
-    for index in range(count):
-        own = folder / f"task-{index}"
+    for own in drawn.lora:
         own.mkdir(exist_ok=True)
         tensors = {name: 0.01 * torch.randn(value.shape, generator=generator) for name, value in shapes.items()}
         safetensors.torch.save_file(tensors, own / "adapter_model.safetensors", {"format": "pt"})
         (own / "adapter_config.json").write_bytes((first / "adapter_config.json").read_bytes())
-    return Drawn([folder / f"task-{index}" for index in range(count)], folder / "crma.safetensors")
+    return drawn
 
 
 def registry_of(

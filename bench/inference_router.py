@@ -10,24 +10,18 @@ side, at the quickstart's size (32 texts a domain) and at 500.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from backends.atomic import atomic_write
-from backends.files import printable
 from backends.finetune.inference.embeddings import EMBEDDINGS, Embedding, load_embedding
 from backends.finetune.inference.router import CentroidRouter
 from backends.finetune.inference.router_evaluation import QUANTILES, Remembering, evaluate, leave_out
 from backends.finetune.inference.run_queries import queries_of
 from backends.finetune.tasks.domains import DOMAINS, load_domain
-from bench.machine import machine_kind, versions
-from reference.errors import CRMAError
+from bench import program
+from bench.machine import load, machine_kind, versions
+from bench.training_step import quartiles, seconds
 
 Texts = dict[str, list[str]]
 
@@ -35,19 +29,10 @@ Texts = dict[str, list[str]]
 def domain_queries(train: int, holdout: int, seed: int) -> dict[str, tuple[Texts, Texts]]:
     """Per kind of query: those to fit on and those to ask, by domain."""
     tasks = [load_domain(name, train=train, holdout=holdout, seed=seed) for name in DOMAINS]
-    prompts = tuple({task.name: queries_of(side(task)) for task in tasks} for side in (_train, _holdout))
-    answers = tuple(
-        {task.name: [one.response.strip() for one in side(task)] for task in tasks} for side in (_train, _holdout)
-    )
+    sides = [{task.name: getattr(task, side) for task in tasks} for side in ("train", "holdout")]
+    prompts = [{name: queries_of(examples) for name, examples in side.items()} for side in sides]
+    answers = [{name: [one.response.strip() for one in examples] for name, examples in side.items()} for side in sides]
     return {"prompts": (prompts[0], prompts[1]), "answers": (answers[0], answers[1])}
-
-
-def _train(task: Any) -> Any:
-    return task.train
-
-
-def _holdout(task: Any) -> Any:
-    return task.holdout
 
 
 def quality(fitted_on: Texts, asked: Texts, embed: Embedding, reject: float) -> dict[str, Any]:
@@ -67,13 +52,8 @@ def quality(fitted_on: Texts, asked: Texts, embed: Embedding, reject: float) -> 
 
 def query_seconds(router: CentroidRouter, queries: Sequence[str], rounds: int) -> dict[str, float]:
     """Embedding and decision of one query at a time."""
-    times = []
-    for index in range(rounds + 3):
-        start = time.perf_counter()
-        router.route(queries[index % len(queries)])
-        times.append(time.perf_counter() - start)
-    low, median, high = statistics.quantiles(times[3:], n=4)
-    return {"median": median, "lower_quartile": low, "upper_quartile": high}
+    times = [seconds(partial(router.route, queries[index % len(queries)])) for index in range(rounds + 3)]
+    return quartiles(times[3:])
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +64,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "machine": machine_kind("cpu"),
         "versions": versions(),
-        "load": f"other work ran on the machine: load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        "load": f"other work ran on the machine: load average {load()}",
         "columns": [*DOMAINS, "out of domain"],
         "holdout_per_domain": options.holdout,
         "seed": options.seed,
@@ -108,24 +88,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0 if it could be measured, 2 if not."""
-    parser = argparse.ArgumentParser(prog="python -m bench.inference_router", description=__doc__.partition("\n")[0])
+    parser = program.parser("inference_router", __doc__)
     parser.add_argument("--embedding", nargs="+", default=list(EMBEDDINGS), choices=list(EMBEDDINGS))
     parser.add_argument("--train", type=int, nargs="+", default=[32, 500], help="texts of each domain to fit on")
     parser.add_argument("--holdout", type=int, default=100, help="texts of each domain to ask")
     parser.add_argument("--reject", type=float, nargs="+", default=[0.01, 0.05])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=100, help="queries that are timed")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(arguments)
-    try:
-        result = measured(options)
-        if options.out:
-            atomic_write(options.out, json.dumps(result, indent=1).encode() + b"\n")
-    except CRMAError as error:
-        print(f"inference_router: {printable(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(result, indent=1))
-    return 0
+    return program.measure("inference_router", options, partial(measured, options))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import os
 import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,10 @@ GPU_COMMAND = "pytest bench/ --bench-device=cuda --benchmark-json=FILE.json"
 
 def processor() -> str:
     """The model name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    with suppress(OSError):
+        if model := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return model[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def require_device(name: str, command: str = GPU_COMMAND) -> str:
@@ -43,21 +42,34 @@ def require_device(name: str, command: str = GPU_COMMAND) -> str:
     return name
 
 
-def machine_kind(device: str) -> dict[str, Any]:
-    """What two timings must have in common to be compared: device, processor, and on the CPU the number of threads."""
-    import torch
-
+def machine_kind(device: str, framework: str = "torch", threads: int | None = None) -> dict[str, Any]:
+    """What two timings must have in common to be compared: device, processor, and on the CPU the number of threads,
+    which is PyTorch's where none is given.
+    """
     kind: dict[str, Any] = {"device": device, "processor": processor()}
-    return kind | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"threads": torch.get_num_threads()})
+    if device == "cuda" and framework == "jax":
+        import jax
 
-
-def versions() -> dict[str, str]:
-    """Of Python and torch, and of Triton where it is installed."""
+        return kind | {"gpu": jax.local_devices(backend=device)[0].device_kind}
     import torch
 
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    triton = importlib.util.find_spec("triton")
-    return found if triton is None else found | {"triton": importlib.metadata.version("triton")}
+    if device == "cuda":
+        return kind | {"gpu": torch.cuda.get_device_name()}
+    return kind | {"threads": threads or torch.get_num_threads()}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python, torch and Triton, or of other ``packages``, as far as they are installed. Imports none of them."""
+    found = {"python": platform.python_version()}
+    for name in packages or ("torch", "triton"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def load() -> str:
+    """How busy the machine is with other work, in words."""
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def slug(kind: dict[str, Any]) -> str:

@@ -39,7 +39,10 @@ def peak_bytes(device: str, framework: str = "torch") -> int | None:
     allocator for it does not count.
     """
     if device == "cuda" and framework == "jax":
-        return jax_peak_bytes(device)
+        import jax
+
+        peak = (jax.local_devices(backend=device)[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return None if peak is None else int(peak)
     if device == "cuda":
         import torch
 
@@ -49,14 +52,6 @@ def peak_bytes(device: str, framework: str = "torch") -> int | None:
     except OSError:
         found = None
     return 1024 * int(found[1] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-
-def jax_peak_bytes(device: str) -> int | None:
-    """Largest allocation of this process on JAX's first device of a kind; None where the device does not count."""
-    import jax
-
-    peak = (jax.local_devices(backend=device)[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return None if peak is None else int(peak)
 
 
 def peak_in_own_process(module: str, arguments: Sequence[str], side: str) -> dict[str, Any]:

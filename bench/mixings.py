@@ -17,6 +17,7 @@ from torch import Tensor
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from bench.projections import ITERATIONS, gpu_only, package
+from reference import AdapterConfig, init_parameters
 
 
 class Layer(NamedTuple):
@@ -30,6 +31,14 @@ class Layer(NamedTuple):
 
 
 Mixing = Callable[[Tensor, Layer], Tensor]
+
+
+def layer_of(hidden_size: int, device: str, **start: float) -> Layer:
+    """A layer with start values of seed 0, in float32; ``start``: options of ``init_parameters``."""
+    values = init_parameters(AdapterConfig(hidden_size), 0, **start)
+    logits, gate, basis = (torch.tensor(value, dtype=torch.float32, device=device) for value in values)
+    gate = gate.reshape(1)
+    return Layer(logits, gate, basis, sinkhorn_projection(logits), adapter_strength(gate, basis))
 
 
 def _crma(x: Tensor, layer: Layer) -> Tensor:
@@ -71,16 +80,8 @@ def _liger() -> Mixing:
     return mix
 
 
-MIXINGS = (
-    "copy",
-    "crma",
-    "crma-compiled",
-    "crma-triton",
-    "crma-whole",
-    "autograd",
-    "autograd-compiled",
-    "liger-kernel",
-)
+PLAIN = {"copy": _copy, "crma": _crma, "crma-whole": _whole, "autograd": _autograd}
+MIXINGS = (*PLAIN, "crma-compiled", "autograd-compiled", "crma-triton", "liger-kernel")
 
 
 def mixing_named(name: str, device: str) -> Mixing:
@@ -88,6 +89,5 @@ def mixing_named(name: str, device: str) -> Mixing:
     if name in ("crma-triton", "liger-kernel"):
         gpu_only(name, device)
         return _triton() if name == "crma-triton" else _liger()
-    plain = {"copy": _copy, "crma": _crma, "crma-whole": _whole, "autograd": _autograd}
-    mix = plain[name.removesuffix("-compiled")]
+    mix = PLAIN[name.removesuffix("-compiled")]
     return torch.compile(mix, fullgraph=True, dynamic=False) if name.endswith("-compiled") else mix

@@ -11,20 +11,16 @@ The texts are the specification's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.atomic import atomic_write
-from backends.files import printable
+from bench import program
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from reference.errors import CRMAError
+from bench.training_step import make_engine, model_folder, seconds, spec_texts
 
 PIECE = 1200  # characters of a text
 STEPS = "steps of "
@@ -39,28 +35,11 @@ TRIMMED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the comparison as JSON, or write it; 0 if it could be made, 2 if not."""
+    """Print the comparison as JSON, and write it; 0 if it could be made, 2 if not."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
-    try:
-        if options.peak_of is not None:
-            print(json.dumps(_measured(options)))
-            return 0
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=options.out.parent).close()  # it can be written to, before minutes of work
-        text = json.dumps(compare(options, arguments), indent=2)
-        if options.out is None:
-            print(text)
-        else:
-            atomic_write(options.out, text.encode() + b"\n")
-    except CRMAError as error:
-        print(f"plan_check: {printable(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"plan_check: {printable(error)}. Check --out, its permissions and the free disk space.", file=sys.stderr)
-        return 2
-    return 0
+    work = compare if options.peak_of is None else _measured
+    return program.measure("plan_check", options, lambda: work(options, arguments))
 
 
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
@@ -126,91 +105,71 @@ def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: A
     }
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, _: Sequence[str]) -> dict[str, Any]:
+    """Of one condition: the three steps of ``crma plan --measure``, or one epoch and one evaluation."""
     from backends.finetune.engines.by_name import engine_factory
     from backends.finetune.methods.conditions import parse_condition
+    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.measure import measure
     from backends.finetune.plan.work import work_of
     from backends.finetune.tasks.encoder import Encoder
     from backends.finetune.tasks.job import Job
 
     protocol, folder, task = _subject(options)
-    name = options.peak_of.removeprefix(STEPS)
-    make_engine, _ = engine_factory(options.backend)
+    encoder, name = Encoder(load_tokenizer(folder), protocol), options.peak_of.removeprefix(STEPS)
     if options.peak_of.startswith(STEPS):
-        from backends.finetune.models.folder import load_tokenizer
-
-        work = work_of(Encoder(load_tokenizer(folder), protocol), [task], 0)
-        return measure(Job(folder, protocol, parse_condition(name), 0), work, make_engine)._asdict()
-    return _run(protocol, folder, task, make_engine, name, options.backend.partition("-")[2])
+        job = Job(folder, protocol, parse_condition(name), 0)
+        return measure(job, work_of(encoder, [task], 0), engine_factory(options.backend)[0])._asdict()
+    return _run(encoder, task, make_engine(options.backend, folder, protocol, name), options.backend.partition("-")[2])
 
 
-def _run(protocol: Any, folder: Path, task: Any, make_engine: Any, name: str, device: str) -> dict[str, Any]:
+def _run(encoder: Any, task: Any, engine: Any, device: str) -> dict[str, Any]:
     """One epoch and one evaluation, as the session goes through them."""
-    from backends.finetune.methods.conditions import parse_condition
-    from backends.finetune.models.folder import load_tokenizer
-    from backends.finetune.tasks.encoder import Encoder
     from backends.finetune.tasks.encoding import evaluation_order, training_order
-    from backends.finetune.tasks.job import Job
 
-    engine = make_engine(Job(folder, protocol, parse_condition(name), 0))
-    encoder = Encoder(load_tokenizer(folder), protocol)
+    protocol = encoder.protocol
     train, holdout = (encoder.encode(part, "spec") for part in (task.train, task.holdout))
     order = training_order([len(example.ids) for example in train], protocol.batch_size, 1, seed=0, phase=0)
     batches = [encoder.batch([[train[index]] for index in indices]) for indices in order]
     steps = [batches[first : first + protocol.accumulation] for first in range(0, len(batches), protocol.accumulation)]
     engine.begin_phase(0, len(steps))
     reset_peak(device)
-    seconds = []
-    for index, of_step in enumerate(steps):
-        started = time.perf_counter()
-        engine.step(of_step, index)
-        seconds.append(time.perf_counter() - started)
+    taken = [seconds(lambda step=step, index=index: engine.step(step, index)) for index, step in enumerate(steps)]
     held_out = [
         encoder.batch([[holdout[index]] for index in indices])
         for indices in evaluation_order(holdout, protocol.batch_size)
     ]
-    started = time.perf_counter()
-    engine.holdout_loss(held_out)
-    evaluated = time.perf_counter() - started
+    evaluated = seconds(lambda: engine.holdout_loss(held_out))
     model = engine.model
     base = sum(value.numel() for key, value in model.named_parameters() if ".lora_" not in key and ".crma." not in key)
     return {
         "parameters": {"base": base, **engine.parameter_counts()},
         "peak_bytes": peak_bytes(device),
-        "epoch_seconds": sum(seconds),
+        "epoch_seconds": sum(taken),
         "holdout_seconds": evaluated,
-        "first_step_seconds": seconds[0],
-        "tokens_per_second": sum(batch.tokens for batch in batches) / sum(seconds),
+        "first_step_seconds": taken[0],
+        "tokens_per_second": sum(batch.tokens for batch in batches) / sum(taken),
     }
 
 
 def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
     """Protocol, model folder, task."""
     from backends import load_backend
-    from backends.finetune.models.random_weights import random_model_folder
-    from backends.finetune.models.resolve import resolve_model
-    from backends.finetune.models.tokenizer import training_text
     from backends.finetune.protocols.protocol import load_protocol
-    from backends.finetune.tasks.task import Example, Task
+    from backends.finetune.tasks.task import Task
     from backends.finetune.training.threads import set_up_framework
 
     set_up_framework(options.backend, options.threads)
     load_backend(options.backend)  # a missing device is one clear error
     overrides = {field: getattr(options, field) for field in _FIELDS if hasattr(options, field)}
     protocol = load_protocol("quickstart", **overrides, conditions=options.conditions)
-    if options.random_weights is None:
-        folder = resolve_model(options.model)
-    else:
-        folder = random_model_folder(options.model, size=options.random_weights)
-    text = "\n".join(training_text())
-    pieces = [Example("", text[first : first + PIECE]) for first in range(0, len(text), PIECE)]
+    folder, pieces = model_folder(options.model, options.random_weights), spec_texts(PIECE)
     train, holdout = pieces[: protocol.train], pieces[protocol.train :][: protocol.holdout]
     return protocol, folder, Task("spec", tuple(train), tuple(holdout))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.plan_check", description=(__doc__ or "").split("\n")[0])
+    parser = program.parser("plan_check", __doc__)
     parser.add_argument("--model", default="smollm2", help="smollm2, a folder, or with --random-weights one of the zoo")
     parser.add_argument("--random-weights", choices=("full", "reduced"))
     parser.add_argument("--backend", default="torch-cpu", choices=("torch-cpu", "torch-cuda"))
@@ -222,8 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=int)
     parser.add_argument("--holdout", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument(program.PEAK_OF, help=argparse.SUPPRESS)
     return parser
 
 

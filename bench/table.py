@@ -5,15 +5,14 @@ python -m bench.table FILE.json
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from backends.files import printable, read_json
-from reference.errors import ConfigError, CRMAError
+from bench import program
+from reference.errors import ConfigError
 
 _NOT_SHOWN = ("contender", "bytes_of_x")
 
@@ -23,19 +22,18 @@ def tables(content: dict[str, Any]) -> str:
     groups = defaultdict(list)
     for entry in content["benchmarks"]:
         groups[entry["group"]].append(entry)
-    return "\n\n".join(_table(group, entries) for group, entries in groups.items())
+    return "\n".join(_table(group, entries) for group, entries in groups.items())
 
 
 def _table(group: str, entries: list[dict[str, Any]]) -> str:
     entries.sort(key=lambda entry: entry["stats"]["median"])
     figures = list(dict.fromkeys(key for entry in entries for key in entry["extra_info"] if key not in _NOT_SHOWN))
     lines = [["", "median", "fastest", *(printable(key).replace("_", " ") for key in figures)]]
-    lines.append(["---"] * len(lines[0]))
     for entry in entries:
         info, stats = entry["extra_info"], entry["stats"]
         times = [f"{1e6 * stats[key]:,.1f} us" for key in ("median", "min")]
         lines.append([printable(info["contender"]), *times, *(_figure(info.get(key)) for key in figures)])
-    return f"**{printable(group)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{printable(group)}**\n\n{program.markdown(lines)}"
 
 
 def _figure(value: float | None) -> str:
@@ -44,15 +42,10 @@ def _figure(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 2 if the file cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__.partition("\n")[0])
+    parser = program.parser("table", __doc__, stores=False)
     parser.add_argument("file", type=Path)
     path = parser.parse_args(arguments).file
-    try:
-        print(tables(_read(path)))
-    except CRMAError as error:
-        print(f"table: {printable(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return program.run("table", lambda: print(tables(_read(path)), end=""))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,20 +1,23 @@
-"""A fine-tuning step of LoRA alone and of LoRA with CRMA, built alike, so that CRMA is the only difference.
+"""Training steps by the engines of ``crma finetune``: of LoRA alone and with CRMA, of random tokens and of texts.
 
-Models: ``tiny``, a random Llama of two layers for CI; ``smollm2``, the real SmolLM2-135M; ``mistral-7b``, that
-configuration with random weights; or a folder.
+Models: ``tiny`` and ``mistral-7b``, with random weights; ``smollm2``, the real SmolLM2-135M; or a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import Any
 
-from bench.machine import require_device
-from reference.errors import ConfigError, MissingPackageError
+from bench.memory import peak_bytes, reset_peak
 
-PRECISIONS = ("float32", "mixed", "bfloat16")
-RATES = {"basis": 1e-3, "mixing": 2e-2, "gate": 2e-2}
+STEPS = 10_000  # of the schedule: more than are taken
+WARMUP = 3
+RANDOM = {"tiny": ("tinyllama-1.1b", "reduced"), "mistral-7b": ("mistral-7b-v0.3", "full")}
 
 
 @dataclass(frozen=True)
@@ -29,123 +32,120 @@ class Setting:
     delta: float | None = None
     lora_rank: int = 8
 
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS or min(self.batch, self.tokens, self.lora_rank) < 1:
-            raise ConfigError(
-                "setting",
-                got=f"precision {self.precision!r}, {self.batch} x {self.tokens} tokens, LoRA of rank {self.lora_rank}",
-                allowed=f"a precision of {', '.join(PRECISIONS)}; batch, tokens and rank >= 1",
-                remedy="leave them at their defaults",
-            )
-
 
 class Side:
-    """A model with LoRA on every linear layer, and CRMA where ``crma`` is set; ``step()`` trains it by one batch.
+    """LoRA on every linear layer, and CRMA where ``crma`` is set; ``step()`` trains on one batch of random tokens.
 
-    Raises: MissingPackageError, ModelError.
+    Raises: BackendError, ModelError, ProtocolError, and what else the engine raises.
     """
 
-    def __init__(self, setting: Setting, *, crma: bool) -> None:
-        import torch
+    def __init__(self, setting: Setting, *, crma: bool = True, framework: str = "torch") -> None:
+        import numpy as np
 
-        self.setting, self.crma = setting, crma
-        base = _model(setting)
-        config = base.config
-        self.backbone = self.anchor = None
-        if crma:
-            from backends.torch import attach_crma
+        from backends.finetune.protocols.protocol import load_protocol
+        from backends.finetune.tasks.encoding import EncodedExample, collate
 
-            self.backbone = attach_crma(base)
-            self.anchor = self.backbone.state()
-        self.model = _with_lora(base, setting.lora_rank)
-        lora = [parameter for name, parameter in self.model.named_parameters() if ".lora_" in name]
-        groups: list[dict[str, Any]] = [{"params": lora, "lr": 1e-3}]
-        if self.backbone is not None:
-            self.backbone.requires_grad_(True)  # get_peft_model freezes it
-            groups += [{"params": part, "lr": RATES[name]} for name, part in self.backbone.parameter_groups().items()]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        generator = torch.Generator().manual_seed(0)
-        shape = (setting.batch, setting.tokens)
-        self.ids = torch.randint(config.vocab_size, shape, generator=generator).to(setting.device)
+        protocol = load_protocol(
+            "quickstart",
+            [f"lora.rank={setting.lora_rank}"],
+            precision=setting.precision,
+            batch_size=setting.batch,
+            max_tokens=setting.tokens,
+        )
+        condition = f"modular@{setting.delta or 'none'}" if crma else "frozen"
+        folder = model_folder(*RANDOM.get(setting.model, (setting.model, None)))
+        self.engine = make_engine(f"{framework}-{setting.device}", folder, protocol, condition)
+        for phase in range(1 if setting.delta is None else 2):  # the second one's anchor is the state after the first
+            self.engine.begin_phase(phase, STEPS)
+        ids = np.random.default_rng(0).integers(0, 256, (setting.batch, setting.tokens))
+        self._batch = collate([EncodedExample(tuple(row), 1) for row in ids.tolist()], 0)
+        self._taken = count()
 
     def step(self) -> float:
-        """Forward, loss, backward, clipping of each group, AdamW, the budget. Returns the loss, and so waits for it."""
-        import torch
-
-        with torch.autocast(self.setting.device, torch.bfloat16, enabled=self.setting.precision == "mixed"):
-            logits = self.model(input_ids=self.ids, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), self.ids[:, 1:].flatten())
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.backbone is not None and self.anchor is not None and self.setting.delta is not None:
-            self.backbone.limit_displacement(self.anchor, self.setting.delta)
-        return float(loss.detach())
+        """One optimizer step. Returns the loss, and so waits for it."""
+        return float(self.engine.step([self._batch], next(self._taken)).loss)
 
     def decoder(self) -> Callable[[], float]:
         """A function that decodes one more token of a batch of one, with a KV cache, and waits for it."""
         import torch
 
-        model = self.model.eval()
-        with torch.no_grad():
-            self._cache = model(input_ids=self.ids[:1], use_cache=True).past_key_values
-        token = self.ids[:1, -1:]
+        model = self.engine.model.eval()
+        cache, token = None, torch.from_numpy(self._batch.input_ids[:1]).to(self.engine.device)
 
         def decode() -> float:
-            nonlocal token
+            nonlocal cache, token
             with torch.no_grad():
-                output = model(input_ids=token, past_key_values=self._cache, use_cache=True)
-            self._cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+                output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
             return float(token)
 
+        decode()  # reads the prompt
         return decode
 
 
-def _model(setting: Setting) -> Any:
-    require_device(setting.device, "python -m bench.bench_training_step --device cuda")
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    dtype = torch.bfloat16 if setting.precision == "bfloat16" else torch.float32
-    random: dict[str, Callable[[], Any]] = {
-        "mistral-7b": MistralConfig,
-        "tiny": lambda: LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        ),
+def peak(setting: Setting, steps: int = 3, **side: Any) -> dict[str, Any]:
+    """Peak memory of a :class:`Side` and its steps, in this process: for one that does nothing else."""
+    one = Side(setting, **side)
+    since_load = reset_peak(setting.device)
+    for _ in range(steps):
+        one.step()
+    return {"peak_bytes": peak_bytes(setting.device), "since_load": since_load}
+
+
+def alternated(sides: Sequence[Callable[[], object]], rounds: int, names: tuple[str, str]) -> dict[str, Any]:
+    """Time two functions in alternation, the first first in even rounds. Times in seconds; the ratio is the median over
+    rounds of the two neighbouring times, so that a drift of the machine cancels.
+    """
+    for _ in range(WARMUP):
+        for side in sides:
+            side()
+    times: list[list[float]] = [[], []]
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            times[which].append(seconds(sides[which]))
+    ratios = quartiles([second / first for first, second in zip(*times, strict=True)])
+    return {
+        **{f"{name}_median": statistics.median(values) for name, values in zip(names, times, strict=True)},
+        "ratio": ratios["median"],
+        "ratio_quartiles": [ratios["lower_quartile"], ratios["upper_quartile"]],
+        "ratio_of_minima": min(times[1]) / min(times[0]),
     }
-    torch.manual_seed(0)
-    if setting.model in random:
-        with torch.device(setting.device):
-            model = AutoModelForCausalLM.from_config(random[setting.model](), dtype=dtype)
-    else:
-        from backends.finetune.models.resolve import resolve_model
-        from backends.finetune.models.weights import load_weights
-
-        model = load_weights(resolve_model(setting.model), dtype, torch.device(setting.device))
-    return model.to(setting.device).eval().requires_grad_(False)
 
 
-def _with_lora(base: Any, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """One call, which waits for its own result."""
+    start = clock()
+    work()
+    return clock() - start
 
 
-def _missing(error: ModuleNotFoundError) -> MissingPackageError:
-    return MissingPackageError(
-        "training step",
-        got=f"no package named {error.name}",
-        allowed="an installation with the extra 'finetune'",
-        remedy="pip install 'crma[finetune]'",
-    )
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": median, "lower_quartile": low, "upper_quartile": high}
+
+
+def model_folder(name: str, size: Any = None) -> Path:
+    """The folder of a model, with random weights if a ``size`` of them is given. Raises: ModelError."""
+    from backends.finetune.models.random_weights import random_model_folder
+    from backends.finetune.models.resolve import resolve_model
+
+    return resolve_model(name) if size is None else random_model_folder(name, size=size)
+
+
+def make_engine(backend: str, folder: Path, protocol: Any, condition: str) -> Any:
+    """The engine of a backend for one condition, at seed 0."""
+    from backends.finetune.engines.by_name import engine_factory
+    from backends.finetune.methods.conditions import parse_condition
+    from backends.finetune.tasks.job import Job
+
+    return engine_factory(backend)[0](Job(folder, protocol, parse_condition(condition), 0))
+
+
+def spec_texts(characters: int) -> list[Any]:
+    """The specification in pieces of so many characters, as examples."""
+    from backends.finetune.models.tokenizer import training_text
+    from backends.finetune.tasks.task import Example
+
+    text = "\n".join(training_text())
+    return [Example("", text[first : first + characters]) for first in range(0, len(text), characters)]

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from numbers import Real
 
-import numpy as np
-from numpy.typing import NDArray
-
-from reference.adapter import AdapterParameters
+from reference.adapter import AdapterParameters, checked_parameters
 from reference.certificates import displacement
-from reference.dtypes import as_float64
-from reference.errors import ConfigError, DegenerateBasisError, NonFiniteError, ShapeError
+from reference.errors import ConfigError, DegenerateBasisError, ShapeError
 
-Array = NDArray[np.float64]
 BISECTIONS = 20
 
 
@@ -76,22 +71,13 @@ def _interpolate(start: AdapterParameters, end: AdapterParameters, fraction: flo
 
 
 def _checked(anchor: AdapterParameters, parameters: AdapterParameters) -> tuple[AdapterParameters, AdapterParameters]:
-    start, end = (AdapterParameters(*map(as_float64, AdapterParameters._fields, p)) for p in (anchor, parameters))
-    sizes = {"mix_logits": (start.basis.shape[:1] * 2,), "gate_logit": ((), (1,)), "basis": (start.basis.shape,)}
+    start, end = checked_parameters(anchor), checked_parameters(parameters)
     for field, a, b in zip(AdapterParameters._fields, start, end, strict=True):
-        if a.shape != b.shape or a.shape not in sizes[field] or start.basis.ndim != 3:
+        if a.shape != b.shape:
             raise ShapeError(
                 field,
                 got=f"{b.shape}, and {a.shape} in the anchor",
                 allowed="(n, n), () and (n, r, d), with the same sizes in both states",
                 remedy="take the anchor from this run, after its sizes were chosen",
             )
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise NonFiniteError(
-                field, got="NaN or infinity", allowed="finite values only", remedy="restore the last good adapter state"
-            )
-    return _with_scalar_gate(start), _with_scalar_gate(end)
-
-
-def _with_scalar_gate(parameters: AdapterParameters) -> AdapterParameters:
-    return parameters._replace(gate_logit=parameters.gate_logit.reshape(()))
+    return start, end

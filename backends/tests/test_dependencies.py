@@ -20,6 +20,7 @@ OWN = {"reference", "backends", "conformance", "bench", "spec"}
 #: folder -> extras of which its code may use the packages; the longest folder that fits counts
 ROOMS = {
     "reference": (),
+    "reference/paired_tests.py": ("finetune",),  # statistics over seeds, beside the mathematics of CRMA
     "backends": ("torch", "triton", "jax"),
     "backends/torch": ("triton", "finetune"),  # trainer.py alone serves users of transformers
     "backends/jax": ("jax",),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.torch.bypass import Block, Remembered, hold_here, recalled, remember
-from backends.torch.dtypes import require_floats
+from backends.torch.checks import require_floats
 from backends.torch.functions import Kernels, checked_kernels, functions
 from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing

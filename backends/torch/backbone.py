@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock, get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,13 @@ from backends.torch import certificates
 from backends.torch.adapter import CRMAAdapter, assign
 from backends.torch.bypass import Block
 from backends.torch.certificates import AdapterState
+from backends.torch.checks import require_finite
 from backends.torch.functions import functions
 from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
-from backends.torch.sinkhorn_projection import require_finite
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
 from reference.errors import BackendError, ModelError, StateFileError
-
-
-class _Stated(NamedTuple):
-    """The identity of a model that is not at hand any more."""
-
-    base_model: str
-    base_model_sha256: str
-
-    def __call__(self) -> tuple[str, str]:
-        return self.base_model, self.base_model_sha256
-
 
 _ENTERING = Lock()  # two threads may enter blocks at once
 
@@ -64,12 +54,12 @@ class CRMABackbone(nn.Module):
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
         self.names = tuple(names) if names is not None else tuple(str(index) for index in range(len(adapters)))
-        self._identity = identity or _Stated(base_model, base_model_sha256)
+        self._identity = identity or partial(_stated, base_model, base_model_sha256)
         self._computing, self._detach, self._reshard = computing, detach, reshard
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has adapters of its own, which are in no model.
-        identity = _Stated(self.base_model, self.base_model_sha256)
+        identity = partial(_stated, *self._identity())
         return {**self.__dict__, "_identity": identity, "_computing": None, "_detach": None, "_reshard": None}
 
     @property
@@ -155,7 +145,7 @@ class CRMABackbone(nn.Module):
         """A copy of all parameters, stacked over layers, on the first layer's device. Clause: STATE-1."""
         self._gather_none()
         with torch.no_grad():
-            return AdapterState(*(tensor.clone() for tensor in self._stacked()))
+            return AdapterState(*(tensor.clone() for tensor in _stack(self._layers())))
 
     def finite_state(self) -> AdapterState:
         """:meth:`state`. Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
@@ -169,7 +159,7 @@ class CRMABackbone(nn.Module):
         Raises: StateFileError if the shapes are another model's, NonFiniteError; then nothing is changed.
         """
         self._gather_none()
-        for field, new, old in zip(AdapterState._fields, state, self._stacked(), strict=True):
+        for field, new, old in zip(AdapterState._fields, state, _stack(self._layers()), strict=True):
             if new.shape != old.shape:
                 raise StateFileError(
                     field,
@@ -249,9 +239,6 @@ class CRMABackbone(nn.Module):
             self.load_state(certificates.interpolate(anchor, now, fraction))
         return fraction
 
-    def _stacked(self) -> AdapterState:
-        return _stack(self._layers())
-
     def _gather_none(self) -> None:
         """Let FSDP drop the gathered copies of the parameters: what is written into these is lost.
 
@@ -276,6 +263,11 @@ class CRMABackbone(nn.Module):
                 allowed="sharded parameters",
                 remedy="call reshard() on the modules that fully_shard was called on, the outermost included",
             )
+
+
+def _stated(base_model: str, base_model_sha256: str) -> tuple[str, str]:
+    """The identity of a model that is not at hand any more."""
+    return base_model, base_model_sha256
 
 
 def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from backends.certificate import Certificate
+from backends.torch.checks import require_finite
 from backends.torch.residual_mixing import adapter_strength
-from backends.torch.sinkhorn_projection import require_finite, sinkhorn_projection
+from backends.torch.sinkhorn_projection import sinkhorn_projection
 from reference.displacement_budget import BISECTIONS, check_delta
 from reference.errors import DegenerateBasisError, ShapeError
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from backends.torch.backbone import CRMABackbone
+from backends.torch import AdapterState, CRMABackbone
+
+#: two rows of tokens of the tiny models
+IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17], [7, 7, 50, 12, 29, 4, 40, 18, 6, 55]])
 
 SIZES = {
     "hidden_size": 32,
@@ -85,15 +88,27 @@ def tiny_model(family: str, seed: int = 0, **changed: Any) -> Any:
     return model.eval()
 
 
-def activate(backbone: CRMABackbone) -> CRMABackbone:
-    """Gates far open and parameters away from their start values."""
+def disturb(backbone: CRMABackbone, size: float = 0.3) -> CRMABackbone:
+    """Parameters away from their start values."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
-        for gate in backbone.parameter_groups()["gate"]:
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
+    return backbone
+
+
+def activate(backbone: CRMABackbone) -> CRMABackbone:
+    """The same, with gates far open."""
+    with torch.no_grad():
+        for gate in disturb(backbone).parameter_groups()["gate"]:
             gate.fill_(2.0)
     return backbone
+
+
+def same_state(one: CRMABackbone | AdapterState, other: CRMABackbone | AdapterState) -> bool:
+    """Whether all parameters agree, bit for bit."""
+    states = [each.state() if isinstance(each, CRMABackbone) else each for each in (one, other)]
+    return all(map(torch.equal, *states))
 
 
 def everything(model: nn.Module) -> dict[str, Any]:

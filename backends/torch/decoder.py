@@ -6,8 +6,8 @@ stream, and that no token is seen by an earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -37,8 +37,10 @@ class Decoder(NamedTuple):
         return list(getattr(self.container, self.attribute))
 
 
-class _Call(NamedTuple):
-    position: int
+class Call(NamedTuple):
+    """Of a module: its first argument, or its ``hidden_states``, and its result."""
+
+    module: nn.Module
     given: Any
     result: Any
 
@@ -62,15 +64,10 @@ def find_decoder(model: nn.Module) -> Decoder:
     """
     _refuse_by_configuration(model)
     lists = {name: module for name, module in model.named_modules() if _same_typed(module)}
-    calls: dict[str, list[_Call]] = {name: [] for name in lists}
-    hooks = [
-        block.register_forward_hook(_recorder(calls[name], index), with_kwargs=True)
-        for name, blocks in lists.items()
-        for index, block in enumerate(blocks)
-    ]
-    try:
+    with ExitStack() as hooks:
+        calls = {name: hooks.enter_context(calls_of(blocks)) for name, blocks in lists.items()}
         run_probe(model)
-        found = [name for name in lists if _is_residual_stream(calls[name], len(lists[name]))]
+        found = [name for name in lists if _is_residual_stream(calls[name], lists[name])]
         found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
         if len(found) != 1:
             seen = ", ".join(f"{name} ({len(lists[name])} {type(lists[name][0]).__name__})" for name in found or lists)
@@ -80,9 +77,6 @@ def find_decoder(model: nn.Module) -> Decoder:
         calls[name].clear()
         run_probe(model, last_token=True)
         _refuse_if_not_causal(model, first_run[-1], calls[name][-1])
-    finally:
-        for hook in hooks:
-            hook.remove()
     container, _, attribute = name.rpartition(".")
     outputs = [stream_of(call.result) for call in first_run]
     names = [f"{name}.{index}" for index in range(len(outputs))]
@@ -100,6 +94,23 @@ def run_probe(model: Any, *, last_token: bool = False) -> None:
             model(input_ids=torch.tensor([ids], device=device), use_cache=False)
     except Exception as error:
         raise refusal(model, f"{type(error).__name__} in a forward pass of {TOKENS} tokens: {error}") from error
+
+
+@contextmanager
+def calls_of(modules: Iterable[nn.Module], *, copied: bool = False) -> Iterator[list[Call]]:
+    """The calls of ``modules`` within the block, in their order; with copies of tensors if ``copied``."""
+    calls: list[Call] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        values = (args[0] if args else kwargs.get("hidden_states"), output)
+        calls.append(Call(module, *(v.clone() if copied and isinstance(v, Tensor) else v for v in values)))
+
+    hooks = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def stream_of(output: Any) -> Any:
@@ -140,15 +151,8 @@ def _same_typed(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
 
 
-def _recorder(calls: list[_Call], index: int) -> Callable[..., None]:
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append(_Call(index, args[0] if args else kwargs.get("hidden_states"), output))
-
-    return record
-
-
-def _is_residual_stream(calls: list[_Call], length: int) -> bool:
-    if [call.position for call in calls] != list(range(length)):
+def _is_residual_stream(calls: list[Call], blocks: Any) -> bool:
+    if [call.module for call in calls] != list(blocks):
         return False
     for call in calls:
         given, result = call.given, stream_of(call.result)
@@ -163,7 +167,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or torch.equal(one.cpu(), other.cpu())  # accelerate may move it to another device in between
 
 
-def _refuse_if_not_causal(model: nn.Module, first: _Call, second: _Call) -> None:
+def _refuse_if_not_causal(model: nn.Module, first: Call, second: Call) -> None:
     one, other = stream_of(first.result), stream_of(second.result)
     earlier, largest = slice(0, TOKENS - 1), one.float().abs().max()
     # Exactly equal in most models; experts that get other batches may round differently.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.torch.checks import require_floats, require_one_strength
 from backends.torch.differentiation import outputs_of
-from backends.torch.dtypes import require_floats
 from reference.errors import ShapeError
 
 
@@ -32,13 +32,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
-    if strength.numel() != 1:
-        raise ShapeError(
-            "strength",
-            got=tuple(strength.shape),
-            allowed="a single value",
-            remedy="use one gate per layer: one per stream would let the adapter expand",
-        )
+    require_one_strength(strength)
     if basis.ndim != 3 or 0 in basis.shape or mixing.shape != (len(basis),) * 2 or x.shape[-1:] != basis.shape[2:]:
         raise ShapeError(
             "x",
@@ -119,12 +113,21 @@ class _ResidualMixing(torch.autograd.Function):
             return None, None, None, None
         kept, streams, mixing, strength, basis = ctx.saved_tensors
         grad_y = torch.zeros_like(kept) if grad_y is None else grad_y
-        grads = mixing_gradients(
+        grad_x, grad_mixing, grad_strength, grad_basis = mixing_gradients(
             grad_y, kept, streams, mixing, strength, basis, keeps_y=ctx.keeps_y, needed=ctx.needs_input_grad
         )
         if grad_streams is None:
-            return grads
-        return _add_through_streams(grads, grad_streams, kept, streams, mixing, strength, basis, ctx.keeps_y)
+            return grad_x, grad_mixing, grad_strength, grad_basis
+        # Only a second derivative comes here: what reached z = A x itself goes on to x and A.
+        with without_autocast(kept):
+            tokens = kept.reshape(-1, basis.shape[-1]).to(basis.dtype)
+            if ctx.keeps_y:
+                tokens = tokens - streams @ mixed_basis(mixing, strength, basis).flatten(0, 1)
+            if grad_x is not None:
+                grad_x = grad_x + (grad_streams @ basis.flatten(0, 1)).to(kept.dtype).view(kept.shape)
+            if grad_basis is not None:
+                grad_basis = grad_basis + (grad_streams.T @ tokens).view(basis.shape)
+        return grad_x, grad_mixing, grad_strength, grad_basis
 
 
 def mixing_gradients(
@@ -169,29 +172,6 @@ def mixing_gradients(
                 read_back_x = read_back_x - overlap @ mixed_basis(mixing, strength, basis).flatten(0, 1)
             grad_basis = _mix(strength, mixer, streams_upstream.view(basis.shape))
             grad_basis = grad_basis + _mix(strength, mixer.T, read_back_x.view(basis.shape))
-    return grad_x, grad_mixing, grad_strength, grad_basis
-
-
-def _add_through_streams(
-    grads: tuple[Tensor | None, ...],
-    grad_streams: Tensor,
-    kept: Tensor,
-    streams: Tensor,
-    mixing: Tensor,
-    strength: Tensor,
-    basis: Tensor,
-    keeps_y: bool,
-) -> tuple[Tensor | None, ...]:
-    """Only a second derivative comes here: what reached ``z = A x`` itself goes on to x and A."""
-    grad_x, grad_mixing, grad_strength, grad_basis = grads
-    with without_autocast(kept):
-        flat, tokens = basis.flatten(0, 1), kept.reshape(-1, basis.shape[-1]).to(basis.dtype)
-        if keeps_y:
-            tokens = tokens - streams @ mixed_basis(mixing, strength, basis).flatten(0, 1)
-        if grad_x is not None:
-            grad_x = grad_x + (grad_streams @ flat).to(kept.dtype).view(kept.shape)
-        if grad_basis is not None:
-            grad_basis = grad_basis + (grad_streams.T @ tokens).view(basis.shape)
     return grad_x, grad_mixing, grad_strength, grad_basis
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.torch.checks import require_square_logits
 from backends.torch.differentiation import outputs_of
-from backends.torch.dtypes import require_floats
-from reference.errors import NonFiniteError, ShapeError
 from reference.sinkhorn_projection import checked_iterations
 
 FIRST, SECOND = 0, 1  # the axes of a matrix: a row step sums over the second index
@@ -23,14 +22,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
 
     Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7.
     """
-    require_floats(mix_logits=mix_logits)
-    if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
-        raise ShapeError(
-            "mix_logits",
-            got=tuple(mix_logits.shape),
-            allowed="(..., n, n) with n >= 1",
-            remedy="pass one square matrix of logits per layer",
-        )
+    require_square_logits(mix_logits)
     projected: Tensor = outputs_of(_SinkhornProjection, mix_logits, checked_iterations(iterations))[0]
     return projected
 
@@ -101,14 +93,3 @@ def _birkhoff_correction_vjp(plain: Tensor, grad_mixing: Tensor) -> Tensor:
     grad_largest = -per_row.sum(FIRST, keepdim=True) / largest**2
     is_first_argmax = torch.arange(n, device=plain.device)[:, None, None] == first_argmax
     return (grad_mixing - row_grad / n) / largest + is_first_argmax * grad_largest
-
-
-def require_finite(field: str, values: Tensor) -> None:
-    """Raise NonFiniteError if ``values`` holds NaN or infinity. Synchronises the device: not for hot paths."""
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            field,
-            got="NaN or infinity",
-            allowed="finite values only",
-            remedy="restore the last good adapter state; lower the learning rate of the parameter group",
-        )

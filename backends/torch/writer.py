@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backends.torch.decoder import Decoder, run_probe
+from backends.torch.decoder import Call, Decoder, calls_of, run_probe
 from reference.errors import ModelError
-
-
-class _Use(NamedTuple):
-    module: nn.Module
-    given: Any
-    result: Any
 
 
 def writers(model: nn.Module, decoder: Decoder) -> list[NDArray[np.float64]]:
@@ -26,30 +20,11 @@ def writers(model: nn.Module, decoder: Decoder) -> list[NDArray[np.float64]]:
     read from what it computes. Raises: ModelError if the last weights used are no such matrix (quantized, offloaded,
     a mixture of experts). Clause: INIT-3.
     """
-    last: dict[int, _Use] = {}
-    hooks = [
-        owner.register_forward_hook(_recorder(last, index))
-        for index, block in enumerate(decoder.blocks)
-        for owner in _weight_owners(block)
-    ]
-    try:
+    with ExitStack() as hooks:  # copied, since some models add to the result in place afterwards (Falcon)
+        uses = [hooks.enter_context(calls_of(_weight_owners(block), copied=True)) for block in decoder.blocks]
         run_probe(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [
-        _matrix(block, last.get(index), decoder.hidden_size, decoder.names[index])
-        for index, block in enumerate(decoder.blocks)
-    ]
-
-
-def _recorder(last: dict[int, _Use], index: int) -> Callable[..., None]:
-    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Copies: some models add to the result in place afterwards (Falcon).
-        given = args[0].clone() if args and isinstance(args[0], Tensor) else None
-        last[index] = _Use(module, given, output.clone() if isinstance(output, Tensor) else None)
-
-    return record
+    blocks = zip(decoder.blocks, uses, decoder.names, strict=True)
+    return [_matrix(block, calls[-1] if calls else None, decoder.hidden_size, name) for block, calls, name in blocks]
 
 
 def _weight_owners(module: nn.Module) -> Iterator[nn.Module]:
@@ -68,7 +43,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers(recurse=False)  # some quantizers keep the weight in a buffer
 
 
-def _matrix(block: nn.Module, use: _Use | None, hidden_size: int, name: str) -> NDArray[np.float64]:
+def _matrix(block: nn.Module, use: Call | None, hidden_size: int, name: str) -> NDArray[np.float64]:
     if use is None:
         raise _refusal(name, "no weights in use")
     if any(p.ndim > 2 for p in block.parameters()) or any(isinstance(m, nn.ModuleList) for m in block.modules()):

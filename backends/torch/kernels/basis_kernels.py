@@ -70,19 +70,22 @@ def _mix_kernel(  # type: ignore[no-untyped-def]
     size = n * columns
     out = tl.full((N, BLOCK), 0.0, dtype)
     if HAS_P:
-        total = tl.full((N, BLOCK), 0.0, dtype)
-        for part in range(PARTS):
-            there = here + part * size
-            total += tl.load(p_ptr + there, mask=is_entry & (there < splits * size), other=0.0)
+        total = _sum_of_parts(p_ptr, here, is_entry, size, splits, PARTS)
         out = tl.dot(mixer, total, out, input_precision="ieee", out_dtype=dtype)
         if HAS_BASIS:
             basis = tl.load(basis_ptr + here, mask=is_entry, other=0.0)
             products = tl.dot(basis, tl.trans(total), input_precision="ieee", out_dtype=dtype)
             tl.store(products_ptr + (tl.program_id(0) * N * N + row * N + other), products)
     if HAS_Q:
-        total = tl.full((N, BLOCK), 0.0, dtype)
-        for part in range(PARTS):
-            there = here + part * size
-            total += tl.load(q_ptr + there, mask=is_entry & (there < splits * size), other=0.0)
+        total = _sum_of_parts(q_ptr, here, is_entry, size, splits, PARTS)
         out = tl.dot(tl.trans(mixer), total, out, input_precision="ieee", out_dtype=dtype)
     tl.store(out_ptr + here, tl.load(strength_ptr) * out, mask=is_entry)
+
+
+@triton.jit
+def _sum_of_parts(ptr, here, is_entry, size, splits, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    total = tl.full(here.shape, 0.0, ptr.dtype.element_ty)
+    for part in range(PARTS):
+        there = here + part * size
+        total += tl.load(ptr + there, mask=is_entry & (there < splits * size), other=0.0)
+    return total

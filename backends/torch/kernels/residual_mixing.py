@@ -16,8 +16,8 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.checks import require_floats, require_one_strength
 from backends.torch.differentiation import in_transform, pulled_back
-from backends.torch.dtypes import require_floats
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
 from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
@@ -44,13 +44,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
     """
     require_floats(x=x, mixing=mixing, strength=strength, basis=basis)
-    if strength.numel() != 1:
-        raise ShapeError(
-            "strength",
-            got=tuple(strength.shape),
-            allowed="a single value",
-            remedy="use one gate per layer: one per stream would let the adapter expand",
-        )
+    require_one_strength(strength)
     n, rank, d = basis.shape
     if x.shape[-1:] != (d,) or mixing.shape != (n, n):
         raise ShapeError(
@@ -115,11 +109,8 @@ def _(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tenso
 
 
 @_mixing_backward.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, streams: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, *grads = (tensor.new_empty(tensor.shape) for tensor in (x, mixing, strength, basis))
-    return grad_x, grads[0], grads[1], grads[2]
+def _(grad_y, x, streams, mixing, strength, basis):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, mixing, strength, basis))
 
 
 def _setup_context(ctx, inputs, output):

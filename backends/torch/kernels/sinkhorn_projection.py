@@ -9,12 +9,12 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from backends.torch.checks import require_square_logits
 from backends.torch.differentiation import in_transform, pulled_back
-from backends.torch.dtypes import require_floats
 from backends.torch.kernels.launch import INTERPRETED, device_of, power_of_two
 from backends.torch.kernels.projection_kernels import backward_kernel, forward_kernel
 from backends.torch.sinkhorn_projection import sinkhorn_projection as plain_projection
-from reference.errors import ConfigError, ShapeError
+from reference.errors import ConfigError
 from reference.sinkhorn_projection import checked_iterations
 
 MOST_STREAMS = 64
@@ -31,14 +31,7 @@ def sinkhorn_projection(mix_logits: Tensor, iterations: int = 20) -> Tensor:
 
     Raises: DtypeError, ShapeError, ConfigError. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3, GRAD-7.
     """
-    require_floats(mix_logits=mix_logits)
-    if mix_logits.ndim < 2 or mix_logits.shape[-1] != mix_logits.shape[-2] or mix_logits.shape[-1] == 0:
-        raise ShapeError(
-            "mix_logits",
-            got=tuple(mix_logits.shape),
-            allowed="(..., n, n) with n >= 1",
-            remedy="pass one square matrix of logits per layer",
-        )
+    require_square_logits(mix_logits)
     if mix_logits.shape[-1] > MOST_STREAMS:
         raise ConfigError(
             "streams",
@@ -59,9 +52,8 @@ def _projection(mix_logits: Tensor, iterations: int) -> Tensor:
     mixing = torch.empty_like(logits)
     if logits.numel():
         grid, settings = _launch(logits)
-        batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
         with device_of(mix_logits=logits):
-            forward_kernel[grid](logits, mixing, batch, n, ITERATIONS=iterations, **settings)
+            forward_kernel[grid](logits, mixing, ITERATIONS=iterations, **settings)
     return mixing
 
 
@@ -73,19 +65,14 @@ def _projection_backward(mix_logits: Tensor, grad_mixing: Tensor, iterations: in
         grid, settings = _launch(logits)
         steps = max(1, 2 * (iterations - 1))
         softmaxes = logits.new_empty((*grid, steps, settings["BLOCK"], settings["N"], settings["N"]))
-        batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
         with device_of(mix_logits=logits, grad_mixing=upstream):
-            backward_kernel[grid](logits, upstream, softmaxes, grad_logits, batch, n, ITERATIONS=iterations, **settings)
+            backward_kernel[grid](logits, upstream, softmaxes, grad_logits, ITERATIONS=iterations, **settings)
     return grad_logits
 
 
-@_projection.register_fake
-def _(mix_logits: Tensor, iterations: int) -> Tensor:
-    return torch.empty_like(mix_logits, memory_format=torch.contiguous_format)
-
-
 @_projection_backward.register_fake
-def _(mix_logits: Tensor, grad_mixing: Tensor, iterations: int) -> Tensor:
+@_projection.register_fake
+def _like_the_logits(mix_logits, *_):
     return torch.empty_like(mix_logits, memory_format=torch.contiguous_format)
 
 
@@ -120,9 +107,9 @@ _projection_backward.register_autograd(_second_backward, setup_context=_setup_se
 
 
 def _launch(logits: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
+    """Grid and arguments. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
     batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
     padded = power_of_two(n)
     block = min(power_of_two(batch), max(1, ENTRIES // padded**2))
     warps = min(8, max(1, padded**2 * block // 256))
-    return (triton.cdiv(batch, block),), {"BLOCK": block, "N": padded, "num_warps": warps}
+    return (triton.cdiv(batch, block),), {"batch": batch, "n": n, "BLOCK": block, "N": padded, "num_warps": warps}

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from backends.torch import CRMABackbone, attach_crma
+from backends.torch import CRMABackbone, attach_crma, save_state
+from backends.torch.conftest import tiny_model
 from backends.torch.distributed import shard_adapters
 from reference import AdapterConfig
 
@@ -21,19 +23,8 @@ EXAMPLES, LENGTH, STEPS = 4, 12, 3
 
 def build() -> tuple[Any, CRMABackbone]:
     """The same model in every process: a frozen random Llama with adapters that do something."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=24,
-        vocab_size=40,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).requires_grad_(False)
-    backbone = attach_crma(model, AdapterConfig(16, 2, 2), gate_logit=0.0)
-    return model, backbone
+    model = tiny_model("llama").train().requires_grad_(False)
+    return model, attach_crma(model, AdapterConfig(32, 2, 2), gate_logit=0.0)
 
 
 def main(mode: str, file: str) -> None:
@@ -44,9 +35,6 @@ def main(mode: str, file: str) -> None:
     for adapter in backbone.adapters:
         adapter.register_forward_hook(lambda module, *_: dtypes.add(str(module.basis.dtype)))
     if mode.startswith("fsdp"):
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
         mesh = init_device_mesh("cpu", (processes,))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if "bfloat16" in mode else None)
         shard_adapters(backbone, mesh=mesh)
@@ -57,20 +45,17 @@ def main(mode: str, file: str) -> None:
     else:
         trained = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-2, weight_decay=0.0)
-    tokens = torch.randint(40, (STEPS, EXAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(60, (STEPS, EXAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
     share = EXAMPLES // processes
-    gradients = "all"
+    gradients = True
     for step in range(STEPS):
         batch = tokens[step, rank * share : (rank + 1) * share]
         trained(input_ids=batch, labels=batch).loss.backward()
-        if any(parameter.grad is None for parameter in backbone.parameters()):
-            gradients = "some"
+        gradients &= all(parameter.grad is not None for parameter in backbone.parameters())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state = backbone.state()  # every process takes part: what is sharded is gathered
     if rank == 0:
-        from backends.torch import save_state
-
         save_state(file, state, backbone.config)
         print(json.dumps({"dtypes": sorted(dtypes), "gradients": gradients}))
     dist.barrier()

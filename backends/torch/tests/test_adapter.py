@@ -1,9 +1,14 @@
-"""CRMAAdapter as a module in somebody's training code. What it computes is checked by conformance/."""
+"""CRMAAdapter as a module in somebody's training code: which tensors it takes, and how it rounds.
 
-import copy
+What its functions compute is checked by conformance/.
+"""
+
+from __future__ import annotations
+
 import re
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -11,116 +16,110 @@ import pytest
 import torch
 
 import reference
-from backends.torch import CRMAAdapter
-from backends.torch.prepared import Prepared
+from backends import load_backend
+from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
+from backends.torch.conftest import tiny_model
+from backends.torch.functions import functions
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
-from reference.errors import ConfigError, ShapeError
+from reference.errors import ConfigError, DtypeError, ShapeError
+
+FLOAT8 = [name for name in dir(torch) if name.startswith(("float8_", "float4_"))]
+REFUSED = (*FLOAT8, "int8", "int64", "uint16", "bool", "complex64")
 
 
-def make_adapter(gate: float = 0.0) -> CRMAAdapter:
-    adapter = CRMAAdapter(hidden_size=24, streams=3, rank=2, seed=5)
-    with torch.no_grad():
-        adapter.gate_logit.fill_(gate)
-    return adapter
+def tensor(dtype: str, *shape: int) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    return torch.zeros(*shape[:-1], shape[-1] * kind.itemsize, dtype=torch.uint8).view(kind)
 
 
-def reference_output(adapter: CRMAAdapter, x: torch.Tensor) -> np.ndarray:
-    values = (p.detach().numpy() for p in (adapter.mix_logits, adapter.gate_logit, adapter.basis))
-    return reference.adapter_forward(x.double().numpy(), reference.AdapterParameters(*values))
+modes = pytest.mark.parametrize(("grad", "prepared"), [(True, False), (True, True), (False, False), (False, True)])
 
 
+@modes
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
-@pytest.mark.clause("MIX-10")
-def test_output_has_the_dtype_of_x_and_is_rounded_once(dtype: torch.dtype, unit: float) -> None:
-    adapter, x = make_adapter(), torch.randn(5, 7, 24).to(dtype)
-    y = adapter(x)
-    expected = reference_output(adapter, x)
+@pytest.mark.clause("MIX-2", "MIX-10")
+def test_output_has_the_dtype_of_x_and_is_rounded_once(
+    grad: bool, prepared: bool, dtype: torch.dtype, unit: float
+) -> None:
+    adapter, x = CRMAAdapter(hidden_size=24, streams=3, rank=2, seed=5), torch.randn(5, 7, 24).to(dtype)
+    torch.nn.init.constant_(adapter.gate_logit, 0.0)
+    with torch.set_grad_enabled(grad), CRMABackbone([adapter]).prepare() if prepared else nullcontext():
+        y = adapter(x)
+        with torch.autocast("cpu", torch.bfloat16):  # does not lower the precision inside
+            assert torch.equal(adapter(x), y)
+    values = reference.AdapterParameters(*(parameter.detach().numpy() for parameter in adapter.parameters()))
+    expected = reference.adapter_forward(x.double().numpy(), values)
     assert y.dtype == dtype
     assert np.abs(expected - x.double().numpy()).max() > 0.1  # the adapter does something that the bound below can see
     np.testing.assert_allclose(y.detach().double().numpy(), expected, rtol=unit, atol=2e-6)
 
 
-def test_every_parameter_gets_the_gradient_of_the_reference() -> None:
-    adapter, x = make_adapter(), torch.randn(5, 7, 24, requires_grad=True)
-    cotangent = torch.randn_like(x)
-    adapter(x).backward(cotangent)
-    values = (p.detach().numpy() for p in (adapter.mix_logits, adapter.gate_logit, adapter.basis))
-    expected = reference.adapter_vjp(x.detach().numpy(), reference.AdapterParameters(*values), cotangent.numpy())
-    for tensor, gradient in zip((x, adapter.mix_logits, adapter.gate_logit, adapter.basis), expected, strict=True):
-        assert tensor.grad is not None
-        error = np.abs(tensor.grad.numpy().reshape(gradient.shape) - gradient).max()
-        assert error <= 2e-5 * np.abs(gradient).max()
+@pytest.mark.clause("MIX-10", "ERR-1", "ERR-2")
+@pytest.mark.parametrize("kind", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", REFUSED)
+def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
+    """A y in another dtype could not hold what the adapter changes."""
+    if kind == "triton":
+        pytest.importorskip("triton")
+        load_backend("torch-triton")  # without a GPU it sets up the interpreter, before the kernels are imported
+    project, mix = functions(kind, "cpu")
+    shapes = {"x": (4, 9), "mixing": (3, 3), "strength": (1,), "basis": (3, 2, 9), "gate_logit": (1,)}
+    taken: dict[str, Any] = {name: torch.ones(shape) for name, shape in shapes.items()}
+    for function, fields in (
+        (project, ["mixing"]),
+        (adapter_strength, ["gate_logit", "basis"]),
+        (mix, ["x", "mixing", "strength", "basis"]),
+    ):
+        for wrong in fields:
+            given = [tensor(dtype, *shapes[name]) if name == wrong else taken[name] for name in fields]
+            with pytest.raises(DtypeError, match=f"got dtype {dtype}; allowed: a float of 16 bits") as caught:
+                function(*given, *[20] * (function is project))
+            assert caught.value.field == ("mix_logits" if function is project else wrong)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_moving_the_model_to_half_precision_leaves_the_parameters_bit_for_bit(dtype: torch.dtype) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(24, 24), make_adapter())
-    before = [p.detach().clone() for p in model[1].parameters()]
-    model.to(dtype)
-    assert model[0].weight.dtype == dtype
-    for old, new in zip(before, model[1].parameters(), strict=True):
-        assert torch.equal(old, new)
-        assert new.dtype == torch.float32
+@pytest.mark.clause("MIX-10")
+@modes
+def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off(grad: bool, prepared: bool) -> None:
+    adapter = CRMAAdapter(9, 3, 2)
+    with torch.set_grad_enabled(grad), CRMABackbone([adapter]).prepare() if prepared else nullcontext():
+        for dtype in REFUSED:
+            with pytest.raises(DtypeError, match=f"x: got dtype {dtype}"):
+                adapter(tensor(dtype, 4, 9))
+        with pytest.raises(DtypeError, match="x: got dtype ndarray"):
+            adapter(np.zeros((4, 9)))
+        with pytest.raises(ShapeError, match=r"x: got \(2, 8\); allowed: \(\.\.\., 9\)"):
+            adapter(torch.zeros(2, 8))
+        assert adapter(torch.ones(4, 9, dtype=torch.float64)).dtype == torch.float64
+        adapter.enabled = False
+        for dtype in REFUSED:
+            x = tensor(dtype, 4, 9)
+            assert adapter(x) is x
 
 
-def test_autocast_does_not_lower_the_precision_inside() -> None:
-    adapter, x = make_adapter(), torch.randn(9, 24)
-    outside = adapter(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = adapter(x)
-    assert torch.equal(outside, inside)
-
-
-def prepared(adapter: CRMAAdapter, strength: torch.Tensor, *, with_graph: bool) -> Prepared:
-    """M = I, which shows in y whether it was used."""
-    made_of = [parameter.detach().clone()[None] for parameter in adapter.parameters()]
-    return Prepared(torch.eye(3), strength, None, made_of, 0, with_graph=with_graph, traced=False, thread=get_ident())
-
-
-def test_prepared_tensors_are_not_used_after_the_forward_pass() -> None:
-    adapter, x = make_adapter(), torch.randn(9, 24)
-    adapter.prepare(prepared(adapter, torch.tensor(0.3, requires_grad=True), with_graph=True))
-    assert torch.equal(adapter(x), x)  # M = I: what was prepared is used
-    adapter.release()
-    np.testing.assert_allclose(adapter(x).detach().numpy(), reference_output(adapter, x), atol=2e-6)
-    assert not torch.equal(adapter(x), x)
-
-
-@pytest.mark.clause("GRAD-7")
-def test_what_was_prepared_without_a_graph_does_not_cut_off_the_gradients() -> None:
-    adapter, x = make_adapter(), torch.randn(9, 24)
-    adapter.prepare(prepared(adapter, torch.tensor(0.3), with_graph=False))
-    with torch.no_grad():
-        assert torch.equal(adapter(x), x)
-    adapter(x).backward(torch.randn_like(x))
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-
-
-def test_a_copy_computes_the_same_and_is_independent() -> None:
-    adapter, x = make_adapter(), torch.randn(9, 24)
-    adapter.prepare(prepared(adapter, torch.tensor(0.3), with_graph=True))
-    twin = copy.deepcopy(adapter)
-    with torch.no_grad():
-        adapter.mix_logits.zero_()
-    np.testing.assert_allclose(twin(x).detach().numpy(), reference_output(twin, x), atol=2e-6)
-
-
-def test_a_wrong_hidden_size_is_named() -> None:
-    with pytest.raises(ShapeError, match=r"x: got \(2, 23\); allowed: \(\.\.\., 24\)"):
-        make_adapter()(torch.zeros(2, 23))
-
-
+@pytest.mark.clause("MIX-1", "ERR-2")
 @pytest.mark.parametrize(
-    ("sizes", "field"),
+    ("call", "error", "words"),
     [
-        ({"hidden_size": 0}, "hidden_size"),
-        ({"hidden_size": 8}, "streams \\* rank"),
-        ({"hidden_size": 24, "iterations": 0}, "iterations"),
+        (lambda: CRMAAdapter(8), ConfigError, r"streams \* rank"),
+        (lambda: CRMAAdapter(32, kernels="cuda"), ConfigError, "got 'cuda'; allowed: 'auto', 'torch', 'triton'"),
+        (lambda: adapter_strength(torch.zeros(()), torch.ones(2, 8)), ShapeError, "basis"),
+        *(
+            (
+                lambda x=x, n=n, basis=basis: residual_mixing(torch.ones(x), torch.eye(n), torch.ones(1), basis),
+                ShapeError,
+                "with mixing",
+            )
+            for x, n, basis in (
+                ((3, 7), 2, torch.ones(2, 2, 8)),
+                ((3, 8), 1, torch.ones(2, 2, 8)),
+                ((3, 8), 2, torch.ones(2, 8)),
+            )
+        ),
     ],
 )
-def test_sizes_that_cannot_be_are_named(sizes: dict[str, Any], field: str) -> None:
-    with pytest.raises(ConfigError, match=field):
-        CRMAAdapter(**sizes)
+def test_sizes_and_choices_that_cannot_be_are_named(call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
 
 
 def test_the_example_of_the_readme_runs() -> None:
@@ -133,16 +132,44 @@ def test_the_example_of_the_readme_runs() -> None:
     exec(compile(example[0], "README.md", "exec"), {})
 
 
-@pytest.mark.clause("MIX-1")
-def test_a_basis_without_streams_is_refused_by_name() -> None:
-    with pytest.raises(ShapeError, match="basis"):
-        adapter_strength(torch.zeros(()), torch.ones(2, 8))
+def test_y_can_be_changed_in_place_where_the_backward_pass_does_not_keep_it() -> None:
+    x = torch.randn(2, 3, 16, dtype=torch.bfloat16, requires_grad=True)
+    y = CRMAAdapter(16)(x)
+    y += 1
+    y.sum().backward()
+    assert x.grad is not None
 
 
-@pytest.mark.clause("MIX-1")
-@pytest.mark.parametrize(
-    ("x", "mixing", "basis"), [((3, 7), 2, (2, 2, 8)), ((3, 8), 1, (2, 2, 8)), ((3, 8), 2, (2, 8))]
-)
-def test_sizes_that_do_not_fit_are_refused_by_name(x: Any, mixing: int, basis: Any) -> None:
-    with pytest.raises(ShapeError, match="with mixing"):
-        residual_mixing(torch.ones(x), torch.eye(mixing), torch.ones(1), torch.ones(basis))
+@pytest.mark.clause("MIX-10")
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_float64_model_is_not_rounded_to_float32(grad: bool) -> None:
+    model, ids = tiny_model("llama").double(), torch.arange(3, 17).reshape(2, 7)
+    with torch.set_grad_enabled(grad):
+        bare = model(ids).logits
+        attach_crma(model, gate_logit=-60.0)
+        torch.testing.assert_close(model(ids).logits, bare, rtol=1e-13, atol=1e-13)
+
+
+def kept_for_the_backward_pass(adapters: bool) -> Counter[int]:
+    """Sizes in bytes of the storages that autograd keeps, of a token's hidden state and more per token."""
+    model, ids = tiny_model("llama").requires_grad_(False), torch.arange(3, 51).reshape(3, 16)
+    model.model.embed_tokens.requires_grad_(True)
+    if adapters:
+        attach_crma(model)
+    storages: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(ids, use_cache=False)
+    least = ids.numel() * model.config.hidden_size * 4
+    return Counter(size for tensor in storages.values() if (size := tensor.untyped_storage().nbytes()) >= least)
+
+
+def test_adapters_keep_nothing_of_the_size_of_the_residual_stream() -> None:
+    """They keep y, which the norm of the next block keeps as well."""
+    without = kept_for_the_backward_pass(False)
+    assert sum(without.values()) > 10
+    assert kept_for_the_backward_pass(True) == without

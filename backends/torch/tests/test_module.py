@@ -6,7 +6,6 @@ import copy
 import io
 import multiprocessing
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,9 @@ from torch.nn.utils import parametrize, prune
 
 pytest.importorskip("transformers")
 
-from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
-from backends.torch.attach import attached_backbone
-from backends.torch.conftest import FAMILIES, activate, everything, tiny_model
+from backends.torch import CRMAAdapter, CRMABackbone, attach_crma, attached_backbone
+from backends.torch.conftest import FAMILIES, IDS, activate, everything, same_state, tiny_model
 from reference.errors import ModelError, StateFileError
-
-IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17]])
-X = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
 
 def reloaded(thing: Any) -> Any:
@@ -57,32 +52,26 @@ def round_data(adapter: CRMAAdapter) -> None:
     adapter.basis.data = adapter.basis.data.bfloat16()
 
 
-def swap_parameter(adapter: CRMAAdapter) -> None:
-    adapter.basis = nn.Parameter(adapter.basis.detach()[:, :2])
-
-
-def parametrized(adapter: CRMAAdapter) -> None:
-    parametrize.register_parametrization(adapter, "basis", nn.Identity())
-
-
-def pruned(adapter: CRMAAdapter) -> None:
-    prune.l1_unstructured(adapter, "basis", amount=0.5)
-
-
 @pytest.mark.clause("MIX-10", "ERR-4")
-@pytest.mark.parametrize("change", [round_data, swap_parameter, parametrized, pruned])
-def test_changed_parameters_are_refused(change: Callable[[CRMAAdapter], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        round_data,
+        lambda adapter: setattr(adapter, "basis", nn.Parameter(adapter.basis.detach()[:, :2])),
+        lambda adapter: parametrize.register_parametrization(adapter, "basis", nn.Identity()),
+        lambda adapter: prune.l1_unstructured(adapter, "basis", amount=0.5),
+    ],
+    ids=["rounded", "swapped", "parametrized", "pruned"],
+)
+def test_changed_parameters_are_refused(change: Callable[[Any], Any], tmp_path: Path) -> None:
     model, alone = tiny_model("llama"), CRMAAdapter(32)
     backbone = attach_crma(model)
-    adapter: Any = backbone.adapters[1]
     change(alone)
-    change(adapter)
-    with pytest.raises(ModelError, match="basis of a CRMAAdapter"):
-        alone(X)
-    with pytest.raises(ModelError, match="basis of a CRMAAdapter"):
-        model(IDS)
-    with pytest.raises(ModelError, match="basis of a CRMAAdapter"):
-        backbone.save(tmp_path / "crma.safetensors")
+    change(backbone.adapters[1])
+    file = tmp_path / "crma.safetensors"
+    for use in (lambda: alone(torch.ones(3, 32)), lambda: model(IDS), lambda: backbone.save(file)):
+        with pytest.raises(ModelError, match="basis of a CRMAAdapter"):
+            use()
     assert not list(tmp_path.iterdir())
     if change is round_data:  # the remedy
         backbone.float()
@@ -119,24 +108,24 @@ def test_start_values_come_back_after_to_empty() -> None:
         module.reset_parameters()
     for found in (adapter, on_meta):
         assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), start, strict=True))
+    assert same_state(backbone, start)
     model(IDS, labels=IDS).loss.backward()
 
 
-def places() -> list[Any]:
-    accelerate = pytest.importorskip("accelerate")
-    return [torch.inference_mode, lambda: torch.device("meta"), accelerate.init_empty_weights, torch.no_grad]
-
-
 @pytest.mark.clause("INIT-1")
-@pytest.mark.parametrize("place", range(4), ids=["inference_mode", "meta", "init_empty_weights", "no_grad"])
-def test_adapters_are_real_and_trainable_wherever_they_are_attached(place: int) -> None:
-    expected = attach_crma(tiny_model("llama")).state()
-    model = tiny_model("llama")
-    context: AbstractContextManager[Any] = places()[place]()
-    with context:
+@pytest.mark.parametrize("place", ["inference_mode", "meta", "init_empty_weights", "no_grad"])
+def test_adapters_are_real_and_trainable_wherever_they_are_attached(place: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    expected, model = attach_crma(tiny_model("llama")).state(), tiny_model("llama")
+    places: dict[str, Callable[[], Any]] = {
+        "inference_mode": torch.inference_mode,
+        "meta": lambda: torch.device("meta"),
+        "init_empty_weights": accelerate.init_empty_weights,
+        "no_grad": torch.no_grad,
+    }
+    with places[place]():
         backbone = attach_crma(model)
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), expected, strict=True))
+    assert same_state(backbone, expected)
     with torch.inference_mode():
         model(IDS)
     model(IDS, labels=IDS).loss.backward()
@@ -159,7 +148,7 @@ def test_a_pickled_model_computes_the_same_with_adapters_of_its_own(family: str)
     assert everything(copied) == everything(bare)
     stored: CRMABackbone = reloaded(backbone)
     assert (stored.base_model, stored.base_model_sha256) == (backbone.base_model, backbone.base_model_sha256)
-    assert all(torch.equal(a, b) for a, b in zip(stored.state(), backbone.state(), strict=True))
+    assert same_state(stored, backbone)
 
 
 def test_a_pickled_peft_model_and_a_pickled_block() -> None:

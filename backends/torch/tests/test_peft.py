@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
 from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
-from backends.torch.conftest import FAMILIES, activate, tiny_model
+from backends.torch.conftest import FAMILIES, IDS, activate, same_state, tiny_model
 from reference.errors import ModelError
-
-IDS = torch.tensor([[5, 9, 13, 44, 3, 21, 33, 8, 51, 17], [7, 7, 50, 12, 29, 4, 40, 18, 6, 55]])
 
 
 def lora() -> LoraConfig:
@@ -35,6 +34,13 @@ def with_two_tasks(family: str = "llama") -> tuple[Any, CRMABackbone]:
     peft_model.add_adapter("second", lora())
     peft_model.set_adapter("second")
     return peft_model.eval(), backbone
+
+
+def alone(family: str = "llama") -> Any:
+    """With CRMA, and no LoRA."""
+    model = tiny_model(family)
+    activate(attach_crma(model))
+    return model
 
 
 def logits(peft_model: Any, *tasks: str) -> list[torch.Tensor]:
@@ -90,7 +96,7 @@ def test_before_and_after_get_peft_model_are_the_same(family: str) -> None:
             bare = peft_model(IDS).logits
         assert (found[-1][0] - bare).abs().max() > 1e-2
     assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    assert same_state(found[0][1], found[1][1])
     assert found[0][2] == found[1][2]
 
 
@@ -128,9 +134,7 @@ def test_disabling_lora_leaves_crma_and_disabling_crma_leaves_lora() -> None:
     with backbone.disabled():
         lora_only = peft_model(IDS).logits
     assert torch.equal(neither, tiny_model("llama")(IDS).logits)
-    alone = tiny_model("llama")
-    activate(attach_crma(alone))
-    assert torch.equal(crma_only, alone(IDS).logits)
+    assert torch.equal(crma_only, alone()(IDS).logits)
     different = [both, crma_only, lora_only, neither]
     assert all((one - two).abs().max() > 1e-2 for i, one in enumerate(different) for two in different[:i])
 
@@ -142,7 +146,7 @@ def test_merging_lora_keeps_crma(family: str) -> None:
     state = backbone.state()
     merged = peft_model.merge_and_unload()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
-    assert all(torch.equal(one, other) for one, other in zip(state, backbone.state(), strict=True))
+    assert same_state(backbone, state)
     assert (merged(IDS).logits - before).abs().max() < 1e-4 * before.abs().max()
     with backbone.disabled():
         assert (merged(IDS).logits - before).abs().max() > 1e-2
@@ -150,42 +154,31 @@ def test_merging_lora_keeps_crma(family: str) -> None:
     assert not any(".crma." in name for name, _ in merged.named_parameters())
 
 
-def test_unloading_lora_gives_back_the_model_with_crma() -> None:
+def test_what_is_taken_away_leaves_the_rest() -> None:
+    """A task, then CRMA and in another model LoRA."""
+    peft_model, backbone = with_two_tasks()
+    backbone.requires_grad_(True)
+    (first,) = logits(peft_model, "first")
+    peft_model.delete_adapter("second")
+    assert torch.equal(peft_model(IDS).logits, first)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    with backbone.disabled():
+        lora_only = peft_model(IDS).logits
+    backbone.detach_from_model()
+    assert torch.equal(peft_model(IDS).logits, lora_only)
+    assert not any(".crma." in name for name in peft_model.state_dict())
+    peft_model(IDS, labels=IDS).loss.backward()
+
     peft_model, backbone = with_two_tasks()
     model = peft_model.unload()
-    alone = tiny_model("llama")
-    activate(attach_crma(alone))
-    assert torch.equal(model(IDS).logits, alone(IDS).logits)
+    assert torch.equal(model(IDS).logits, alone()(IDS).logits)
     backbone.detach_from_model()
     assert torch.equal(model(IDS).logits, tiny_model("llama")(IDS).logits)
     assert list(model.state_dict()) == list(tiny_model("llama").state_dict())
 
 
-def test_deleting_a_task_leaves_the_others_and_crma() -> None:
-    peft_model, backbone = with_two_tasks()
-    (first,) = logits(peft_model, "first")
-    backbone.requires_grad_(True)
-    peft_model.delete_adapter("second")
-    assert torch.equal(peft_model(IDS).logits, first)
-    assert all(parameter.requires_grad for parameter in backbone.parameters())
-
-
-def test_detaching_under_peft_leaves_lora() -> None:
-    peft_model, backbone = with_two_tasks()
-    with backbone.disabled():
-        lora_only = logits(peft_model, "first", "second")
-    backbone.detach_from_model()
-    for one, other in zip(logits(peft_model, "first", "second"), lora_only, strict=True):
-        assert torch.equal(one, other)
-    assert not any(".crma." in name for name in peft_model.state_dict())
-    peft_model(IDS, labels=IDS).loss.backward()
-
-
-def test_generation_and_checkpointing_under_peft() -> None:
+def test_checkpointing_under_peft() -> None:
     peft_model, backbone = with_two_tasks("mistral")
-    settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    cached, plain = (peft_model.generate(input_ids=IDS, use_cache=use_cache, **settings) for use_cache in (True, False))
-    assert torch.equal(cached, plain)
     backbone.requires_grad_(True)
     gradients = []
     for checkpointing in (False, True):
@@ -233,50 +226,39 @@ def test_adapters_that_peft_froze_are_told_of_while_lora_trains(told: bool | Non
     assert len(messages) == (1 if told is None else 0)
 
 
+#: how PEFT puts copies in the place of what stands behind a block
+COPIES: dict[str, dict[str, Any]] = {
+    "adapters": {"target_modules": ["q_proj"], "modules_to_save": ["crma"]},
+    "a block": {"target_modules": ["q_proj"], "modules_to_save": ["layers.1"]},
+    "the decoder": {"target_modules": ["lm_head"], "modules_to_save": ["model"]},
+    "target_parameters": {"target_modules": ["q_proj"], "target_parameters": ["crma.basis"]},
+}
+#: what somebody else may do to the blocks
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "another adapter": lambda decoder: setattr(decoder.layers[0], "crma", CRMAAdapter(32)),
+    "no adapter": lambda decoder: delattr(decoder.layers[1], "crma"),
+    "fewer blocks": lambda decoder: setattr(decoder, "layers", decoder.layers[:1]),
+    "more blocks": lambda decoder: decoder.layers.append(tiny_model("llama").model.layers[0]),
+}
+
+
 def replaced(how: str) -> tuple[Any, CRMABackbone]:
     """A model in which something else than the adapters of the backbone stands behind a block."""
     model = tiny_model("llama")
     if how == "a second task":
         peft_model: Any = get_peft_model(model, lora())
         backbone = attach_crma(peft_model)
-        peft_model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["crma"]))
+        peft_model.add_adapter("second", LoraConfig(r=2, **COPIES["adapters"]))
         return peft_model, backbone
     backbone = attach_crma(model)
-    layers: Any = model.model.layers
-    configurations: dict[str, dict[str, Any]] = {
-        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["crma"]},
-        "a copied block": {"target_modules": ["q_proj"], "modules_to_save": ["layers.1"]},
-        "a copied decoder": {"target_modules": ["lm_head"], "modules_to_save": ["model"]},
-        "target_parameters": {"target_modules": ["q_proj"], "target_parameters": ["crma.basis"]},
-    }
-    if how in configurations:
-        return get_peft_model(model, LoraConfig(r=2, **configurations[how])), backbone
-    if how == "another adapter":
-        layers[0].crma = CRMAAdapter(32)
-    elif how == "no adapter":
-        del layers[1].crma
-    elif how == "fewer blocks":
-        model.model.layers = layers[:1]
-    else:
-        layers.append(tiny_model("llama").model.layers[0])
+    if how in COPIES:
+        return get_peft_model(model, LoraConfig(r=2, **COPIES[how])), backbone
+    CHANGES[how](model.model)
     return model, backbone
 
 
 @pytest.mark.clause("ERR-4")
-@pytest.mark.parametrize(
-    "how",
-    [
-        "modules_to_save",
-        "a second task",
-        "a copied block",
-        "a copied decoder",
-        "target_parameters",
-        "another adapter",
-        "no adapter",
-        "fewer blocks",
-        "more blocks",
-    ],
-)
+@pytest.mark.parametrize("how", [*COPIES, "a second task", *CHANGES])
 def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: str, tmp_path: Path) -> None:
     spare = attach_crma(tiny_model("llama"))
     state, file = spare.state(), tmp_path / "crma.safetensors"
@@ -284,7 +266,8 @@ def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: 
     model, backbone = replaced(how)
     uses = {
         "forward": lambda: model(input_ids=IDS),
-        "disabled": backbone.disabled,
+        "disabled": lambda: backbone.disabled().__enter__(),
+        "prepare": lambda: backbone.prepare().__enter__(),
         "detach_from_model": backbone.detach_from_model,
         "save": lambda: backbone.save(tmp_path / "new.safetensors"),
         "load": lambda: backbone.load(file),
@@ -295,15 +278,12 @@ def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: 
         "limit_displacement": lambda: backbone.limit_displacement(state, 0.1),
         "parameter_groups": backbone.parameter_groups,
         "requires_grad_": backbone.requires_grad_,
-        "prepare": backbone.prepare,
         "config": lambda: backbone.config,
     }
     accepted = []
     for name, use in uses.items():
         with suppress(ModelError):
-            used: Any = use()
-            if hasattr(used, "__enter__"):
-                used.__enter__()
+            use()
             accepted.append(name)
     assert not accepted
     assert list(tmp_path.iterdir()) == [file]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import backends.torch
 from backends.torch import CRMAAdapter, attach_crma, sinkhorn_projection
 from backends.torch.autodiff import plain_adapter
-from backends.torch.conftest import tiny_model
+from backends.torch.conftest import IDS, tiny_model
 from backends.torch.residual_mixing import _ResidualMixing, _Sigmoid, _Strength, adapter_strength, residual_mixing
 from backends.torch.sinkhorn_projection import _SinkhornProjection
 
@@ -175,15 +175,8 @@ def test_every_form_gives_the_derivative_of_the_plain_formula(form: str) -> None
 @pytest.mark.parametrize("form", ["added to the loss", "func.hessian", "func.grad of grad"])
 @pytest.mark.parametrize(
     ("sizes", "iterations"),
-    [
-        ({"n": 1, "rank": 3}, 2),
-        ({}, 1),
-        ({"gate": -60.0}, 3),
-        ({"gate": -800.0}, 3),
-        ({"gate": 20.0}, 3),
-        ({"n": 3, "d": 9}, 20),
-        ({"tokens": 1}, 3),
-    ],
+    [({"n": 1, "rank": 3}, 2), ({}, 1), ({"n": 3, "d": 9}, 20), ({"tokens": 1}, 3)]
+    + [({"gate": gate}, 3) for gate in (-60.0, -800.0, 20.0)],
 )
 def test_corners(form: str, sizes: dict[str, Any], iterations: int) -> None:
     values = inputs(**sizes)
@@ -228,57 +221,48 @@ def test_the_gate_keeps_its_digits_where_it_is_open(mode: str) -> None:
     torch.testing.assert_close(twice(gate).double().flatten(), expected, rtol=1e-5, atol=0)
 
 
-def hessian_vector(model: Any, parameters: Sequence[Tensor]) -> list[Tensor]:
-    ids = torch.arange(3, 17).reshape(2, 7)
-    grads = torch.autograd.grad(model(ids, labels=ids).loss, parameters, create_graph=True)
-    return list(torch.autograd.grad(squares(grads), parameters))
+@pytest.fixture
+def model() -> Any:
+    """In float64, with open adapters, and attention that has a second derivative on a CPU."""
+    model = tiny_model("llama").requires_grad_(False)
+    model.config._attn_implementation = "eager"
+    attach_crma(model, gate_logit=1.0)
+    return model.double()
+
+
+def differentiated_twice(model: Any) -> list[tuple[Tensor, ...]]:
+    """The gradients of the adapters, and of the sum of these."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    grads = torch.autograd.grad(model(IDS, labels=IDS).loss, parameters, create_graph=True)
+    return [grads, torch.autograd.grad(torch.stack([gradient.sum() for gradient in grads]).sum(), parameters)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_through_a_model_whose_layers_are_prepared_together(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    model: Any, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model: Any = tiny_model("llama").requires_grad_(False).double()
-    model.config._attn_implementation = "eager"  # torch's fused attention has no second derivative on a CPU
-    backbone = attach_crma(model, gate_logit=1.0)
-    model.double()
     if checkpointing:
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = list(backbone.parameters())
-    actual = hessian_vector(model, parameters)
+    _, actual = differentiated_twice(model)
 
     def forward(adapter: CRMAAdapter, x: Tensor) -> Tensor:
         return plain_adapter(x, adapter.mix_logits, adapter.gate_logit.reshape(()), adapter.basis, 20)
 
     monkeypatch.setattr(CRMAAdapter, "forward", forward)
-    assert_agree(actual, hessian_vector(model, parameters), unit=1e-5)
+    assert_agree(actual, differentiated_twice(model)[1], unit=1e-5)
 
 
-def test_functional_transforms_of_a_model() -> None:
+def test_functional_transforms_of_a_model(model: Any) -> None:
     """Forward over reverse through a functional call, and nothing of it is left behind."""
-    model: Any = tiny_model("llama").requires_grad_(False)
-    model.config._attn_implementation = "eager"
-    backbone = attach_crma(model, gate_logit=1.0)
-    model.double()
-    ids = torch.arange(3, 17).reshape(2, 7)
-    named = {name: parameter.detach() for name, parameter in model.named_parameters() if ".crma." in name}
-    steps = {name: torch.ones_like(value) for name, value in named.items()}
+    named = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def of(parameters: dict[str, Tensor]) -> Tensor:
-        loss: Tensor = func.functional_call(model, parameters, (ids,), {"labels": ids}).loss
+        loss: Tensor = func.functional_call(model, parameters, (IDS,), {"labels": IDS}).loss
         return loss
 
-    pushed = func.jvp(func.grad(of), (named,), (steps,))
-    first, second = pushed[0], pushed[1]
-    parameters = list(backbone.parameters())
-    grads = torch.autograd.grad(model(ids, labels=ids).loss, parameters, create_graph=True)
-    expected = torch.autograd.grad(torch.stack([gradient.sum() for gradient in grads]).sum(), parameters)
-    order = [name for name, parameter in model.named_parameters() if ".crma." in name]
-    position = {id(parameter): index for index, parameter in enumerate(parameters)}
-    places = [position[id(model.get_parameter(name))] for name in order]
-    # The model's own norms compute in float32.
-    assert_agree([first[name] for name in order], [grads[place] for place in places], unit=1e-5)
-    assert_agree([second[name] for name in order], [expected[place] for place in places], unit=1e-5)
+    pushed = func.jvp(func.grad(of), (named,), ({name: torch.ones_like(value) for name, value in named.items()},))
+    for actual, expected in zip(pushed, differentiated_twice(model), strict=True):
+        assert_agree(list(actual.values()), expected, unit=1e-5)  # the model's own norms compute in float32
 
 
 def test_under_a_checkpoint_of_an_adapter_alone() -> None:

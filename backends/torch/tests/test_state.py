@@ -18,7 +18,7 @@ import safetensors.numpy
 from backends.architecture import architecture_digest
 from backends.state_file import KEYS, decode_state, encode_state
 from backends.torch import CRMABackbone, attach_crma, load_state
-from backends.torch.conftest import FAMILIES, LLAMA3_ROPE, tiny_config, tiny_model
+from backends.torch.conftest import FAMILIES, LLAMA3_ROPE, disturb, same_state, tiny_config, tiny_model
 from reference import AdapterConfig
 from reference.errors import StateFileError
 
@@ -41,13 +41,8 @@ DIGESTS = {
 }
 
 
-def attached(**changed: Any) -> CRMABackbone:
-    backbone = attach_crma(tiny_model("llama", **changed))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator))
-    return backbone
+def attached() -> CRMABackbone:
+    return disturb(attach_crma(tiny_model("llama")), 1.0)
 
 
 def small_file(base_model: str = "a model") -> bytes:
@@ -68,7 +63,7 @@ def test_the_state_file_brings_back_every_bit(tmp_path: Path) -> None:
     backbone, other = attached(), attach_crma(tiny_model("llama"), seed=9)
     backbone.save(file)
     other.load(file)
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), other.state(), strict=True))
+    assert same_state(backbone, other)
     header = json.loads(file.read_bytes()[8:].split(b"}}")[0] + b"}}")["__metadata__"]
     assert header["format"] == "crma"
     assert json.loads(header["config"])["layers"] == 2
@@ -151,12 +146,14 @@ def test_files_without_checksums_still_load(tmp_path: Path) -> None:
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "crma.safetensors"
     attached().save(file)
-    with pytest.raises(StateFileError, match="hidden_size"):
-        attach_crma(tiny_model("llama", hidden_size=64)).load(file)
-    with pytest.raises(StateFileError, match="num_hidden_layers=2"):
-        attach_crma(tiny_model("llama", num_hidden_layers=3)).load(file)
-    with pytest.raises(StateFileError, match="mistral"):
-        attach_crma(tiny_model("mistral")).load(file)
+    others = {
+        "hidden_size": tiny_model("llama", hidden_size=64),
+        "num_hidden_layers=2": tiny_model("llama", num_hidden_layers=3),
+        "mistral": tiny_model("mistral"),
+    }
+    for words, model in others.items():
+        with pytest.raises(StateFileError, match=words):
+            attach_crma(model).load(file)
     backbone = attach_crma(tiny_model("llama", rope_parameters=LLAMA3_ROPE))  # the same in words
     with pytest.raises(StateFileError, match="base_model_sha256") as caught:
         backbone.load(file)

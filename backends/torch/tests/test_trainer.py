@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from backends.torch import CRMABackbone, attach_crma, load_state
-from backends.torch.conftest import tiny_model
+from backends.torch.conftest import same_state, tiny_model
 from backends.torch.save_pretrained import STATE_FILE
 from backends.torch.trainer import CRMACallback
 from reference.errors import ConfigError, ModelError, NonFiniteError, StateFileError
@@ -68,8 +68,7 @@ def trainer(folder: Path, steps: int, callback: bool = True, order: str = "bare"
 
 def same(backbone: CRMABackbone, folder: Path) -> bool:
     """Whether the folder holds exactly these adapters."""
-    stored = load_state(folder / STATE_FILE).state
-    return all(torch.equal(one, other) for one, other in zip(backbone.state(), stored, strict=True))
+    return same_state(backbone, load_state(folder / STATE_FILE).state)
 
 
 @pytest.mark.clause("STATE-1")
@@ -82,9 +81,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, orde
     first.train()
     second, resumed = trainer(tmp_path / "parts", 4, order=order, restore_callback_states_from_checkpoint=True)
     second.train(resume_from_checkpoint=True)
-    for begun, one, other in zip(start, resumed.state(), expected.state(), strict=True):
-        assert not torch.equal(begun, one)
-        assert torch.equal(one, other)
+    assert same_state(resumed, expected)
+    assert not any(map(torch.equal, start, resumed.state()))
     assert same(resumed, tmp_path / "parts" / "checkpoint-4")
 
 
@@ -111,7 +109,7 @@ def test_a_checkpoint_without_its_adapters_is_refused(tmp_path: Path, damage: st
     before = backbone.state()
     with pytest.raises(StateFileError, match=match):
         second.train(resume_from_checkpoint=True)
-    assert all(torch.equal(a, b) for a, b in zip(before, backbone.state(), strict=True))
+    assert same_state(backbone, before)
 
 
 @pytest.mark.clause("STATE-4")
@@ -129,10 +127,10 @@ def test_resuming_from_another_folder_takes_that_folders_adapters(tmp_path: Path
     model, backbone = build("bare")
     run = trainer_of(model, here, 4, CRMACallback(backbone, resume_from=wanted))
     run.train(resume_from_checkpoint=str(wanted))
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), expected.state(), strict=True))
+    assert same_state(backbone, expected)
     run, backbone = trainer(tmp_path / "new", 4, resume_from_checkpoint=str(wanted))
     run.train(resume_from_checkpoint=run.args.resume_from_checkpoint)
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state(), expected.state(), strict=True))
+    assert same_state(backbone, expected)
 
 
 @pytest.mark.clause("STATE-1")
@@ -265,7 +263,7 @@ def test_adapters_may_be_frozen_on_purpose(tmp_path: Path) -> None:
     model, backbone = build("crma then peft")
     start = backbone.requires_grad_(False).state()
     trainer_of(model, tmp_path, 2, CRMACallback(trained=())).train()
-    assert all(torch.equal(a, b) for a, b in zip(start, backbone.state(), strict=True))
+    assert same_state(backbone, start)
     assert same(backbone, tmp_path / "checkpoint-2")
     with pytest.raises(ConfigError, match="bases"):
         CRMACallback(trained=("bases",))

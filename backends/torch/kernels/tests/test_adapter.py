@@ -1,38 +1,42 @@
-"""CRMAAdapter and attach_crma with ``kernels="triton"``, beside the same with plain PyTorch."""
+"""Adapters and models with ``kernels="triton"``, beside the same with plain PyTorch; and how kernels are chosen."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from backends.torch import CRMAAdapter, attach_crma
-from backends.torch.conftest import tiny_model
+from backends.torch.conftest import IDS, tiny_model
 from backends.torch.functions import functions
+from backends.torch.kernels.tests.conftest import said
 from reference.adapter import AdapterConfig
-from reference.errors import ConfigError, DeviceUnavailableError
+from reference.errors import ConfigError
 
-IDS = torch.arange(14).reshape(2, 7) + 3
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what is told to a machine without a GPU")
 
 
+@pytest.fixture
 def two_models(device):
     """The same model with the same open adapters, computed by plain PyTorch and by the kernels."""
     base, models = tiny_model("llama"), []
     for kernels in ("torch", "triton"):
         model = copy.deepcopy(base).to(device)
-        backbone = attach_crma(model, gate_logit=1.0, seed=3, kernels=kernels)
-        models.append((model, backbone))
+        models.append((model, attach_crma(model, gate_logit=1.0, seed=3, kernels=kernels)))
     return models
 
 
+@pytest.fixture
+def ids(device):
+    return IDS.to(device)
+
+
 @pytest.mark.clause("MIX-2", "GRAD-7")
-def test_a_model_gives_the_same_loss_and_gradients(kernels, device):
+def test_a_model_gives_the_same_loss_and_gradients(two_models, ids):
     results = []
-    for model, backbone in two_models(device):
-        loss = model(IDS.to(device), labels=IDS.to(device)).loss
+    for model, backbone in two_models:
+        loss = model(ids, labels=ids).loss
         loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in backbone.parameters())])
     for plain, triton in zip(*results, strict=True):
@@ -41,35 +45,31 @@ def test_a_model_gives_the_same_loss_and_gradients(kernels, device):
 
 
 @pytest.mark.clause("MIX-2")
-def test_generates_the_same_tokens(kernels, device):
-    tokens = [
-        model.generate(IDS.to(device), max_new_tokens=8, do_sample=False, min_new_tokens=8)
-        for model, _ in two_models(device)
-    ]
-    assert tokens[0].shape == (2, 15)
+def test_generates_the_same_tokens(two_models, ids):
+    tokens = [model.generate(ids, max_new_tokens=8, do_sample=False, min_new_tokens=8) for model, _ in two_models]
+    assert tokens[0].shape == (2, 18)
     assert torch.equal(*tokens)
 
 
 @pytest.mark.clause("MIX-2")
 @pytest.mark.parametrize("tokens", [1, 16, 17])
-def test_inference_agrees_with_training_for_few_tokens_and_for_many(kernels, device, tokens):
-    _, backbone = two_models(device)[1]
-    adapter, x = backbone.adapters[0], torch.randn(tokens, 32, device=device)
-    trained = adapter(x)
+def test_inference_agrees_with_training_for_few_tokens_and_for_many(two_models, device, tokens):
+    backbone, x = two_models[1][1], torch.randn(tokens, 32, device=device)
+    trained = backbone.adapters[0](x)
     with torch.no_grad(), backbone.prepare():
-        inferred = adapter(x)
+        inferred = backbone.adapters[0](x)
     assert (trained - x).abs().max() > 1e-2
     torch.testing.assert_close(inferred, trained)
 
 
 @pytest.mark.slow
 @pytest.mark.clause("MIX-2")
-def test_a_model_compiles_in_one_graph(kernels, device):
-    _, (model, _) = two_models(device)
+def test_a_model_compiles_in_one_graph(two_models, ids):
+    model, _ = two_models[1]
     with torch.no_grad():
-        expected = model(IDS.to(device), use_cache=False).logits
+        expected = model(ids, use_cache=False).logits
         compiled = torch.compile(lambda ids: model(input_ids=ids, use_cache=False).logits, fullgraph=True)
-        torch.testing.assert_close(compiled(IDS.to(device)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(ids), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.clause("ERR-3")
@@ -80,51 +80,50 @@ def test_auto_is_triton_on_a_gpu_and_plain_elsewhere(kernels):
     assert functions("auto", "cuda") == functions("triton", "cuda") == triton
 
 
-@pytest.mark.clause("ERR-2")
-def test_an_unknown_choice_is_refused():
-    with pytest.raises(ConfigError, match=r"kernels: got 'cuda'; allowed: 'auto', 'torch', 'triton'"):
-        CRMAAdapter(32, kernels="cuda")  # type: ignore[arg-type]
-
-
-@pytest.mark.clause("ERR-2")
-def test_sizes_that_the_kernels_do_not_take_name_the_plain_ones(kernels, device):
-    adapter = CRMAAdapter(600, 6, 100, kernels="triton").to(device)
-    with pytest.raises(ConfigError, match="kernels='torch'"):
-        adapter(torch.randn(2, 600, device=device))
-    adapter = CRMAAdapter(130, 65, 1, kernels="triton").to(device)
-    with pytest.raises(ConfigError, match="kernels='torch'"):
-        adapter(torch.randn(2, 130, device=device))
-
-
-@pytest.mark.clause("ERR-3", "ERR-4")
-def test_a_missing_triton_is_told_when_adapters_are_attached():
-    code = (
-        "import sys; sys.modules['triton'] = None\n"
-        "from backends.torch.functions import functions\n"
-        "functions('torch', 'cuda'); functions('auto', 'cpu'); functions('auto', 'cuda')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    last = done.stderr.strip().rpartition("\n")[2]
-    assert "MissingPackageError: kernels: got no package named triton" in last
-    assert "kernels='torch'" in last
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is told to a machine without a GPU")
-@pytest.mark.clause("ERR-3")
-def test_kernels_for_a_gpu_refuse_the_cpu():
-    code = (
-        "import torch; from backends.torch import CRMAAdapter\n"
-        "try:\n    CRMAAdapter(16, kernels='triton')(torch.randn(2, 16))\n"
-        f"except {DeviceUnavailableError.__name__} as error:\n    print(error)"
-    )
-    pytest.importorskip("triton")
-    code = f"from reference.errors import {DeviceUnavailableError.__name__}\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "kernels='torch'" in done.stdout, done.stderr
-
-
 @pytest.mark.clause("MIX-1")
 def test_the_choice_survives_a_copy(kernels):
     adapter = copy.deepcopy(CRMAAdapter(32, kernels="triton"))
-    assert adapter.kernels == "triton"
-    assert adapter.config == AdapterConfig(32)
+    assert (adapter.kernels, adapter.config) == ("triton", AdapterConfig(32))
+
+
+@pytest.mark.clause("ERR-2")
+@pytest.mark.parametrize(("n", "rank"), [(6, 100), (65, 1), (64, 9)])
+def test_sizes_that_the_kernels_do_not_take_name_the_plain_ones(kernels, device, n, rank):
+    adapter = CRMAAdapter(600, n, rank, kernels="triton").to(device)
+    with pytest.raises(ConfigError, match=r"at most 64.*kernels='torch'"):
+        adapter(torch.randn(2, 600, device=device))
+
+
+LOAD = "from backends import load_backend; b = load_backend('torch-triton'); print(b.name, b.version, b.device); "
+FIRST = "from backends.torch.kernels import sinkhorn_projection as project; "
+NO_TRITON = "import sys; sys.modules['triton'] = None; "
+
+
+@pytest.mark.clause("BACK-2", "ERR-3")
+def test_the_backend_says_where_it_computes_and_switches_no_other_kernels_over(kernels):
+    device = "cuda (" if torch.cuda.is_available() else "cpu (Triton interpreter)"
+    answer = said(LOAD + "import os; print(os.environ.get('TRITON_INTERPRET'))")
+    assert answer.startswith("torch-triton torch ")
+    assert f" {device}" in answer
+    assert answer.strip().endswith("None")
+
+
+@needs_no_gpu
+@pytest.mark.clause("ERR-3")
+def test_kernels_made_for_a_gpu_are_no_silent_fallback(kernels):
+    """How they are made is settled at their first use in a process."""
+    assert "DeviceUnavailableError: backend torch-triton: got no CUDA device" in said(FIRST + LOAD)
+    answer = said(FIRST + "import torch; project(torch.zeros(2, 2))")
+    assert "DeviceUnavailableError: mix_logits: got a tensor on cpu" in answer
+    assert "kernels='torch'" in answer
+    assert " cpu (Triton interpreter)" in said(FIRST + LOAD, TRITON_INTERPRET="1")
+
+
+@pytest.mark.clause("BACK-2", "ERR-2", "ERR-3", "ERR-4")
+def test_a_missing_triton_is_told_in_one_line_when_adapters_or_the_backend_are_made():
+    make = "from backends.torch.functions import functions as of; of('torch', 'cuda'); of('auto', 'cpu'); "
+    for code in (LOAD, make + "of('auto', 'cuda')"):
+        answer = said(NO_TRITON + code)
+        assert "MissingPackageError: kernels: got no package named triton" in answer
+        assert "pip install 'crma[triton]'" in answer
+        assert "kernels='torch'" in answer

@@ -1,18 +1,31 @@
-"""The formulas of ``traffic`` against what the kernels load and store in Triton's interpreter, address by address."""
+"""How many bytes the kernels load and store in Triton's interpreter, address by address, against formulas.
+
+Device memory sees each byte of an operand once: a program that passes over x twice finds it in the L2 cache the second
+time (``blocks_for``), and so does one that reads its own scratch again. What is left is ``again``.
+"""
 
 from __future__ import annotations
 
 import importlib
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from backends.torch.kernels import traffic
+ITEM = 4  # bytes of a parameter and of a stream
 
 TOKENS, D, STREAMS, RANK = 50, 37, 3, 2
 WIDTH = STREAMS * RANK
 BLOCK = 16
+
+
+class Traffic(NamedTuple):
+    """Bytes: read from and written to device memory at least, and read again from a cache."""
+
+    read: int
+    written: int
+    again: int = 0
 
 
 @pytest.fixture
@@ -49,50 +62,57 @@ def counted(launch):
     assert len(np.unique(stores[0])) == stores.shape[1], "an address was stored twice"
     own = np.isin(loads[0], stores[0])  # scratch: the program finds what it wrote in a cache
     unique = np.unique(loads[:, ~own], axis=1)
-    return traffic.Traffic(int(unique[1].sum()), int(stores[1].sum()), int(loads[1].sum() - unique[1].sum()))
+    return Traffic(int(unique[1].sum()), int(stores[1].sum()), int(loads[1].sum() - unique[1].sum()))
 
 
 @pytest.mark.parametrize(("batch", "n", "iterations"), [(9, 3, 4), (2, 8, 1), (5, 1, 3)])
-def test_projection(kernels, launches, monkeypatch, batch, n, iterations):
-    monkeypatch.setattr(importlib.import_module("backends.torch.kernels.sinkhorn_projection"), "ENTRIES", 32)
+def test_projection(kernels, launches, module, monkeypatch, batch, n, iterations):
+    """S read, M written; S and M' read, S' written, and 2K - 2 padded softmaxes by their own program."""
+    monkeypatch.setattr(module("sinkhorn_projection"), "ENTRIES", 32)
     logits = torch.randn(batch, n, n, requires_grad=True)
     kernels.sinkhorn_projection(logits, iterations).sum().backward()
     padded = 1 << (n - 1).bit_length()
     block = min(1 << (batch - 1).bit_length(), max(1, 32 // padded**2))
-    forward, backward = map(counted, launches)
-    assert forward == traffic.projection_forward(batch, n)
-    assert backward == traffic.projection_backward(batch, n, iterations, -(-batch // block), block, padded)
+    size = ITEM * batch * n * n
+    scratch = ITEM * 2 * (iterations - 1) * -(-batch // block) * block * padded**2
+    assert list(map(counted, launches)) == [Traffic(size, size), Traffic(2 * size, size + scratch, scratch)]
+
+
+def over_tokens(tokens, d, width, rows, chunks, splits, item):
+    """The launches over tokens, by their programs: over ``rows`` of them, or over ``chunks`` of places and parts."""
+    x, parameters, streams = item * tokens * d, ITEM * width * d, ITEM * tokens * width
+    forward = Traffic(x + 2 * parameters, x + streams, x + (rows - 1) * 2 * parameters)  # y; A and C per program
+    read_back = Traffic(x + parameters, streams, (rows - 1) * parameters)  # w = A y'
+    # x and y' read, x' written; z and w once per chunk of places, E per part of the tokens, P and Q
+    again = (chunks - 1) * 2 * streams + (splits - 1) * parameters
+    gradients = Traffic(2 * x + parameters + 2 * streams, x + 2 * splits * parameters, again)
+    return forward, read_back, gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_residual_mixing(kernels, launches, monkeypatch, dtype):
+def test_residual_mixing(kernels, launches, module, monkeypatch, dtype):
     """Forwards x is read once and y written once, beside parameters and streams; backwards four such arrays and one."""
-    launch = importlib.import_module("backends.torch.kernels.launch")
-    module = importlib.import_module("backends.torch.kernels.residual_mixing")
-    steps_and_parts = launch._splits(TOKENS, BLOCK, 2)
-    monkeypatch.setattr(module, "blocks_for", lambda x, width: launch.Blocks(*[BLOCK] * 4, *steps_and_parts))
+    launch = module("launch")
+    splits, steps = launch._splits(TOKENS, BLOCK, 2)
+    monkeypatch.setattr(module("residual_mixing"), "blocks_for", lambda *_: launch.Blocks(*[BLOCK] * 4, splits, steps))
     x = torch.randn(TOKENS, D, dtype=dtype, requires_grad=True)
     mixing, strength = torch.eye(STREAMS).roll(1, 0).requires_grad_(), torch.tensor(0.3, requires_grad=True)
     basis = torch.randn(STREAMS, RANK, D, requires_grad=True)
     kernels.residual_mixing(x, mixing, strength, basis).sum().backward()
-    rows, chunks, splits, item = -(-TOKENS // BLOCK), -(-D // BLOCK), steps_and_parts[0], dtype.itemsize
-    assert [counted(launch) for launch in launches] == [
-        traffic.mix_basis(STREAMS, WIDTH, D, 1),
-        traffic.mixing_forward(TOKENS, D, WIDTH, rows, item),
-        traffic.mixing_read_back(TOKENS, D, WIDTH, rows, item),
-        traffic.mix_basis(STREAMS, WIDTH, D, 1),
-        traffic.mixing_gradients(TOKENS, D, WIDTH, chunks, splits, item),
-        traffic.mix_gradients(STREAMS, WIDTH, D, splits, 1, 16),
-    ]
+    rows, chunks = -(-TOKENS // BLOCK), -(-D // BLOCK)
+    forward, read_back, gradients = over_tokens(TOKENS, D, WIDTH, rows, chunks, splits, dtype.itemsize)
+    parameters, small = ITEM * WIDTH * D, ITEM * (STREAMS**2 + 1)  # of A's size, and M with alpha
+    mix_basis = Traffic(parameters + small, parameters)
+    # P, Q, A, M and alpha read; A' and the products of A and P written, those padded to 16
+    mix_gradients = Traffic((2 * splits + 1) * parameters + small, parameters + ITEM * 16**2)
+    expected = [mix_basis, forward, read_back, mix_basis, gradients, mix_gradients]
+    assert list(map(counted, launches)) == expected
 
 
 def test_at_the_size_of_a_model_the_rest_is_small():
     """8192 tokens of 4096 in bfloat16, four streams of four: one read and one write of x, and 1% beside them."""
-    tokens, d, width = 8192, 4096, 16
-    x = tokens * d * 2
-    forward = traffic.mixing_forward(tokens, d, width, tokens // 64, 2)
+    tokens, d, item = 8192, 4096, 2
+    x = item * tokens * d
+    forward, read_back, gradients = over_tokens(tokens, d, 16, tokens // 64, d // 64, 4, item)
     assert 2 * x <= forward.read + forward.written <= 1.01 * 2 * x
-    read_back = traffic.mixing_read_back(tokens, d, width, tokens // 64, 2)
-    gradients = traffic.mixing_gradients(tokens, d, width, d // 64, 4, 2)
-    backward = sum(part.read + part.written for part in (read_back, gradients))
-    assert 4 * x <= backward <= 1.05 * 4 * x
+    assert 4 * x <= sum(part.read + part.written for part in (read_back, gradients)) <= 1.05 * 4 * x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.methods.method import section_name
 from backends.finetune.protocols.protocol import load_protocol
 from bench import evidence
+from bench.program import markdown
 
 if not (evidence.ROOT / "README.md").is_file():
     pytest.skip("the READMEs lie in a checkout", allow_module_level=True)
@@ -28,7 +30,7 @@ def test_tables_and_pictures_show_what_is_stored() -> None:
 @pytest.mark.parametrize("name", evidence.TABLES)
 def test_a_figure_that_differs_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rows = evidence.TABLES[name]
-    text, table = path.read_text(encoding="utf-8"), evidence.markdown(rows())
+    text, table = path.read_text(encoding="utf-8"), markdown(rows())
     place = text.index(table) + max(table.rindex(digit) for digit in "0123456789" if digit in table)
     wrong = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
     (tmp_path / path.name).write_text(wrong, encoding="utf-8")
@@ -48,20 +50,25 @@ def test_a_picture_of_other_results_is_noticed(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", FILES)
 def test_stored_figures_are_those_of_their_holdout_matrices(name: str) -> None:
-    for entry in evidence.stored(evidence.RESULTS / name):
-        frozen = {row["seed"]: row["final_holdout"] for row in entry["rows"] if row["condition"] == "frozen"}
-        for row in entry["rows"]:
-            metrics = reference.continual_metrics(evidence._matrix(row))
+    """The advantage is over FROZEN of the same seed and setting, which is in the file or in the comparison."""
+    frozen: dict[tuple[Any, ...], float] = {}
+    for entry in [*evidence.read_stored(evidence.COMPARISON), *evidence.read_stored(evidence.RESULTS / name)]:
+        results, config = evidence.stored_results(entry), entry["config"]
+        setting = (config["lora"]["learning_rate"], config["train"], config["epochs"])
+        for row in sorted(entry["rows"], key=lambda row: row["condition"] != "frozen"):
+            metrics = results.metrics(row["condition"], row["seed"])
+            assert metrics is not None
+            if row["condition"] == "frozen":
+                frozen[*setting, row["seed"]] = metrics.final_holdout
             assert row["drift"] == pytest.approx(metrics.drift, abs=1e-12)
             assert row["final_holdout"] == pytest.approx(metrics.final_holdout, abs=1e-12)
-            if row["seed"] in frozen:
-                gain = reference.advantage(frozen[row["seed"]], metrics.final_holdout)
-                assert row["advantage"] == pytest.approx(gain, abs=1e-12)
+            gain = reference.advantage(frozen[*setting, row["seed"]], metrics.final_holdout)
+            assert row["advantage"] == pytest.approx(gain, abs=1e-12)
 
 
 def test_the_command_that_is_named_repeats_the_stored_comparison() -> None:
     """Every setting that decides a result is the protocol's of today, so the command gives the stored file again."""
-    (entry,) = evidence.stored(evidence.COMPARISON)
+    (entry,) = evidence.read_stored(evidence.COMPARISON)
     today = json.loads(load_protocol("comparison").model_dump_json())
     of_others = {section_name(name) for name in SECTIONS if name not in today["conditions"]}  # methods that do not run
     decides = {key: value for key, value in today.items() if key not in {"description", *of_others}}
