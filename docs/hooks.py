@@ -15,27 +15,24 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 #: written for the repository, and shown where they lie in it
-PAGES = (
+ELSEWHERE = (
     "spec/*.md",
     "spec/vectors/README.md",
     "bench/README.md",
+    "bench/results/*.png",
     "backends/jax/README.md",
     "conformance/examples/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
 )
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\w$])", re.DOTALL)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for pattern in PAGES:
+    for pattern in ELSEWHERE:
         for path in sorted(ROOT.glob(pattern)):
-            text = path.read_text(encoding="utf-8")
-            for _, target, _ in LINK.findall(text):
-                picture = path.parent / target
-                if picture.suffix in (".png", ".svg") and picture.is_file():
-                    name = picture.resolve().relative_to(ROOT).as_posix()
-                    files.append(File.generated(config, name, abs_src_path=str(picture)))
-            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), content=text))
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
