@@ -12,6 +12,8 @@ import safetensors.numpy
 
 pytest.importorskip("peft")
 
+from backends.finetune.engines.tests.faults import spoil
+
 
 def one_message(error: str) -> str:
     assert "Traceback" not in error
@@ -258,18 +260,8 @@ OF_NOTHING, OF_A_NUMBER = (safetensors.numpy.save({"a": np.ones(1)}, {"progress"
 def test_a_damaged_checkpoint_is_named_and_can_be_deleted(
     crma, refused, finetune_command, tmp_path, monkeypatch, damage
 ):
-    from backends.finetune.engines.torch import engine as torch_engine
-
-    step, calls = torch_engine.TorchEngine.step, []
-
-    def interrupted(self, batch, index, memory=None):
-        calls.append(index)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, batch, index, memory)
-
     command = finetune_command(tmp_path / "run", "--conditions", "frozen")
-    monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
+    spoil("torch", "interrupted 4", monkeypatch.setattr)
     assert crma(command)[0] == 130
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "0-frozen" / "checkpoint.safetensors"
