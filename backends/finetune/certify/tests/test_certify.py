@@ -309,6 +309,11 @@ def test_an_unfinished_run_fails(run):
     assert failures(run)["full", 1, "holdout matrix complete"] == "2 of 3 phases are recorded"
 
 
+def test_a_condition_that_is_not_known_fails_by_name(tmp_path):
+    found = failures(write_run(tmp_path / "run", ["frozen", "wild"], seeds=(0,)))
+    assert set(found) == {("wild", None, "condition known")}
+
+
 def test_nan_or_damage_in_the_results_fails_with_the_line(run):
     file = run / "results.jsonl"
     lines = file.read_text().splitlines()

@@ -154,17 +154,15 @@ def _spectral_logs(results: RunResults) -> Iterator[Log]:
         for seed in results.seeds:
             records = [r for r in results.phases_of(name, seed) if r.spectral and r.spectral.steps]
             if records:
-                yield name, np.concatenate([_positions(record) for record in records]), _joined(records)
+                yield name, *_joined(records)
 
 
-def _positions(record: PhaseRecord) -> Array:
-    steps = record.spectral.steps if record.spectral else []
-    return record.phase + np.array(steps, dtype=np.float64) / max(1, len(record.losses))
-
-
-def _joined(records: list[PhaseRecord]) -> SpectralLog:
-    logs = [record.spectral for record in records if record.spectral]
-    fields: dict[str, Any] = {
-        name: [value for log in logs for value in getattr(log, name)] for name in SpectralLog.model_fields
-    }
-    return SpectralLog.model_construct(**fields)
+def _joined(records: list[PhaseRecord]) -> tuple[Array, SpectralLog]:
+    places: list[float] = []
+    fields: dict[str, list[Any]] = {name: [] for name in SpectralLog.model_fields}
+    for record in records:
+        assert record.spectral is not None
+        places += [record.phase + step / max(1, len(record.losses)) for step in record.spectral.steps]
+        for name, values in fields.items():
+            values += getattr(record.spectral, name)
+    return np.array(places), SpectralLog.model_construct(**fields)

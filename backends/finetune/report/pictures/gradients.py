@@ -53,8 +53,8 @@ GRADIENT_NORMS = style.Picture(
 
 
 def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]]:
-    records = [results.phases_of(condition, seed)[phase : phase + 1] for seed in results.seeds]
-    return [norms for record in records if record and (norms := record[0].gradient_norms.get("lora"))]
+    reached = [record for seed in results.seeds for record in results.phases_of(condition, seed)[phase : phase + 1]]
+    return [norms for record in reached if (norms := record.gradient_norms.get("lora"))]
 
 
 def _draw(axes: Axes, results: RunResults, condition: str) -> None:
