@@ -159,7 +159,7 @@ def _spectral_logs(results: RunResults) -> Iterator[Log]:
 
 def _joined(records: list[PhaseRecord]) -> tuple[Array, SpectralLog]:
     places: list[float] = []
-    fields: dict[str, list[Any]] = {name: [] for name in SpectralLog.model_fields}
+    fields: dict[str, Any] = {name: [] for name in SpectralLog.model_fields}
     for record in records:
         assert record.spectral is not None
         places += [record.phase + step / max(1, len(record.losses)) for step in record.spectral.steps]
