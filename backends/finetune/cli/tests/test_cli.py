@@ -271,6 +271,12 @@ def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkey
     assert report.is_file()
 
 
+def test_the_suite_gets_its_options(crma):
+    code, out, error = crma(["conformance", "--version", "-q"])
+    assert code == 0
+    assert "pytest" in out + error
+
+
 def test_the_list_of_protocols(crma):
     code, out, _ = crma(["protocols"])
     assert code == 0
