@@ -126,17 +126,13 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
     """
     base = base_model(model)
     for name, blocks in base.named_modules():
-        carries = [isinstance(getattr(block, "crma", None), CRMAAdapter) for block in _module_list(blocks)]
-        if carries and all(carries):
+        if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+            continue
+        if all(isinstance(getattr(block, "crma", None), CRMAAdapter) for block in blocks):
             container, _, attribute = name.rpartition(".")
             names = [f"{name}.{index}" for index in range(len(blocks))]
             return _backbone(base, base.get_submodule(container), attribute, names)
     raise refusal(base, "no CRMA adapters attached")
-
-
-def _module_list(module: nn.Module) -> list[nn.Module]:
-    """Its entries; none if it is no nn.ModuleList."""
-    return list(module) if isinstance(module, nn.ModuleList) else []
 
 
 def _identity(base: nn.Module) -> tuple[str, str]:

@@ -30,7 +30,7 @@ class Prepared:
     layer: int
     with_graph: bool
     traced: bool
-    thread: int | None  # a graph can be followed back only once, so each thread has its own; None where traced
+    thread: int | None  # that made it; None where traced
     in_forward_pass: bool = True
 
     def serves(self, parameters: Sequence[Any]) -> bool:
@@ -44,11 +44,12 @@ class Prepared:
             return False  # accelerate brings offloaded parameters from the meta device for the call of an adapter alone
         if torch.is_grad_enabled() and not self.with_graph:
             return False  # they would cut the parameters off from their gradients
-        if self.in_forward_pass:
-            return self.traced or self.thread == get_ident()
-        if backward_pass() == NO_BACKWARD_PASS:
-            return False  # a block or an adapter that is called by itself
-        self.require_unchanged(parameters)
+        if self.in_forward_pass and self.thread is not None and self.thread != get_ident():
+            return False  # a graph can be followed back only once, so each thread makes its own
+        if not self.in_forward_pass and backward_pass() == NO_BACKWARD_PASS:
+            return False  # a block or an adapter that is called by itself, rather than recomputed
+        if not self.in_forward_pass:
+            self.require_unchanged(parameters)  # a recomputation must find what the forward pass computed with
         return True
 
     def after_the_forward_pass(self) -> Prepared | None:

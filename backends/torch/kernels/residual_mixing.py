@@ -109,11 +109,8 @@ def _(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tenso
 
 
 @_mixing_backward.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, streams: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, *grads = (tensor.new_empty(tensor.shape) for tensor in (x, mixing, strength, basis))
-    return grad_x, grads[0], grads[1], grads[2]
+def _(grad_y, x, streams, mixing, strength, basis):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, mixing, strength, basis))
 
 
 def _setup_context(ctx, inputs, output):

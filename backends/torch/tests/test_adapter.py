@@ -19,7 +19,7 @@ import reference
 from backends import load_backend
 from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
 from backends.torch.conftest import tiny_model
-from backends.torch.functions import functions
+from backends.torch.functions import checked_kernels, functions
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from reference.errors import ConfigError, DtypeError, ShapeError
 
@@ -63,9 +63,10 @@ def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
         pytest.importorskip("triton")
         load_backend("torch-triton")  # without a GPU it sets up the interpreter, before the kernels are imported
     project, mix = functions(kind, "cpu")
+    called: Any
     shapes = {"x": (4, 9), "mixing": (3, 3), "strength": (1,), "basis": (3, 2, 9), "gate_logit": (1,)}
     taken: dict[str, Any] = {name: torch.ones(shape) for name, shape in shapes.items()}
-    for function, fields in (
+    for called, fields in (
         (project, ["mixing"]),
         (adapter_strength, ["gate_logit", "basis"]),
         (mix, ["x", "mixing", "strength", "basis"]),
@@ -73,8 +74,8 @@ def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
         for wrong in fields:
             given = [tensor(dtype, *shapes[name]) if name == wrong else taken[name] for name in fields]
             with pytest.raises(DtypeError, match=f"got dtype {dtype}; allowed: a float of 16 bits") as caught:
-                function(*given, *[20] * (function is project))
-            assert caught.value.field == ("mix_logits" if function is project else wrong)
+                called(*given, *([20] if called is project else []))
+            assert caught.value.field == ("mix_logits" if called is project else wrong)
 
 
 @pytest.mark.clause("MIX-10")
@@ -101,7 +102,7 @@ def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off
     ("call", "error", "words"),
     [
         (lambda: CRMAAdapter(8), ConfigError, r"streams \* rank"),
-        (lambda: CRMAAdapter(32, kernels="cuda"), ConfigError, "got 'cuda'; allowed: 'auto', 'torch', 'triton'"),
+        (lambda: checked_kernels("cuda"), ConfigError, "got 'cuda'; allowed: 'auto', 'torch', 'triton'"),
         (lambda: adapter_strength(torch.zeros(()), torch.ones(2, 8)), ShapeError, "basis"),
         *(
             (
