@@ -116,7 +116,7 @@ def attach_crma(
     if decoder.container is not base:
         base.register_forward_pre_hook(partial(_refuse_replaced_container, adapters, decoder.names))
     _leave_out_of_checkpoints(base, decoder.names, True)
-    return _backbone(base, decoder.container, decoder.attribute, decoder.names)
+    return _backbone(base, decoder.names)
 
 
 def attached_backbone(model: nn.Module) -> CRMABackbone:
@@ -129,9 +129,7 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             continue
         if all(isinstance(getattr(block, "crma", None), CRMAAdapter) for block in blocks):
-            container, _, attribute = name.rpartition(".")
-            names = [f"{name}.{index}" for index in range(len(blocks))]
-            return _backbone(base, base.get_submodule(container), attribute, names)
+            return _backbone(base, [f"{name}.{index}" for index in range(len(blocks))])
     raise refusal(base, "no CRMA adapters attached")
 
 
@@ -141,8 +139,10 @@ def _identity(base: nn.Module) -> tuple[str, str]:
     return describe(config), architecture_digest(config)
 
 
-def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str]) -> CRMABackbone:
-    blocks: list[Any] = list(getattr(container, attribute))
+def _backbone(base: Any, names: list[str]) -> CRMABackbone:
+    blocks: list[Any] = [base.get_submodule(name) for name in names]
+    container = base.get_submodule(".".join(names[0].split(".")[:-2]))
+    computing = partial(_computing, base, names)
 
     def detach() -> None:
         for name, block in zip(names, blocks, strict=True):
@@ -162,9 +162,6 @@ def _backbone(base: Any, container: nn.Module, attribute: str, names: list[str])
         for module in base.modules():
             if callable(getattr(module, "reshard", None)):
                 module.reshard()
-
-    def computing() -> list[Any]:
-        return _computing(base, names)
 
     adapters = [block.crma for block in blocks]
     return CRMABackbone(

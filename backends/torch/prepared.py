@@ -44,7 +44,7 @@ class Prepared:
             return False  # accelerate brings offloaded parameters from the meta device for the call of an adapter alone
         if torch.is_grad_enabled() and not self.with_graph:
             return False  # they would cut the parameters off from their gradients
-        if self.in_forward_pass and self.thread not in (None, get_ident()):
+        if self.in_forward_pass and self.thread is not None and self.thread != get_ident():
             return False  # a graph can be followed back only once, so each thread makes its own
         if not self.in_forward_pass and backward_pass() == NO_BACKWARD_PASS:
             return False  # a block or an adapter that is called by itself, rather than recomputed

@@ -49,7 +49,7 @@ def _step(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _last_step(x):  # type: ignore[no-untyped-def]
+def _last_step(x):
     """The plain matrix P, the softmax over columns in float64."""
     weights = tl.exp(x.to(tl.float64) - tl.reduce(x.to(tl.float64), 1, _max, keep_dims=True))
     return weights / tl.reduce(weights, 1, _sum, keep_dims=True)

@@ -28,16 +28,7 @@ MOST_STREAMS, MOST_WIDTH = 64, 512
 
 
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
-    """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
-
-    The same function as :func:`backends.torch.residual_mixing.residual_mixing`, for n r <= 512.
-
-    Args:
-        x: residual stream, shape (..., d), any floating dtype; made contiguous if it is not.
-        mixing: M, shape (n, n), n <= 64. strength: alpha, one value. basis: A, shape (n, r, d). float32 (or float64).
-
-    Returns:
-        y, shape and dtype of x. What is added to x is computed in the basis' dtype.
+    """:func:`backends.torch.residual_mixing.residual_mixing` for n <= 64 and n r <= 512, computed in the basis' dtype.
 
     Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Plain PyTorch computes what the
     kernels do not: transforms of ``torch.func``, forward mode, and the derivative of a gradient.

@@ -1,6 +1,6 @@
-"""CRMAAdapter as a module in somebody's training code: which tensors it takes, and how it rounds.
+"""CRMAAdapter in somebody's training code: which tensors it takes, how it rounds, what it keeps, vmap, compile, graphs.
 
-What its functions compute is checked by conformance/.
+What its functions compute is checked by conformance/, more derivatives by test_second_derivatives.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 
 import reference
 from backends import load_backend
-from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
-from backends.torch.conftest import tiny_model
+from backends.torch import CRMAAdapter, CRMABackbone, attach_crma, sinkhorn_projection
+from backends.torch.conftest import IDS, tiny_model
 from backends.torch.functions import functions
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
+from backends.torch.tests.test_second_derivatives import closed, draw, inputs
 from reference.errors import ConfigError, DtypeError, ShapeError
 
 FLOAT8 = [name for name in dir(torch) if name.startswith(("float8_", "float4_"))]
@@ -63,9 +64,10 @@ def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
         pytest.importorskip("triton")
         load_backend("torch-triton")  # without a GPU it sets up the interpreter, before the kernels are imported
     project, mix = functions(kind, "cpu")
+    called: Any
     shapes = {"x": (4, 9), "mixing": (3, 3), "strength": (1,), "basis": (3, 2, 9), "gate_logit": (1,)}
     taken: dict[str, Any] = {name: torch.ones(shape) for name, shape in shapes.items()}
-    for function, fields in (
+    for called, fields in (
         (project, ["mixing"]),
         (adapter_strength, ["gate_logit", "basis"]),
         (mix, ["x", "mixing", "strength", "basis"]),
@@ -73,8 +75,8 @@ def test_other_dtypes_are_refused_by_name(dtype: str, kind: Any) -> None:
         for wrong in fields:
             given = [tensor(dtype, *shapes[name]) if name == wrong else taken[name] for name in fields]
             with pytest.raises(DtypeError, match=f"got dtype {dtype}; allowed: a float of 16 bits") as caught:
-                function(*given, *[20] * (function is project))
-            assert caught.value.field == ("mix_logits" if function is project else wrong)
+                called(*given, *([20] if called is project else []))
+            assert caught.value.field == ("mix_logits" if called is project else wrong)
 
 
 @pytest.mark.clause("MIX-10")
@@ -101,7 +103,11 @@ def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off
     ("call", "error", "words"),
     [
         (lambda: CRMAAdapter(8), ConfigError, r"streams \* rank"),
-        (lambda: CRMAAdapter(32, kernels="cuda"), ConfigError, "got 'cuda'; allowed: 'auto', 'torch', 'triton'"),
+        (
+            lambda: CRMAAdapter(32, kernels="cuda"),  # type: ignore[arg-type]  # what is tested
+            ConfigError,
+            "got 'cuda'; allowed: 'auto', 'torch', 'triton'",
+        ),
         (lambda: adapter_strength(torch.zeros(()), torch.ones(2, 8)), ShapeError, "basis"),
         *(
             (
@@ -143,11 +149,11 @@ def test_y_can_be_changed_in_place_where_the_backward_pass_does_not_keep_it() ->
 @pytest.mark.clause("MIX-10")
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_float64_model_is_not_rounded_to_float32(grad: bool) -> None:
-    model, ids = tiny_model("llama").double(), torch.arange(3, 17).reshape(2, 7)
+    model = tiny_model("llama").double()
     with torch.set_grad_enabled(grad):
-        bare = model(ids).logits
+        bare = model(IDS).logits
         attach_crma(model, gate_logit=-60.0)
-        torch.testing.assert_close(model(ids).logits, bare, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(model(IDS).logits, bare, rtol=1e-13, atol=1e-13)
 
 
 def kept_for_the_backward_pass(adapters: bool) -> Counter[int]:
@@ -173,3 +179,62 @@ def test_adapters_keep_nothing_of_the_size_of_the_residual_stream() -> None:
     without = kept_for_the_backward_pass(False)
     assert sum(without.values()) > 10
     assert kept_for_the_backward_pass(True) == without
+
+
+@pytest.mark.clause("GRAD-7")
+@pytest.mark.parametrize("wanted", range(4))
+def test_a_single_input_can_be_differentiated(wanted: int) -> None:
+    """Where only one input asks for a gradient, it gets the one that it gets together with the others."""
+    together, cotangent = [value.requires_grad_() for value in inputs()], draw(2, 5, seed=5)
+    closed()(*together).backward(cotangent)
+    alone = [value.requires_grad_(index == wanted) for index, value in enumerate(inputs())]
+    closed()(*alone).backward(cotangent)
+    torch.testing.assert_close(alone[wanted].grad, together[wanted].grad, rtol=0, atol=0)
+
+
+@pytest.mark.clause("SINK-1")
+def test_vmap_is_the_batch() -> None:
+    logits = draw(5, 4, 4).float()
+    mapped = torch.func.vmap(lambda s: sinkhorn_projection(s, 20))(logits)
+    torch.testing.assert_close(mapped, sinkhorn_projection(logits, 20), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(dynamic: bool) -> None:
+    """No graph break, forward or backward, and the same numbers up to rounding."""
+    torch._dynamo.reset()
+    eager, compiled = ([value.float().requires_grad_() for value in inputs()] for _ in range(2))
+    expected, actual = closed()(*eager), torch.compile(closed(), fullgraph=True, dynamic=dynamic)(*compiled)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    for y in (expected, actual):
+        y.backward(draw(2, 5, seed=5).float())
+    for left, right in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.clause("MIX-10")
+@pytest.mark.parametrize("in_a_model", [False, True])
+def test_traces_in_one_graph(in_a_model: bool) -> None:
+    """Quicker than compiling: dynamo's tracer alone, which is what a graph break would stop."""
+    torch._dynamo.reset()
+    model = tiny_model("llama")
+    adapter = attach_crma(model, reference.AdapterConfig(32, 2, 2, 3)).adapters[0]
+    if in_a_model:
+        explained = torch._dynamo.explain(lambda ids: model(input_ids=ids, use_cache=False).logits)(IDS)
+    else:
+        explained = torch._dynamo.explain(adapter)(torch.randn(2, 5, 32))
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_is_captured_in_a_cuda_graph() -> None:
+    adapter, x = CRMAAdapter(64).cuda(), torch.randn(8, 64).cuda()
+    with torch.no_grad():
+        adapter(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = adapter(x)
+        x.copy_(torch.randn(8, 64))
+        graph.replay()
+        torch.testing.assert_close(y, adapter(x), rtol=1e-6, atol=1e-6)

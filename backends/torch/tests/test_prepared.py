@@ -102,7 +102,7 @@ def test_a_copy_takes_nothing_that_was_prepared() -> None:
     _, backbone = open_model()
     adapter, x = backbone.adapters[0], torch.randn(3, 32)
     with backbone.prepare():
-        twin = copy.deepcopy(adapter)
+        twin: Any = copy.deepcopy(adapter)
     by_data(twin)
     assert torch.equal(twin(x), copy.deepcopy(twin)(x))
     assert not torch.equal(twin(x), adapter(x))
@@ -189,7 +189,8 @@ CHANGES: dict[str, Callable[[CRMAAdapter], None]] = {
 def test_a_change_by_any_way_is_seen_by_the_next_call_of_an_adapter(how: str, trained: bool) -> None:
     """Whatever the model's last forward pass prepared, with a graph or without, before the change or after it."""
     model, backbone = open_model()
-    adapter, x = backbone.adapters[0], torch.randn(3, 32)
+    adapter: Any = backbone.adapters[0]
+    x = torch.randn(3, 32)
     with torch.set_grad_enabled(trained):
         loss = model(IDS, labels=IDS).loss
     if trained:

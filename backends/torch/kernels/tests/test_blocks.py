@@ -84,8 +84,8 @@ def test_other_dtypes_are_float32_inside_and_rounded_once(kernels, device, dtype
     narrow = value_and_gradients(kernels.residual_mixing, [x, *parameters], cotangent)
     wide = value_and_gradients(kernels.residual_mixing, [x.float(), *parameters], cotangent.float())
     for left, right in zip(narrow[:2], wide[:2], strict=True):
-        exact = {"rtol": 0, "atol": 0} if kernels.INTERPRETED else {}
-        torch.testing.assert_close(left, right.to(dtype), **exact)
+        exact = 0.0 if kernels.INTERPRETED else None
+        torch.testing.assert_close(left, right.to(dtype), rtol=exact, atol=exact)
     for left, right in zip(narrow[2:], wide[2:], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
 
