@@ -80,22 +80,18 @@ def throughput(
     for batch in (1, 8):
         vocabulary = models["bare"].config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (batch, tokens), generator=generator)
-        times: dict[str, dict[str, list[float]]] = {side: {"read": [], "decode": []} for side in SIDES}
-        for index in range(rounds + 1):
-            for side in SIDES if index % 2 == 0 else SIDES[::-1]:
-                one = _read_and_decode(models[side], ids, decoded)
-                if index:  # the first round warms up
-                    for part, value in zip(("read", "decode"), one, strict=True):
-                        times[side][part].append(value)
-        for part, count in (("read", tokens), ("decode", decoded)):
-            found[f"{part}, batch {batch}"] = {
+        of_rounds = [
+            {side: _read_and_decode(models[side], ids, decoded) for side in (SIDES if index % 2 == 0 else SIDES[::-1])}
+            for index in range(rounds + 1)
+        ][1:]  # the first one warms up
+        for part, name, count in ((0, "read", tokens), (1, "decode", decoded)):
+            times = {side: [one[side][part] for one in of_rounds] for side in SIDES}
+            found[f"{name}, batch {batch}"] = {
                 side: {
-                    "tokens_per_second": quartiles([batch * count / value for value in times[side][part]]),
-                    "time_over_bare": quartiles(
-                        [own / bare for own, bare in zip(times[side][part], times["bare"][part], strict=True)]
-                    ),
+                    "tokens_per_second": quartiles([batch * count / value for value in own]),
+                    "time_over_bare": quartiles([a / b for a, b in zip(own, times["bare"], strict=True)]),
                 }
-                for side in SIDES
+                for side, own in times.items()
             }
     return found
 

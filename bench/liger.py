@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ITERATIONS, EPSILON = 20, 1e-6
+from bench.projections import ITERATIONS, package
+
+EPSILON = 1e-6
+KERNELS = ("liger_kernel.ops.mhc", "liger-kernel triton")
 
 
 def project(logits: Tensor) -> Tensor:
@@ -23,11 +26,10 @@ def project(logits: Tensor) -> Tensor:
 class _Liger(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        mhc = _kernels()
         mix = torch.nn.functional.pad(logits.flatten(1), (2 * logits.shape[-1], 0))
         bias, one = mix.new_zeros(mix.shape[1]), mix.new_ones(1)
         ctx.save_for_backward(mix, bias, one)
-        _, _, matrix = mhc.mhc_split_sinkhorn_fwd(
+        _, _, matrix = package(*KERNELS).mhc_split_sinkhorn_fwd(
             mix, bias, one, one, one, tmax=ITERATIONS, pre_eps=0.0, sinkhorn_eps=EPSILON, post_mult=1.0
         )
         return matrix
@@ -36,13 +38,7 @@ class _Liger(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_matrix: Tensor) -> Tensor:
         mix, bias, one = ctx.saved_tensors
-        grad: Tensor = _kernels().mhc_sinkhorn_bwd(
+        grad: Tensor = package(*KERNELS).mhc_sinkhorn_bwd(
             mix, bias, one, grad_matrix.contiguous(), tmax=ITERATIONS, sinkhorn_eps=EPSILON
         )
         return grad
-
-
-def _kernels() -> Any:
-    import importlib
-
-    return importlib.import_module("liger_kernel.ops.mhc")

@@ -93,9 +93,9 @@ def _pot(device: str) -> Projection:
 
 def _liger(device: str) -> Projection:
     gpu_only("liger-kernel", device)
-    from bench.liger import project
+    from bench.liger import KERNELS, project
 
-    package("liger_kernel.ops.mhc", "liger-kernel triton")
+    package(*KERNELS)
     return project
 
 
