@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from backends.torch import sinkhorn_projection
 from reference.errors import DeviceUnavailableError, MissingPackageError
@@ -91,12 +92,36 @@ def _pot(device: str) -> Projection:
     return project
 
 
+class _Liger(torch.autograd.Function):
+    """liger-kernel's kernels, which exist only inside a larger operation: they take, per matrix, 2n further numbers for
+    two gates, here zeros, and write the gates as well. float32 on a GPU, n a power of two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, kernels: Any) -> Tensor:
+        mix = torch.nn.functional.pad(logits.flatten(1), (2 * logits.shape[-1], 0))
+        bias, one = mix.new_zeros(mix.shape[1]), mix.new_ones(1)
+        ctx.save_for_backward(mix, bias, one)
+        ctx.kernels = kernels
+        _, _, matrix = kernels.mhc_split_sinkhorn_fwd(
+            mix, bias, one, one, one, tmax=ITERATIONS, pre_eps=0.0, sinkhorn_eps=1e-6, post_mult=1.0
+        )
+        return matrix
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_matrix: Tensor) -> tuple[Tensor, None]:
+        mix, bias, one = ctx.saved_tensors
+        grad = ctx.kernels.mhc_sinkhorn_bwd(
+            mix, bias, one, grad_matrix.contiguous(), tmax=ITERATIONS, sinkhorn_eps=1e-6
+        )
+        return grad, None
+
+
 def _liger(device: str) -> Projection:
     gpu_only("liger-kernel", device)
-    from bench.liger import KERNELS, project
-
-    package(*KERNELS)
-    return project
+    kernels = package("liger_kernel.ops.mhc", "liger-kernel triton")
+    return lambda logits: _Liger.apply(logits, kernels)
 
 
 def _compiled(make: Callable[[str], Projection]) -> Callable[[str], Projection]:

@@ -126,7 +126,7 @@ def mcnemar_exact(only_first: SupportsIndex, only_second: SupportsIndex) -> floa
 def _scipy_stats() -> Any:
     """Asked for where it is used, since the mathematics of CRMA needs NumPy alone."""
     try:
-        from scipy import stats
+        from scipy import stats  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingPackageError(
             "statistics",
