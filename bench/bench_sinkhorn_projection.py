@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bench.accuracy import double, note_accuracy, projection_gradient_error
-from bench.projections import ITERATIONS, PROJECTIONS, Projection
+from bench.projections import ITERATIONS, PROJECTIONS, Projection, projection_named
 from reference.errors import CRMAError
 
 STREAMS = 4
@@ -35,7 +35,7 @@ def _normal(layers: int, seed: int, device: str, deviation: float = 1.0) -> Any:
 
 def _projection(contender: str, device: str) -> Projection:
     try:
-        return PROJECTIONS[contender](device)
+        return projection_named(contender, device)
     except CRMAError as error:
         pytest.skip(str(error))
 
