@@ -18,12 +18,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model
+
+from backends.finetune.engines.torch.model import load_base
+from backends.finetune.inference.registry import AdapterRegistry
+from backends.finetune.inference.run_adapters import TaskAdapter
+from backends.finetune.inference.shared_adapter import attach_shared
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol, load_protocol
+from backends.torch import attach_crma
 from bench import program
 from bench.machine import load, machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from bench.training_step import quartiles, seconds
+from reference import AdapterConfig
 
 LRU = 2
 SIDES = ("bare", "lora", "lora+crma")
@@ -42,14 +53,6 @@ class Drawn(NamedTuple):
 
 def draw_adapters(model_path: Path, protocol: Protocol, folder: Path, count: int) -> Drawn:
     """Write ``count`` LoRAs and one CRMA for a model. Each LoRA has values of its own, so that no two share pages."""
-    import safetensors.torch
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from backends.finetune.engines.torch.model import load_base
-    from backends.torch import attach_crma
-    from reference import AdapterConfig
-
     base: Any = load_base(model_path, protocol, torch.device("cpu"))
     crma, lora = protocol.crma, protocol.lora
     width = base.config.get_text_config().hidden_size
@@ -74,14 +77,6 @@ def registry_of(
     model_path: Path, protocol: Protocol, drawn: Drawn, *, crma: bool = True, resident: int | None = None
 ) -> Any:
     """A registry of these adapters, named by their number."""
-    import torch
-
-    from backends.finetune.engines.torch.model import load_base
-    from backends.finetune.inference.registry import AdapterRegistry
-    from backends.finetune.inference.run_adapters import TaskAdapter
-    from backends.finetune.inference.shared_adapter import attach_shared
-    from backends.finetune.models.folder import load_tokenizer
-
     base = load_base(model_path, protocol, torch.device("cpu"))
     shared = attach_shared(base, drawn.crma) if crma else None
     tasks = {str(index): TaskAdapter((path,), drawn.crma if crma else None) for index, path in enumerate(drawn.lora)}
@@ -124,10 +119,6 @@ def throughput(
 ) -> dict[str, Any]:
     """Tokens per second of each side: ``tokens`` of each prompt read in one pass; ``decoded`` more, one by one, with a
     KV cache, each the likeliest."""
-    import torch
-
-    from backends.finetune.engines.torch.model import load_base
-
     models: dict[str, Any] = {"bare": load_base(model_path, protocol, torch.device("cpu"))}
     for side in SIDES[1:]:
         registry = registry_of(model_path, protocol, Drawn(drawn.lora[:1], drawn.crma), crma=side == "lora+crma")
@@ -155,8 +146,6 @@ def throughput(
 
 
 def _read_and_decode(model: Any, ids: Any, decoded: int) -> tuple[float, float]:
-    import torch
-
     with torch.inference_mode():
         start = time.perf_counter()
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -169,10 +158,6 @@ def _read_and_decode(model: Any, ids: Any, decoded: int) -> tuple[float, float]:
 
 def peak(model_path: Path, protocol: Protocol, drawn: Drawn, side: str) -> dict[str, Any]:
     """Peak memory in this process, which does nothing else: "bare", "10" LoRAs in memory, or "lru of 100"."""
-    import torch
-
-    from backends.finetune.engines.torch.model import load_base
-
     ids = torch.arange(32)[None]
     if side == "bare":
         model, names = load_base(model_path, protocol, torch.device("cpu")), []
@@ -191,8 +176,6 @@ def peak(model_path: Path, protocol: Protocol, drawn: Drawn, side: str) -> dict[
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, on adapters in a temporary folder."""
-    import torch
-
     torch.set_num_threads(options.threads)
     protocol = load_protocol("quickstart")
     model_path = resolve_model(options.model)
