@@ -34,11 +34,13 @@ from numpy.typing import NDArray
 
 from backends.interface import DTYPES, OPTIONAL, REQUIRED_ATTRIBUTES, Gradients, State, rounded
 from backends.line_program import BrokenProgramError, LineProgram
+from backends.watch import seconds_from
 from reference.errors import BackendError, ConfigError, PortStoppedError
 
 Array = NDArray[Any]
 TIMEOUT = "CRMA_EXECUTABLE_TIMEOUT"  # seconds for one answer
 DEFAULT_TIMEOUT = 60.0
+_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "-0": -0.0}
 
 
@@ -78,7 +80,7 @@ class ExecutablePort:
 
     def __init__(self, command: str, words: list[str]) -> None:
         self.command, self._failure, self._calls = command, "", 0
-        self._timeout, self._lock = _timeout(), threading.Lock()
+        self._timeout, self._lock = seconds_from(TIMEOUT, DEFAULT_TIMEOUT), threading.Lock()
         try:
             self._program = LineProgram(words)
         except OSError as error:
@@ -95,11 +97,12 @@ class ExecutablePort:
             setattr(self, function, getattr(self, f"_{function}"))
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return self._parameter("sinkhorn_projection", mix_logits=mix_logits, iterations=iterations)
+        result = self._call("sinkhorn_projection", mix_logits=mix_logits, iterations=iterations)
+        return self._array("sinkhorn_projection", result)
 
     def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
         arguments = {"mix_logits": mix_logits, "cotangent": cotangent, "iterations": iterations}
-        return self._parameter("sinkhorn_projection_vjp", **arguments)
+        return self._array("sinkhorn_projection_vjp", self._call("sinkhorn_projection_vjp", **arguments))
 
     def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
         parameters = {"mix_logits": mix_logits, "gate_logit": gate_logit, "basis": basis}
@@ -135,9 +138,6 @@ class ExecutablePort:
         dtypes = {"x": np.asarray(inputs[0]).dtype}
         parts = {name: self._part(function, result, name) for name in Gradients._fields}
         return Gradients(*(self._array(f"{function}, {name}", parts[name], dtypes.get(name)) for name in parts))
-
-    def _parameter(self, function: str, **arguments: Any) -> Array:
-        return self._array(function, self._call(function, **arguments))
 
     def _array(self, what: str, encoded: Any, dtype: Any = None) -> Array:
         """Of the dtype of the parameters, if none is given."""
@@ -228,12 +228,8 @@ def _encode(name: str, value: Any) -> Any:
     array = np.asarray(value)
     values: list[Any] = array.astype(np.float64).ravel().tolist()
     if not np.isfinite(array).all():
-        values = [number if math.isfinite(number) else _name(number) for number in values]
+        values = [number if math.isfinite(number) else _NAMES[str(number)] for number in values]
     return {"shape": list(array.shape), "dtype": array.dtype.name, "data": values}
-
-
-def _name(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _decode(encoded: Any) -> Array:
@@ -274,17 +270,6 @@ def _reply(answer: bytes, number: int) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; write it as a string")
-
-
-def _timeout() -> float:
-    text = os.environ.get(TIMEOUT, "")
-    try:
-        seconds = float(text or DEFAULT_TIMEOUT)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < 1e6:
-        raise BackendError(TIMEOUT, got=repr(text), allowed="a number of seconds > 0 and < 1e6", remedy="unset it")
-    return seconds
 
 
 def _short(value: Any) -> str:

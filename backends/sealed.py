@@ -20,12 +20,17 @@ _EMPTY = "0" * 64
 
 def seal(data: bytes, metadata: Mapping[str, str] | None = None) -> bytes:
     """The safetensors file ``data`` with ``metadata`` and its digest; equal contents give equal bytes."""
+    empty = with_metadata(data, {**(metadata or {}), "sha256": _EMPTY})
+    return empty.replace(_field(_EMPTY), _field(hashlib.sha256(empty).hexdigest()), 1)
+
+
+def with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The safetensors file ``data`` with these metadata, in order: the library's order changes from run to run."""
     header, end = _header(data)
-    header["__metadata__"] = dict(sorted({**(metadata or {}), "sha256": _EMPTY}.items()))
+    header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the arrays start at a multiple of 8 bytes
-    empty = struct.pack("<Q", len(text)) + text + data[end:]
-    return empty.replace(_field(_EMPTY), _field(hashlib.sha256(empty).hexdigest()), 1)
+    return struct.pack("<Q", len(text)) + text + data[end:]
 
 
 def read_sealed(path: Path, *, required: bool = True) -> bytes:

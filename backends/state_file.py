@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from backends.files import read_bytes
+from backends.sealed import with_metadata
 from reference import SPEC_VERSION, AdapterConfig
 from reference.errors import ConfigError, StateFileError
 
@@ -71,7 +72,7 @@ def encode_state(
             remedy="go back to the last state that is whole; a state with NaN comes from a training that diverged",
         )
     metadata["content_sha256"] = _checksum(metadata["config"], arrays)
-    return _sorted_metadata(safetensors.numpy.save(arrays, metadata))
+    return with_metadata(safetensors.numpy.save(arrays, metadata), metadata)
 
 
 def read_state(path: Path | str) -> bytes:
@@ -91,7 +92,8 @@ def decode_state(data: bytes, name: str = "state file") -> StateFile:
     """
     try:
         arrays = safetensors.numpy.load(data)
-        metadata = _header(data).get("__metadata__") or {}
+        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+        metadata = header.get("__metadata__") or {}
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise _refusal(name, f"{type(error).__name__}: {error}") from error
     if metadata.get("format") != "crma":
@@ -144,21 +146,6 @@ def _checksum(config: str, arrays: dict[str, Array]) -> str:
     for key in KEYS:
         digest.update(np.ascontiguousarray(arrays[key], "<f4").tobytes())
     return digest.hexdigest()
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-    return header
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """The same file with its metadata in order: the library writes them in an order that changes from run to run."""
-    start = 8 + struct.unpack("<Q", data[:8])[0]
-    header = _header(data)
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the arrays start at a multiple of 8 bytes
-    return struct.pack("<Q", len(text)) + text + data[start:]
 
 
 def _refusal(name: str, got: str) -> StateFileError:

@@ -31,7 +31,7 @@ class Watch:
     """
 
     def __init__(self, source: str) -> None:
-        self.source, self.seconds = source, _seconds()
+        self.source, self.seconds = source, seconds_from(TIMEOUT, DEFAULT_TIMEOUT)
         self._name, self._until, self._interrupts = "", float("inf"), 0
         threading.Thread(target=_look, args=(weakref.ref(self),), daemon=True, name="crma-watch").start()
 
@@ -80,12 +80,13 @@ def _look(watched: weakref.ref[Watch]) -> None:
         time.sleep(POLL)
 
 
-def _seconds() -> float:
-    text = os.environ.get(TIMEOUT, "")
+def seconds_from(variable: str, default: float) -> float:
+    """A time limit from the environment. Raises: BackendError for a time that is none."""
+    text = os.environ.get(variable, "")
     try:
-        seconds = float(text or DEFAULT_TIMEOUT)
+        seconds = float(text or default)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise BackendError(TIMEOUT, got=repr(text), allowed="a number of seconds > 0 and < 1e6", remedy="unset it")
+        raise BackendError(variable, got=repr(text), allowed="a number of seconds > 0 and < 1e6", remedy="unset it")
     return seconds

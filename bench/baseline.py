@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from backends.atomic import atomic_write
 from bench import program
 from bench.compare import LEAST_RUNS, ratio_and_bound
 from bench.machine import require_device, slug
@@ -66,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = []
         for index in range(options.runs):
             runs.append(one_run(device, options.pytest or SELECTED))
-            print(f"run {index + 1} of {options.runs}: {len(runs[-1].medians)} benchmarks", flush=True)
+            print(f"run {index + 1} of {options.runs}: {len(runs[-1].benchmarks)} benchmarks", flush=True)
         timings = joined(runs)
         out = options.out or FOLDER / "results" / f"baseline-{slug(timings.machine)}.json"
-        atomic_write(out, timings.encoded())
+        timings.store(out)
         print(f"wrote {out.name}")
         if options.runs >= LEAST_RUNS:
             _print_noise(timings)
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_noise(baseline: Timings) -> None:
-    bounds = {name: ratio_and_bound(minima, minima[:1])[1] for name, minima in baseline.minima.items()}
+    bounds = {name: ratio_and_bound(runs["min"], runs["min"][:1])[1] for name, runs in baseline.benchmarks.items()}
     print(f"noise explains a factor of {statistics.median(bounds.values()):.3f} in the median of the benchmarks")
     for name, bound in sorted(bounds.items()):
         if bound > NOISY:

@@ -15,8 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench.accuracy import projection_accuracy, projection_gradient_error
-from bench.projections import ITERATIONS, PROJECTIONS, Projection
+from bench.accuracy import double, note_accuracy, projection_gradient_error
+from bench.projections import ITERATIONS, PROJECTIONS, Projection, projection_named
 from reference.errors import CRMAError
 
 STREAMS = 4
@@ -35,7 +35,7 @@ def _normal(layers: int, seed: int, device: str, deviation: float = 1.0) -> Any:
 
 def _projection(contender: str, device: str) -> Projection:
     try:
-        return PROJECTIONS[contender](device)
+        return projection_named(contender, device)
     except CRMAError as error:
         pytest.skip(str(error))
 
@@ -54,12 +54,11 @@ def test_forward(
     logits = _normal(layers, 0, device)
     with torch.no_grad():
         timed(lambda: project(logits))
-        benchmark.extra_info.update(projection_accuracy(project, logits, ITERATIONS))
-        wide = projection_accuracy(project, _normal(layers, 1, device, 5.0), ITERATIONS)
-    benchmark.extra_info.update({f"{key}_sd5": value for key, value in wide.items()})
-    if contender.startswith("crma"):
-        assert max(wide["sum_error"], wide["norm_excess"]) <= 5e-7
-        assert wide["difference"] <= 1e-3
+        note_accuracy(
+            benchmark.extra_info,
+            lambda given: double(project(torch.from_numpy(given).to(logits))),
+            *(double(_normal(layers, seed, device, deviation)) for seed, deviation in ((0, 1.0), (1, 5.0))),
+        )
 
 
 @cases

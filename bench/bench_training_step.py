@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -98,7 +98,9 @@ def _measured(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str
 
     torch.set_num_threads(options.threads)
     options.device = require_device(options.device, GPU_COMMAND)
-    setting = Setting(**{field.name: getattr(options, field.name, field.default) for field in fields(Setting)})
+    setting = Setting(
+        options.model, options.device, options.precision, options.batch, options.tokens, delta=options.delta
+    )
     if options.peak_of:
         return peak(setting, crma=options.peak_of == SIDES[1])
     # The allocator's luck moves a peak by a percent, so each side is the median of three processes.

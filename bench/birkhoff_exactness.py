@@ -22,7 +22,6 @@ from backends import Backend, load_backend
 from bench import program
 from bench.birkhoff_families import ADVERSARIAL, RANDOM, Family, draw, normal
 from bench.machine import processor, versions
-from reference.errors import BackendError
 
 # The uncorrected P is no public function: nobody should use it. It is measured here in float32, as a backend would run.
 from reference.sinkhorn_projection import _birkhoff_correction, _sinkhorn
@@ -66,17 +65,10 @@ class Row:
 
 
 def measure(backend: Backend, family: str, draws: Iterator[NDArray[np.float32]], iterations: int) -> Row:
-    """Project batches of logits and collect the worst figures. Raises BackendError if shapes or the dtype are wrong."""
+    """Project batches of logits and collect the worst figures."""
     row, differences = Row(family), []
     for logits in draws:
         mixing = np.asarray(backend.sinkhorn_projection(logits, iterations))
-        if mixing.shape != logits.shape or mixing.dtype != backend.parameter_dtype:
-            raise BackendError(
-                "sinkhorn_projection",
-                got=f"{mixing.dtype} {mixing.shape} from {backend.name}",
-                allowed=f"{backend.parameter_dtype} {logits.shape}",
-                remedy="return one matrix per matrix of logits, in the backend's parameter_dtype",
-            )
         row.add(mixing)
         truth = reference.sinkhorn_projection(logits, iterations)
         differences.append(np.abs(mixing - truth).max(axis=(1, 2)))

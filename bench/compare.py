@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from backends.files import printable
 from bench import program
-from bench.timings import Timings, read_timings
+from bench.timings import Runs, Timings, read_timings
 from reference.errors import ConfigError
 
 LEAST_RUNS = 5
@@ -56,8 +56,8 @@ def compare(baseline: Timings, new: Timings) -> list[Row]:
             allowed=f"the baseline's: {_text(baseline.machine)}",
             remedy="compare with a baseline of this machine, made by python -m bench.baseline --runs 5",
         )
-    common = sorted(baseline.medians.keys() & new.medians.keys())
-    fewest = min((len(baseline.medians[name]) for name in common), default=0)
+    common = sorted(baseline.benchmarks.keys() & new.benchmarks.keys())
+    fewest = min((len(baseline.benchmarks[name]["min"]) for name in common), default=0)
     if fewest < LEAST_RUNS:
         raise ConfigError(
             "baseline",
@@ -65,12 +65,13 @@ def compare(baseline: Timings, new: Timings) -> list[Row]:
             allowed=f"at least {LEAST_RUNS} runs of the same benchmarks",
             remedy="python -m bench.baseline --runs 5 --out BASELINE.json",
         )
-    rows = []
-    for name in common:
-        ratio, allowed = ratio_and_bound(baseline.minima[name], new.minima[name])
-        medians = _mean(new.medians[name]) / _mean(baseline.medians[name])
-        rows.append(Row(name, _mean(baseline.minima[name]), _mean(new.minima[name]), ratio, allowed, medians))
+    rows = [_row(name, baseline.benchmarks[name], new.benchmarks[name]) for name in common]
     return sorted(rows, key=lambda row: -row.ratio / row.allowed)
+
+
+def _row(name: str, old: Runs, new: Runs) -> Row:
+    medians = _mean(new["median"]) / _mean(old["median"])
+    return Row(name, _mean(old["min"]), _mean(new["min"]), *ratio_and_bound(old["min"], new["min"]), medians)
 
 
 def ratio_and_bound(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
@@ -111,7 +112,7 @@ def _compared(baseline: Timings, new: Timings) -> int:
     rows = compare(baseline, new)
     print(table(rows))
     for title, one, other in (("missing in the new timings", baseline, new), ("not in the baseline", new, baseline)):
-        for name in sorted(one.medians.keys() - other.medians.keys()):
+        for name in sorted(one.benchmarks.keys() - other.benchmarks.keys()):
             print(f"{title}: {printable(name)}")
     if baseline.versions != new.versions:
         print(printable(f"versions differ: {_text({**baseline.versions})} then, {_text({**new.versions})} now"))

@@ -23,7 +23,7 @@ from typing import Any
 from bench import program
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from bench.training_step import make_engine, model_folder, spec_texts
+from bench.training_step import job_of, model_folder, spec_texts
 from reference.errors import ConfigError
 
 PROTOCOL = "gemma-five-phase"
@@ -95,6 +95,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     from backends import load_backend
+    from backends.finetune.engines.by_name import engine_factory
     from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.tasks.encoder import Encoder
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace, model: str, name: str) -> dict[str, Any]:
     folder = model_folder(model, options.random)
     reset_peak(device, framework)
     started = time.perf_counter()
-    engine = make_engine(options.backend, folder, protocol, name)
+    engine: Any = engine_factory(options.backend)[0](job_of(folder, protocol, name))
     load_seconds = time.perf_counter() - started
     encoder = Encoder(load_tokenizer(folder), protocol)
     examples = encoder.encode(spec_texts(PIECE)[:-1], "spec")  # the last may be short

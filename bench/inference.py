@@ -16,18 +16,71 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model
+
+from backends.finetune.engines.torch.model import load_base
+from backends.finetune.inference.registry import AdapterRegistry
+from backends.finetune.inference.run_adapters import TaskAdapter
+from backends.finetune.inference.shared_adapter import attach_shared
+from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol, load_protocol
+from backends.torch import attach_crma
 from bench import program
-from bench.inference_adapters import Drawn, draw_adapters, registry_of
 from bench.machine import load, machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
 from bench.training_step import quartiles, seconds
+from reference import AdapterConfig
 
 LRU = 2
 SIDES = ("bare", "lora", "lora+crma")
+
+
+class Drawn(NamedTuple):
+    """PEFT folders of as many tasks, and the state file of the CRMA that they share."""
+
+    lora: list[Path]
+    crma: Path
+
+    @classmethod
+    def of(cls, folder: Path, count: int) -> Drawn:
+        return cls([folder / f"task-{index}" for index in range(count)], folder / "crma.safetensors")
+
+
+def draw_adapters(model_path: Path, protocol: Protocol, folder: Path, count: int) -> Drawn:
+    """Write ``count`` LoRAs and one CRMA for a model. Each LoRA has values of its own, so that no two share pages."""
+    base: Any = load_base(model_path, protocol, torch.device("cpu"))
+    crma, lora = protocol.crma, protocol.lora
+    width = base.config.get_text_config().hidden_size
+    backbone = attach_crma(base, AdapterConfig(width, crma.streams, crma.rank, crma.iterations))
+    drawn = Drawn.of(folder, count)
+    backbone.save(drawn.crma)
+    backbone.detach_from_model()
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules)
+    first = folder / "task-0"
+    get_peft_model(base, config).save_pretrained(str(first))
+    shapes = safetensors.torch.load_file(first / "adapter_model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for own in drawn.lora:
+        own.mkdir(exist_ok=True)
+        tensors = {name: 0.01 * torch.randn(value.shape, generator=generator) for name, value in shapes.items()}
+        safetensors.torch.save_file(tensors, own / "adapter_model.safetensors", {"format": "pt"})
+        (own / "adapter_config.json").write_bytes((first / "adapter_config.json").read_bytes())
+    return drawn
+
+
+def registry_of(
+    model_path: Path, protocol: Protocol, drawn: Drawn, *, crma: bool = True, resident: int | None = None
+) -> Any:
+    """A registry of these adapters, named by their number."""
+    base = load_base(model_path, protocol, torch.device("cpu"))
+    shared = attach_shared(base, drawn.crma) if crma else None
+    tasks = {str(index): TaskAdapter((path,), drawn.crma if crma else None) for index, path in enumerate(drawn.lora)}
+    return AdapterRegistry(base, load_tokenizer(model_path), tasks, shared=shared, resident=resident)
 
 
 def file_sizes(drawn: Drawn) -> dict[str, int]:
@@ -66,10 +119,6 @@ def throughput(
 ) -> dict[str, Any]:
     """Tokens per second of each side: ``tokens`` of each prompt read in one pass; ``decoded`` more, one by one, with a
     KV cache, each the likeliest."""
-    import torch
-
-    from backends.finetune.engines.torch.model import load_base
-
     models: dict[str, Any] = {"bare": load_base(model_path, protocol, torch.device("cpu"))}
     for side in SIDES[1:]:
         registry = registry_of(model_path, protocol, Drawn(drawn.lora[:1], drawn.crma), crma=side == "lora+crma")
@@ -80,29 +129,23 @@ def throughput(
     for batch in (1, 8):
         vocabulary = models["bare"].config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (batch, tokens), generator=generator)
-        times: dict[str, dict[str, list[float]]] = {side: {"read": [], "decode": []} for side in SIDES}
-        for index in range(rounds + 1):
-            for side in SIDES if index % 2 == 0 else SIDES[::-1]:
-                one = _read_and_decode(models[side], ids, decoded)
-                if index:  # the first round warms up
-                    for part, value in zip(("read", "decode"), one, strict=True):
-                        times[side][part].append(value)
-        for part, count in (("read", tokens), ("decode", decoded)):
-            found[f"{part}, batch {batch}"] = {
+        of_rounds = [
+            {side: _read_and_decode(models[side], ids, decoded) for side in (SIDES if index % 2 == 0 else SIDES[::-1])}
+            for index in range(rounds + 1)
+        ][1:]  # the first one warms up
+        for part, name, count in ((0, "read", tokens), (1, "decode", decoded)):
+            times = {side: [one[side][part] for one in of_rounds] for side in SIDES}
+            found[f"{name}, batch {batch}"] = {
                 side: {
-                    "tokens_per_second": quartiles([batch * count / value for value in times[side][part]]),
-                    "time_over_bare": quartiles(
-                        [own / bare for own, bare in zip(times[side][part], times["bare"][part], strict=True)]
-                    ),
+                    "tokens_per_second": quartiles([batch * count / value for value in own]),
+                    "time_over_bare": quartiles([a / b for a, b in zip(own, times["bare"], strict=True)]),
                 }
-                for side in SIDES
+                for side, own in times.items()
             }
     return found
 
 
 def _read_and_decode(model: Any, ids: Any, decoded: int) -> tuple[float, float]:
-    import torch
-
     with torch.inference_mode():
         start = time.perf_counter()
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -115,10 +158,6 @@ def _read_and_decode(model: Any, ids: Any, decoded: int) -> tuple[float, float]:
 
 def peak(model_path: Path, protocol: Protocol, drawn: Drawn, side: str) -> dict[str, Any]:
     """Peak memory in this process, which does nothing else: "bare", "10" LoRAs in memory, or "lru of 100"."""
-    import torch
-
-    from backends.finetune.engines.torch.model import load_base
-
     ids = torch.arange(32)[None]
     if side == "bare":
         model, names = load_base(model_path, protocol, torch.device("cpu")), []
@@ -137,8 +176,6 @@ def peak(model_path: Path, protocol: Protocol, drawn: Drawn, side: str) -> dict[
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, on adapters in a temporary folder."""
-    import torch
-
     torch.set_num_threads(options.threads)
     protocol = load_protocol("quickstart")
     model_path = resolve_model(options.model)

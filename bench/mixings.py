@@ -18,6 +18,7 @@ from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from bench.projections import ITERATIONS, gpu_only, package
 from reference import AdapterConfig, init_parameters
+from reference.initialization import GATE_LOGIT
 
 
 class Layer(NamedTuple):
@@ -33,9 +34,9 @@ class Layer(NamedTuple):
 Mixing = Callable[[Tensor, Layer], Tensor]
 
 
-def layer_of(hidden_size: int, device: str, **start: float) -> Layer:
-    """A layer with start values of seed 0, in float32; ``start``: options of ``init_parameters``."""
-    values = init_parameters(AdapterConfig(hidden_size), 0, **start)
+def layer_of(hidden_size: int, device: str, gate_logit: float = GATE_LOGIT) -> Layer:
+    """A layer with start values of seed 0, in float32."""
+    values = init_parameters(AdapterConfig(hidden_size), 0, gate_logit=gate_logit)
     logits, gate, basis = (torch.tensor(value, dtype=torch.float32, device=device) for value in values)
     gate = gate.reshape(1)
     return Layer(logits, gate, basis, sinkhorn_projection(logits), adapter_strength(gate, basis))

@@ -14,13 +14,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from bench import program
 from bench.machine import machine_kind, versions
 from bench.memory import peak_bytes, peak_in_own_process, reset_peak
-from bench.training_step import make_engine, model_folder, seconds, spec_texts
+from bench.training_step import job_of, model_folder, seconds, spec_texts
 
 PIECE = 1200  # characters of a text
 STEPS = "steps of "
@@ -46,8 +46,8 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
     """Predicted and measured, and measured over predicted."""
     from backends.finetune.plan.duration import Rates
 
-    protocol, folder, task = _subject(options)
-    names = protocol.conditions
+    job = _job(options, options.conditions[0])
+    protocol, names = job.protocol, job.protocol.conditions
     steps = {name: peak_in_own_process("bench.plan_check", arguments, STEPS + name) for name in names}
     runs = {name: peak_in_own_process("bench.plan_check", arguments, name) for name in names}
     if options.backend.endswith("cpu"):
@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
         for name in names:
             trimmed = peak_in_own_process("bench.plan_check", arguments, name)
             runs[name]["trimmed_peak_bytes"] = trimmed["peak_bytes"]
-    predicted = _predicted(options, protocol, folder, task, {name: Rates(**steps[name]) for name in names})
+    predicted = _predicted(_device(options), job, {name: Rates(**steps[name]) for name in names})
     ratios = {
         name: {key: runs[name][key] / predicted[name][of] for key, of in COMPARED.items() if key in runs[name]}
         for name in names
@@ -64,7 +64,7 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
         "model": options.model,
         "random_weights": options.random_weights,
         "protocol": protocol.model_dump(mode="json", include=set(_FIELDS)),
-        "machine": machine_kind(options.backend.partition("-")[2]),
+        "machine": machine_kind(_device(options)),
         "versions": versions(),
         "load_average": os.getloadavg(),  # a busy machine makes times differ
         "predicted": predicted,
@@ -77,27 +77,23 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
 _FIELDS = ("precision", "gradient_checkpointing", "batch_size", "accumulation", "max_tokens", "train", "holdout")
 
 
-def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: Any, rates: Any) -> dict[str, Any]:
+def _predicted(device: str, job: Any, rates: Any) -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
 
     from backends.finetune.methods.conditions import parse_condition
-    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
-    from backends.finetune.plan.work import work_of
-    from backends.finetune.tasks.encoder import Encoder
 
-    work = work_of(Encoder(load_tokenizer(folder), protocol), [task], 0)
-    device = options.backend.partition("-")[2]
+    work = _work(job)
     # torch counts its own memory on a GPU; on a CPU the process is counted with its libraries
     libraries = 0.0 if device == "cuda" else float(psutil.Process().memory_info().rss)
-    plan = make_plan(folder, protocol, work, Machine(device, libraries=libraries), rates)
+    plan = make_plan(job.model, job.protocol, work, Machine(device, libraries=libraries), rates)
     return {
         name: {
             "parameters": {"base": plan.counts.base, **condition.trainable},
             "peak_bytes": condition.peak,
             "by_part": condition.memory,
-            "epoch_seconds": epoch_seconds(work[0], rates[name], parse_condition(name), protocol),
+            "epoch_seconds": epoch_seconds(work[0], rates[name], parse_condition(name), job.protocol),
             "holdout_seconds": work[0].holdout_tokens * rates[name].evaluate,
             "tokens_with_padding": work[0].padded_tokens,
         }
@@ -108,52 +104,51 @@ def _predicted(options: argparse.Namespace, protocol: Any, folder: Path, task: A
 def _measured(options: argparse.Namespace, _: Sequence[str]) -> dict[str, Any]:
     """Of one condition: the three steps of ``crma plan --measure``, or one epoch and one evaluation."""
     from backends.finetune.engines.by_name import engine_factory
-    from backends.finetune.methods.conditions import parse_condition
-    from backends.finetune.models.folder import load_tokenizer
     from backends.finetune.plan.measure import measure
-    from backends.finetune.plan.work import work_of
-    from backends.finetune.tasks.encoder import Encoder
-    from backends.finetune.tasks.job import Job
 
-    protocol, folder, task = _subject(options)
-    encoder, name = Encoder(load_tokenizer(folder), protocol), options.peak_of.removeprefix(STEPS)
+    job = _job(options, options.peak_of.removeprefix(STEPS))
+    make_engine, _world = engine_factory(options.backend)
     if options.peak_of.startswith(STEPS):
-        job = Job(folder, protocol, parse_condition(name), 0)
-        return measure(job, work_of(encoder, [task], 0), engine_factory(options.backend)[0])._asdict()
-    return _run(encoder, task, make_engine(options.backend, folder, protocol, name), options.backend.partition("-")[2])
+        return measure(job, _work(job), make_engine)._asdict()
+    return _run(job, make_engine(job), _device(options))
 
 
-def _run(encoder: Any, task: Any, engine: Any, device: str) -> dict[str, Any]:
+def _run(job: Any, engine: Any, device: str) -> dict[str, Any]:
     """One epoch and one evaluation, as the session goes through them."""
-    from backends.finetune.tasks.encoding import evaluation_order, training_order
+    from backends.finetune.training.encoded_tasks import EncodedTasks
 
-    protocol = encoder.protocol
-    train, holdout = (encoder.encode(part, "spec") for part in (task.train, task.holdout))
-    order = training_order([len(example.ids) for example in train], protocol.batch_size, 1, seed=0, phase=0)
-    batches = [encoder.batch([[train[index]] for index in indices]) for indices in order]
-    steps = [batches[first : first + protocol.accumulation] for first in range(0, len(batches), protocol.accumulation)]
+    encoded = EncodedTasks(job)
+    steps = [encoded.batches(0, index, rows) for index, rows in enumerate(encoded.order(0))]
     engine.begin_phase(0, len(steps))
     reset_peak(device)
-    taken = [seconds(lambda step=step, index=index: engine.step(step, index)) for index, step in enumerate(steps)]
-    held_out = [
-        encoder.batch([[holdout[index]] for index in indices])
-        for indices in evaluation_order(holdout, protocol.batch_size)
-    ]
-    evaluated = seconds(lambda: engine.holdout_loss(held_out))
-    model = engine.model
-    base = sum(value.numel() for key, value in model.named_parameters() if ".lora_" not in key and ".crma." not in key)
+    taken = [seconds(partial(engine.step, batches, index)) for index, batches in enumerate(steps)]
+    evaluated = seconds(lambda: engine.holdout_loss(encoded.holdout[0]))
+    values = engine.model.named_parameters()
+    base = sum(value.numel() for key, value in values if ".lora_" not in key and ".crma." not in key)
     return {
         "parameters": {"base": base, **engine.parameter_counts()},
         "peak_bytes": peak_bytes(device),
         "epoch_seconds": sum(taken),
         "holdout_seconds": evaluated,
         "first_step_seconds": taken[0],
-        "tokens_per_second": sum(batch.tokens for batch in batches) / sum(taken),
+        "tokens_per_second": sum(batch.tokens for batches in steps for batch in batches) / sum(taken),
     }
 
 
-def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
-    """Protocol, model folder, task."""
+def _device(options: argparse.Namespace) -> str:
+    return str(options.backend.partition("-")[2])
+
+
+def _work(job: Any) -> Any:
+    from backends.finetune.models.folder import load_tokenizer
+    from backends.finetune.plan.work import work_of
+    from backends.finetune.tasks.encoder import Encoder
+
+    return work_of(Encoder(load_tokenizer(job.model), job.protocol), job.tasks, 0)
+
+
+def _job(options: argparse.Namespace, condition: str) -> Any:
+    """Model, protocol and task of the specification's texts, for one condition."""
     from backends import load_backend
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.tasks.task import Task
@@ -165,7 +160,7 @@ def _subject(options: argparse.Namespace) -> tuple[Any, Path, Any]:
     protocol = load_protocol("quickstart", **overrides, conditions=options.conditions)
     folder, pieces = model_folder(options.model, options.random_weights), spec_texts(PIECE)
     train, holdout = pieces[: protocol.train], pieces[protocol.train :][: protocol.holdout]
-    return protocol, folder, Task("spec", tuple(train), tuple(holdout))
+    return job_of(folder, protocol, condition, [Task("spec", tuple(train), tuple(holdout))])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from backends.torch import sinkhorn_projection
 from reference.errors import DeviceUnavailableError, MissingPackageError
@@ -21,42 +22,34 @@ Projection = Callable[[Tensor], Tensor]
 INSTALL = "pip install --no-deps -c constraints.txt {}"
 
 
-def _crma(device: str) -> Projection:
-    return lambda logits: sinkhorn_projection(logits, ITERATIONS)
+def _crma(logits: Tensor) -> Tensor:
+    return sinkhorn_projection(logits, ITERATIONS)
+
+
+def _loop(logits: Tensor) -> Tensor:
+    """The same map as this project's, its derivative left to autograd."""
+    log_matrix = logits - logits.amax((-2, -1), keepdim=True)
+    for _ in range(ITERATIONS - 1):
+        log_matrix = log_matrix.log_softmax(-1).log_softmax(-2)
+    plain = log_matrix.log_softmax(-1).softmax(-2)
+    row_sums = plain.sum(-1, keepdim=True)
+    largest = row_sums.amax(-2, keepdim=True)
+    return plain / largest + (1 - row_sums / largest) / plain.shape[-1]
+
+
+def _exponential_loop(logits: Tensor) -> Tensor:
+    """The least that an iteration costs in plain operations: no shift, no logarithm, no correction; NaN can come."""
+    matrix = logits.exp()
+    for _ in range(ITERATIONS):
+        matrix = matrix / matrix.sum(-1, keepdim=True)
+        matrix = matrix / matrix.sum(-2, keepdim=True)
+    return matrix
 
 
 def _crma_triton(device: str) -> Projection:
     gpu_only("the Triton kernels", device)
     kernels = package("backends.torch.kernels", "triton")
     return lambda logits: kernels.sinkhorn_projection(logits, ITERATIONS)
-
-
-def _loop(device: str) -> Projection:
-    """The same map as this project's, its derivative left to autograd."""
-
-    def project(logits: Tensor) -> Tensor:
-        log_matrix = logits - logits.amax((-2, -1), keepdim=True)
-        for _ in range(ITERATIONS - 1):
-            log_matrix = log_matrix.log_softmax(-1).log_softmax(-2)
-        plain = log_matrix.log_softmax(-1).softmax(-2)
-        row_sums = plain.sum(-1, keepdim=True)
-        largest = row_sums.amax(-2, keepdim=True)
-        return plain / largest + (1 - row_sums / largest) / plain.shape[-1]
-
-    return project
-
-
-def _exponential_loop(device: str) -> Projection:
-    """The least that an iteration costs in plain operations: no shift, no logarithm, no correction; NaN can come."""
-
-    def project(logits: Tensor) -> Tensor:
-        matrix = logits.exp()
-        for _ in range(ITERATIONS):
-            matrix = matrix / matrix.sum(-1, keepdim=True)
-            matrix = matrix / matrix.sum(-2, keepdim=True)
-        return matrix
-
-    return project
 
 
 def _hyper_connections(device: str) -> Projection:
@@ -91,33 +84,56 @@ def _pot(device: str) -> Projection:
     return project
 
 
+class _Liger(torch.autograd.Function):
+    """liger-kernel's kernels, which exist only inside a larger operation: they take, per matrix, 2n further numbers for
+    two gates, here zeros, and write the gates as well. float32 on a GPU, n a power of two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, kernels: Any) -> Tensor:
+        mix = torch.nn.functional.pad(logits.flatten(1), (2 * logits.shape[-1], 0))
+        bias, one = mix.new_zeros(mix.shape[1]), mix.new_ones(1)
+        ctx.save_for_backward(mix, bias, one)
+        ctx.kernels = kernels
+        _, _, matrix = kernels.mhc_split_sinkhorn_fwd(
+            mix, bias, one, one, one, tmax=ITERATIONS, pre_eps=0.0, sinkhorn_eps=1e-6, post_mult=1.0
+        )
+        return matrix
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_matrix: Tensor) -> tuple[Tensor, None]:
+        mix, bias, one = ctx.saved_tensors
+        grad = ctx.kernels.mhc_sinkhorn_bwd(
+            mix, bias, one, grad_matrix.contiguous(), tmax=ITERATIONS, sinkhorn_eps=1e-6
+        )
+        return grad, None
+
+
 def _liger(device: str) -> Projection:
     gpu_only("liger-kernel", device)
-    from bench.liger import project
-
-    package("liger_kernel.ops.mhc", "liger-kernel triton")
-    return project
+    kernels = package("liger_kernel.ops.mhc", "liger-kernel triton")
+    return lambda logits: _Liger.apply(logits, kernels)
 
 
-def _compiled(make: Callable[[str], Projection]) -> Callable[[str], Projection]:
-    return lambda device: torch.compile(make(device), fullgraph=True, dynamic=False)
-
-
-PROJECTIONS: dict[str, Callable[[str], Projection]] = {
-    "crma": _crma,
-    "crma-compiled": _compiled(_crma),
+PLAIN: dict[str, Projection] = {"crma": _crma, "loop": _loop, "exponential-loop": _exponential_loop}
+#: name -> what makes it for a device
+OF_PACKAGES: dict[str, Callable[[str], Projection]] = {
     "crma-triton": _crma_triton,
-    "loop": _loop,
-    "loop-compiled": _compiled(_loop),
-    "exponential-loop": _exponential_loop,
-    "exponential-loop-compiled": _compiled(_exponential_loop),
     "hyper-connections": _hyper_connections,
-    "hyper-connections-compiled": _compiled(_hyper_connections),
     "hyper-connections-triton": _hyper_connections_triton,
     "mhc-pytorch": _mhc_pytorch,
     "pot": _pot,
     "liger-kernel": _liger,
 }
+PROJECTIONS = (*PLAIN, *OF_PACKAGES, *(f"{name}-compiled" for name in (*PLAIN, "hyper-connections")))
+
+
+def projection_named(name: str, device: str) -> Projection:
+    """One of ``PROJECTIONS``. Raises: DeviceUnavailableError, MissingPackageError."""
+    whole = name.removesuffix("-compiled")
+    project = PLAIN[whole] if whole in PLAIN else OF_PACKAGES[whole](device)
+    return project if name == whole else torch.compile(project, fullgraph=True, dynamic=False)
 
 
 def package(module: str, requirement: str) -> Any:

@@ -42,6 +42,7 @@ class Side:
     def __init__(self, setting: Setting, *, crma: bool = True, framework: str = "torch") -> None:
         import numpy as np
 
+        from backends.finetune.engines.by_name import engine_factory
         from backends.finetune.protocols.protocol import load_protocol
         from backends.finetune.tasks.encoding import EncodedExample, collate
 
@@ -54,7 +55,8 @@ class Side:
         )
         condition = f"modular@{setting.delta or 'none'}" if crma else "frozen"
         folder = model_folder(*RANDOM.get(setting.model, (setting.model, None)))
-        self.engine = make_engine(f"{framework}-{setting.device}", folder, protocol, condition)
+        make_engine, _ = engine_factory(f"{framework}-{setting.device}")
+        self.engine: Any = make_engine(job_of(folder, protocol, condition))
         for phase in range(1 if setting.delta is None else 2):  # the second one's anchor is the state after the first
             self.engine.begin_phase(phase, STEPS)
         ids = np.random.default_rng(0).integers(0, 256, (setting.batch, setting.tokens))
@@ -133,13 +135,12 @@ def model_folder(name: str, size: Any = None) -> Path:
     return resolve_model(name) if size is None else random_model_folder(name, size=size)
 
 
-def make_engine(backend: str, folder: Path, protocol: Any, condition: str) -> Any:
-    """The engine of a backend for one condition, at seed 0."""
-    from backends.finetune.engines.by_name import engine_factory
+def job_of(folder: Path, protocol: Any, condition: str, tasks: Sequence[Any] = ()) -> Any:
+    """What an engine is made of, at seed 0."""
     from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.tasks.job import Job
 
-    return engine_factory(backend)[0](Job(folder, protocol, parse_condition(condition), 0))
+    return Job(folder, protocol, parse_condition(condition), 0, tasks)
 
 
 def spec_texts(characters: int) -> list[Any]:

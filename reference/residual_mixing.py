@@ -63,7 +63,7 @@ def squared_norm_bound(basis: Array) -> float:
     Clauses: MIX-5, MIX-6.
     """
     normalised, trace = _normalised_gram(basis)
-    return float(trace * np.trace(_eighth_power(normalised)) ** 0.125)
+    return float(trace * np.trace(np.linalg.matrix_power(normalised, 8)) ** 0.125)
 
 
 def squared_norm_bound_vjp(basis: Array, cotangent: float) -> Array:
@@ -102,9 +102,3 @@ def _normalised_gram(basis: Array) -> tuple[Array, float]:
             remedy="initialise it with init_parameters; to switch an adapter off, disable it instead",
         )
     return gram / trace, trace
-
-
-def _eighth_power(matrix: Array) -> Array:
-    squared = matrix @ matrix
-    fourth = squared @ squared
-    return fourth @ fourth

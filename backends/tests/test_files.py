@@ -42,21 +42,22 @@ def test_a_link_is_followed_only_where_it_may_be(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "sparse").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(OSError, match="where at most 100"):
-        read_bytes(tmp_path / "sparse", limit=100)
-    with pytest.raises(OSError, match="make sense"):
-        read_json(tmp_path / "sparse")
+READERS = {
+    "a limit": (2**40, lambda path: read_bytes(path, limit=100), "where at most 100"),
+    "the limit of JSON": (2**40, read_json, "make sense"),
+    "memory": (2**43, read_bytes, "more than there is memory for"),
+    "memory, hashed": (2**43, lambda path: sha256_of(path, to_load=True), "more than there is memory for"),
+    "memory, golden vectors": (2**43, lambda path: load_files(path.parent), "more than there is memory for"),
+}
 
 
-def test_a_file_beyond_the_memory_is_neither_read_nor_hashed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_is_too_large_is_neither_read_nor_hashed(name: str, tmp_path: Path) -> None:
+    size, read, message = READERS[name]
     with (tmp_path / "sparse").open("wb") as file:
-        file.truncate(2**43)
-    for read in (read_bytes, lambda path: sha256_of(path, to_load=True), lambda path: load_files(path.parent)):
-        with pytest.raises((OSError, GoldenVectorError), match="more than there is memory for"):
-            read(tmp_path / "sparse")
+        file.truncate(size)
+    with pytest.raises((OSError, GoldenVectorError), match=message):
+        read(tmp_path / "sparse")
 
 
 def test_memory_that_a_limit_of_the_process_denies_is_named_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("peft", reason="pip install 'crma[bench]'")
 from bench import conformance_suite, evidence
 from reference.errors import BackendError, ConfigError
 
+Ran = Callable[..., tuple[int, list[str]]]
 HEADER = "backend jax-cpu: jax-cpu, jax 0.10.2, on cpu, parameters in float32, x in float32, against spec 0.3"
 QUIET = f"""{HEADER}
 ......ssF.                                                               [100%]
@@ -24,18 +26,23 @@ FAILED conformance/test_x.py::test_x[jax-cpu] - assert 3 passed
 """
 
 
-def ran(monkeypatch: pytest.MonkeyPatch, program: str, *options: str) -> tuple[int, list[str]]:
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     """``main`` with another program in the place of the suite: its status, and the command that it has run."""
-    commands: list[list[str]] = []
     start = subprocess.Popen
 
-    def replaced(command: list[str], **kwargs: Any) -> subprocess.Popen[Any]:
-        commands.append(command)
-        return start([sys.executable, "-c", program], **kwargs)
+    def run(program: str, *options: str) -> tuple[int, list[str]]:
+        commands: list[list[str]] = []
 
-    monkeypatch.setattr(subprocess, "Popen", replaced)
-    status = conformance_suite.main(["--backends", "jax-cpu", "--profiles", "full", *options])
-    return status, commands[0] if commands else []
+        def replaced(command: list[str], **kwargs: Any) -> subprocess.Popen[Any]:
+            commands.append(command)
+            return start([sys.executable, "-c", program], **kwargs)
+
+        monkeypatch.setattr(subprocess, "Popen", replaced)
+        status = conformance_suite.main(["--backends", "jax-cpu", "--profiles", "full", *options])
+        return status, commands[0] if commands else []
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -52,11 +59,8 @@ def test_counts_of_every_closing_line(closing: str, passed: int, skipped: int, f
     found = conformance_suite.read_output(f"{QUIET}{closing}\n")
     assert (found["passed"], found["skipped"], found["failed"], found["gaps"]) == (passed, skipped, failed, gaps)
     assert (found["shapes"], found["header"]) == (1815, HEADER)
-
-
-def test_what_the_suite_does_not_say_is_null() -> None:
-    found = conformance_suite.read_output("....\n4 passed in 0.01s\n")
-    assert (found["shapes"], found["header"]) == (None, None)
+    silent = conformance_suite.read_output("....\n4 passed in 0.01s\n")
+    assert (silent["shapes"], silent["header"]) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["", QUIET, "5 passed", "no tests ran in 0.01s"])
@@ -113,8 +117,8 @@ def test_processor_time_and_memory_are_of_all_processes(tmp_path: Path) -> None:
     assert 2**28 < run["peak_bytes"] < 2**28 + 2**27
 
 
-def test_options_reach_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    status, command = ran(monkeypatch, "print('1 failed in 1.00s'); exit(1)", "--processes", "2", "--", "-k", "sizes")
+def test_options_reach_the_suite(ran: Ran) -> None:
+    status, command = ran("print('1 failed in 1.00s'); exit(1)", "--processes", "2", "--", "-k", "sizes")
     assert status == 1
     assert command[1:3] == ["-m", "conformance"]
     assert "--backend=jax-cpu" in command
@@ -123,37 +127,26 @@ def test_options_reach_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("program", ["exit(4)", "exit(3)", "import os; print('1 passed in 1s'); os.abort()", ""])
-def test_a_run_that_did_not_end_is_one_message(
-    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, _ = ran(monkeypatch, program)
-    assert status == 2
+def test_a_run_that_did_not_end_is_one_message(program: str, ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran(program)[0] == 2
     assert "conformance run" in capsys.readouterr().err
 
 
-def test_other_runs_of_the_file_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_runs_of_the_file_stay_and_the_status_is_of_this_call(ran: Ran, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    for passed, processes in ((1, 1), (2, 2), (3, 1)):
-        ran(monkeypatch, f"print('{passed} passed in 1.00s')", "--processes", str(processes), "--out", str(out))
-        monkeypatch.undo()
+    for counts, processes, failed in (("1 failed, 1 passed", "1", 1), ("2 passed", "2", 0), ("3 passed", "1", 0)):
+        status, _ = ran(f"print('{counts} in 1.00s')", "--processes", processes, "--out", str(out))
+        assert status == failed
     assert [(run["passed"], run["processes"]) for run in json.loads(out.read_text())["runs"]] == [(2, 2), (3, 1)]
-
-
-def test_the_status_is_of_the_runs_of_this_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for failed, processes in ((1, 1), (0, 2)):
-        counts = f"{failed} failed, 5 passed" if failed else "6 passed"
-        options = ["--processes", str(processes), "--out", str(tmp_path / "out.json")]
-        assert ran(monkeypatch, f"print('{counts} in 1.00s')", *options)[0] == failed
-        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"machine": {}, "versions": {}, "runs": []}', '{"runs": []}'])
 def test_a_file_of_another_machine_is_left_alone(
-    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str, ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.json"
     out.write_text(content)
-    status, command = ran(monkeypatch, "print('1 passed in 1.00s')", "--out", str(out))
+    status, command = ran("print('1 passed in 1.00s')", "--out", str(out))
     assert (status, command, out.read_text()) == (2, [], content)
     assert "this machine" in capsys.readouterr().err
 
