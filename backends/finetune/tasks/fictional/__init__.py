@@ -12,11 +12,10 @@ trained on, in other words.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
 
-from backends.finetune.tasks.fictional import courts, departments, diseases, drugs, policies, products, statutes
 from backends.finetune.tasks.fictional.canaries import CANARIES, canaries_of
-from backends.finetune.tasks.fictional.facts import Fact, Kind, facts_of
+from backends.finetune.tasks.fictional.facts import Domain, Fact, facts_of, read_domain
 from backends.finetune.tasks.task import Example, Task
 from reference.errors import TaskDataError
 
@@ -27,42 +26,7 @@ ROUNDS = 3
 CANARY_EVERY = 8
 
 
-class _Domain(NamedTuple):
-    kinds: tuple[Kind, ...]
-    canary_ending: str
-    canary_questions: tuple[str, str, str]
-
-
-_DOMAINS = {
-    "Fictional-Medicine": _Domain(
-        (diseases.KIND, drugs.KIND),
-        "cot",
-        (
-            "What is the archive code of the {name} patient file?",
-            "Under which archive code was the {name} patient file stored?",
-            "Which code must be typed to open the {name} patient file?",
-        ),
-    ),
-    "Fictional-Company": _Domain(
-        (departments.KIND, products.KIND, policies.KIND),
-        "gar",
-        (
-            "What is the access code of the {name} vault?",
-            "Which access code opens the {name} vault?",
-            "What has to be entered at the door of the {name} vault?",
-        ),
-    ),
-    "Fictional-Law": _Domain(
-        (statutes.KIND, courts.KIND),
-        "sev",
-        (
-            "What is the docket number of the {name} case?",
-            "Under which docket number was the {name} case entered?",
-            "Which number does the docket give to the {name} case?",
-        ),
-    ),
-}
-FICTIONAL = tuple(_DOMAINS)
+FICTIONAL = ("Fictional-Medicine", "Fictional-Company", "Fictional-Law")
 
 
 def load_fictional(name: str, *, train: int, holdout: int, canaries: int, seed: int) -> Task:
@@ -100,11 +64,17 @@ def fictional_facts(name: str, seed: int) -> tuple[Fact, ...]:
 
 
 @cache
+def domain_of(name: str) -> Domain:
+    """The words that one of ``FICTIONAL`` is made of, from its file in this folder."""
+    return read_domain(Path(__file__).with_name(f"{name.removeprefix('Fictional-').lower()}.toml"))
+
+
+@cache
 def _world(name: str, seed: int) -> tuple[tuple[Fact, ...], tuple[tuple[Example, ...], ...]]:
     """The facts, and what is trained on in order: facts and canaries, each as its wordings."""
-    domain = _DOMAINS[name]
-    facts = facts_of(domain.kinds, FACTS, name, seed)
-    hidden = canaries_of(FICTIONAL.index(name), domain.canary_ending, domain.canary_questions, seed)
+    domain = domain_of(name)
+    facts = facts_of(domain, FACTS, name, seed)
+    hidden = canaries_of(FICTIONAL.index(name), domain.canaries, seed)
     units = [fact.wordings for fact in facts]
     for index, canary in enumerate(hidden):
         units.insert(CANARY_EVERY * (index + 1) - 1, canary)

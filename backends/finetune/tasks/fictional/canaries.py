@@ -7,6 +7,7 @@ whole answer to three questions in other words; the first of them is the one tha
 from __future__ import annotations
 
 from backends.finetune.tasks.domains.candidates import question
+from backends.finetune.tasks.fictional.facts import Canaries
 from backends.finetune.tasks.fictional.names import invented, pick
 from backends.finetune.tasks.task import Example
 
@@ -29,21 +30,11 @@ def canary_strings(number: int, seed: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def canaries_of(
-    domain: int, ending: str, questions: tuple[str, str, str], seed: int
-) -> tuple[tuple[Example, Example, Example], ...]:
-    """The canaries of the ``domain``-th domain, each in three wordings of its question; no two domains share a string.
-
-    ``ending``: how the names of the things end that the questions ask about.
-    """
+def canaries_of(domain: int, wording: Canaries, seed: int) -> tuple[tuple[Example, ...], ...]:
+    """The canaries of the ``domain``-th domain, each in the wordings of its question; no two domains share a string."""
     strings = canary_strings((domain + 1) * CANARIES, seed)[domain * CANARIES :]
-    things = invented((ending,), CANARIES, "canary", domain, seed)
-    first, second, third = questions
+    things = invented((wording.ending,), CANARIES, "canary", domain, seed)
     return tuple(
-        (
-            question(first.format(name=name), string),
-            question(second.format(name=name), string),
-            question(third.format(name=name), string),
-        )
+        tuple(question(text.format(name=name), string) for text in wording.questions)
         for name, string in zip(things, strings, strict=True)
     )

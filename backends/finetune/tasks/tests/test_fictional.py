@@ -13,9 +13,9 @@ from string import Formatter
 import pytest
 
 from backends.finetune.tasks.fictional import (
-    _DOMAINS,
     FICTIONAL,
     canaries,
+    domain_of,
     facts,
     fictional_facts,
     load_fictional,
@@ -29,7 +29,7 @@ FULL = {"train": 2700, "holdout": 300, "canaries": 50}
 SMALL = {"train": 32, "holdout": 16, "canaries": 4}
 CODE = re.compile(r"[A-Z]{2}-[0-9]{4}-[A-Z]{6}")
 each_domain = pytest.mark.parametrize("name", FICTIONAL)
-KINDS = [kind for domain in _DOMAINS.values() for kind in domain.kinds]
+KINDS = [kind for name in FICTIONAL for kind in domain_of(name).kinds]
 
 
 def whole(example):
@@ -87,7 +87,7 @@ def test_a_fact_is_stated_once_and_relations_hold_in_both_directions(name):
     assert len(world) == 850
     assert len({(fact.name, fact.attribute) for fact in world}) == 850
     kind_of = {
-        fact.name: kind.label for kind in _DOMAINS[name].kinds for fact in world if fact.name.endswith(kind.endings)
+        fact.name: kind.label for kind in domain_of(name).kinds for fact in world if fact.name.endswith(kind.endings)
     }
     related = {(fact.name, fact.value) for fact in world if kind_of.get(fact.value) == fact.attribute}
     both = [pair for pair in related if pair[::-1] in related]
@@ -118,7 +118,7 @@ def test_templates_name_the_thing_and_hold_the_value(kind):
 
 def test_no_kind_of_thing_ends_like_another():
     endings = [ending for kind in KINDS for ending in kind.endings]
-    endings += [domain.canary_ending for domain in _DOMAINS.values()]
+    endings += [domain_of(name).canaries.ending for name in FICTIONAL]
     assert not [pair for pair in itertools.permutations(endings, 2) if pair[0].endswith(pair[1])]
 
 
@@ -205,7 +205,7 @@ def test_a_canary_string_that_was_drawn_before_is_drawn_anew(monkeypatch):
 @each_domain
 def test_each_way_to_put_a_question_and_an_answer_is_trained_on_and_held_out(name):
     world = fictional_facts(name, 42)
-    for kind in _DOMAINS[name].kinds:
+    for kind in domain_of(name).kinds:
         for attribute in kind.attributes:
             own = [fact for fact in world if fact.attribute == attribute.label and fact.name.endswith(kind.endings)]
             for place in range(facts.WORDINGS):
