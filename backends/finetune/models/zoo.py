@@ -1,11 +1,19 @@
-"""The models of the paper by a short name. Source: paper Table 2; licences: the model cards."""
+"""The models of the paper by a short name. Source: paper Table 2; licences: the model cards.
+
+``zoo.json`` holds what they publish in their config.json, without token ids, since a model with random weights has a
+tokenizer of its own; and what differs in a small model of the same family. That one keeps the family's features:
+grouped heads in the same ratio, windows that short texts reach, part of each head turned (with every fourth of
+LongRoPE's factors beyond 4,096 tokens, one per pair of entries that are turned), soft caps, tied embeddings. Its start
+values of about 1 / sqrt(hidden) let it do more than copy with frozen random weights.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from backends.finetune.models import architectures
-from backends.finetune.models.architectures import Fields
+from backends.files import read_json
 
 
 @dataclass(frozen=True)
@@ -15,49 +23,12 @@ class ZooModel:
     name: str
     hub_id: str
     licence: str
-    fields: Fields = field(repr=False)
-    reduced: Fields = field(repr=False)
+    fields: dict[str, Any] = field(repr=False)
+    reduced: dict[str, Any] = field(repr=False)
 
 
 ZOO: dict[str, ZooModel] = {
-    model.name: model
-    for model in (
-        ZooModel(
-            "tinyllama-1.1b",
-            "TinyLlama/TinyLlama_v1.1",
-            "Apache-2.0",
-            architectures.TINYLLAMA,
-            architectures.SMALL_LLAMA,
-        ),
-        ZooModel(
-            "phi-4-mini",
-            "microsoft/Phi-4-mini-instruct",
-            "MIT",
-            architectures.PHI_4_MINI,
-            architectures.SMALL_PHI,
-        ),
-        ZooModel(
-            "mistral-7b-v0.3",
-            "mistralai/Mistral-7B-v0.3",
-            "Apache-2.0",
-            architectures.MISTRAL_V03,
-            architectures.SMALL_MISTRAL,
-        ),
-        ZooModel(
-            "saul-7b",
-            "Equall/Saul-7B-Base",
-            "MIT",
-            architectures.MISTRAL_V01,
-            architectures.SMALL_MISTRAL_V01,
-        ),
-        ZooModel(
-            "gemma-2-9b",
-            "google/gemma-2-9b",
-            "Gemma Terms of Use, to be accepted on the model's page",
-            architectures.GEMMA_2_9B,
-            architectures.SMALL_GEMMA,
-        ),
-    )
+    name: ZooModel(name, **content) for name, content in read_json(Path(__file__).with_suffix(".json")).items()
 }
 
 
