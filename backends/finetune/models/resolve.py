@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from backends.finetune.models.folder import ALLOWED, check_model_folder
-from backends.finetune.models.local import local_folder
 from backends.finetune.models.smollm2 import cached_smollm2
-from backends.finetune.models.zoo import find_model
+from backends.finetune.models.zoo import ZooModel, find_model
 from reference.errors import ModelError
 
 
@@ -28,7 +27,7 @@ def resolve_model(name_or_path: str) -> Path:
         return cached_smollm2()
     folder = Path(os.path.expanduser(name_or_path))
     if not folder.exists() and (model := find_model(name_or_path)):
-        return local_folder(model, check_model_folder)
+        return _local_folder(model)
     if not name_or_path or not folder.exists():
         is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path) is not None
         raise ModelError(
@@ -41,3 +40,40 @@ def resolve_model(name_or_path: str) -> Path:
         )
     check_model_folder(folder)
     return folder
+
+
+def _local_folder(model: ZooModel) -> Path:
+    """The folder ``$CRMA_MODELS/NAME``, or else the snapshot in the cache of Hugging Face.
+
+    Raises: ModelError where there is neither, or the first is not a whole model, saying how to get one.
+    """
+    own = os.environ.get("CRMA_MODELS")
+    if own and (folder := Path(own).expanduser() / model.name).exists():
+        check_model_folder(folder)
+        return folder
+    found = "nowhere on this machine"
+    if snapshot := _snapshot(model.hub_id):
+        try:
+            check_model_folder(snapshot)
+        except ModelError as error:
+            found = f"not whole in the cache of Hugging Face ({error.got})"
+        else:
+            return snapshot
+    place = f"{Path(own).expanduser() / model.name}" if own else "FOLDER"
+    raise ModelError(
+        "model",
+        got=f"{model.name} ({model.hub_id}, licence {model.licence}), {found}",
+        allowed=f"a whole model in $CRMA_MODELS/{model.name} or in the cache of Hugging Face, or its folder by --model",
+        remedy=f"hf download {model.hub_id} --local-dir {place}, then --model {place}; nothing is downloaded here; or "
+        "--random-weights, which runs the same architecture with weights that mean nothing",
+    )
+
+
+def _snapshot(hub_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None

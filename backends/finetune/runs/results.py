@@ -16,10 +16,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ RESULTS_NAME = "results.jsonl"
 _APPENDING = os.O_RDWR | os.O_CREAT | sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY"))
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
 _REMEDY = "restore the file from a copy, or start again in another run folder"
-_Record = TypeVar("_Record", bound=BaseModel)
+_KINDS: dict[str, type[BaseModel]] = {"run": RunRecord, "base": BaseRecord, "phase": PhaseRecord, "panel": PanelRecord}
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,20 @@ class RunResults:
 
     def holdout_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
         """(T, T), ``[phase, task]``, nats per answer token; NaN for tasks not yet seen and phases not yet finished."""
-        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
-        for record in self.phases_of(condition, seed):
-            matrix[record.phase, : record.phase + 1] = [record.holdout[task] for task in self.tasks[: record.phase + 1]]
-        return matrix
+        return self._matrix(
+            condition, seed, lambda record: {task: record.holdout[task] for task in self.tasks[: record.phase + 1]}
+        )
 
     def exact_match_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
         """(T, T), ``[phase, task]``, fractions of canaries recalled; NaN for what was not asked and phases to come."""
+        return self._matrix(condition, seed, lambda record: record.exact_match)
+
+    def _matrix(
+        self, condition: str, seed: int, values: Callable[[PhaseRecord], dict[str, float]]
+    ) -> NDArray[np.float64]:
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for record in self.phases_of(condition, seed):
-            matrix[record.phase] = [record.exact_match.get(task, np.nan) for task in self.tasks]
+            matrix[record.phase] = [values(record).get(task, np.nan) for task in self.tasks]
         return matrix
 
     def metrics(self, condition: str, seed: int) -> reference.ContinualMetrics | None:
@@ -164,22 +168,20 @@ def read_results(path: Path | str) -> RunResults:
             continue
         place = f"{file}, line {number}"
         digest, entry = _verified(line, digest, place)
-        if entry.get("kind") == "run":
-            runs.append(_validated(RunRecord, entry, place))
-            files |= runs[-1].files
-            if runs[-1].tasks != runs[0].tasks:
-                _damaged(place, f"tasks {runs[-1].tasks}", f"the tasks of the first line, {runs[0].tasks}")
-        elif entry.get("kind") == "phase":
-            record = _validated(PhaseRecord, entry, place)
-            _check_phase(record, runs, place)
-            phases[record.condition, record.seed, record.phase] = record
-            files |= record.files
-        elif entry.get("kind") == "base":
-            bare = _validated(BaseRecord, entry, place)
-            base[bare.seed] = bare
-        elif entry.get("kind") == "panel":
-            panel = _validated(PanelRecord, entry, place)
-            panels[panel.condition, panel.seed] = panel
+        match _validated(entry, place):
+            case RunRecord() as run:
+                runs.append(run)
+                files |= run.files
+                if run.tasks != runs[0].tasks:
+                    _damaged(place, f"tasks {run.tasks}", f"the tasks of the first line, {runs[0].tasks}")
+            case PhaseRecord() as phase:
+                _check_phase(phase, runs, place)
+                phases[phase.condition, phase.seed, phase.phase] = phase
+                files |= phase.files
+            case BaseRecord() as bare:
+                base[bare.seed] = bare
+            case PanelRecord() as panel:
+                panels[panel.condition, panel.seed] = panel
     if not runs:
         _damaged(str(file), "no record of kind 'run'", "a results file that starts with one")
     conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
@@ -205,11 +207,7 @@ def append_record(path: Path | str, record: Mapping[str, Any]) -> None:
             allowed="finite numbers",
             remedy="stop the run at the step that diverged, with a lower learning rate",
         ) from error
-    models: dict[str, type[BaseModel]] = {
-        "run": RunRecord, "base": BaseRecord, "phase": PhaseRecord, "panel": PanelRecord,
-    }  # fmt: skip
-    if (model := models.get(str(record.get("kind")))) is not None:
-        _validated(model, json.loads(line), f"record for {file.name}")
+    _validated(json.loads(line), f"record for {file.name}")
     try:
         with disk_space_errors(file):
             _append_line(file, line)
@@ -286,7 +284,10 @@ def _parsed(line: bytes, place: str) -> dict[str, Any]:
     return entry
 
 
-def _validated(model: type[_Record], entry: dict[str, Any], place: str) -> _Record:
+def _validated(entry: dict[str, Any], place: str) -> BaseModel | None:
+    """The record of a line; None for another kind."""
+    if (model := _KINDS.get(str(entry.get("kind")))) is None:
+        return None
     try:
         return model.model_validate(entry)
     except ValidationError as error:

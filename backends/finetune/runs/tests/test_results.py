@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import reference
-from backends.finetune.runs.results import append_record, read_results
+from backends.finetune.conftest import rewrite_results
+from backends.finetune.runs.results import _sealed, append_record, read_results
 from reference.errors import CRMAError, DiskSpaceError, NonFiniteError, RunFolderError
 
 TASKS = ["Medical", "Legal", "Financial"]
@@ -198,62 +199,77 @@ def test_a_whole_last_line_without_line_end_counts_and_survives_an_append(file, 
 
 @pytest.mark.clause("ERR-2")
 @pytest.mark.parametrize(
-    "line",
+    ("line", "complaint"),
     [
-        b'{"kind": "phase", "condi',
-        b"[1, 2]",
-        b"\xff\xfe",
-        b'{"kind": "phase", "loss": NaN}',
-        b"[" * 100_000,
-        b'{"kind": "run", "protocol": "p"}',
-        json.dumps(run_record(tasks=["Other"])).encode(),
-        json.dumps(run_record(tasks=["A", "A"])).encode(),
+        (b'{"kind": "phase", "condi', "one JSON object per line"),
+        (b"[1, 2]", "got a JSON list"),
+        (b"\xff\xfe", "one JSON object per line"),
+        (b'{"kind": "phase", "loss": NaN}', "NaN is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"kind": "router"}', "no sha256 at its end"),
+        (_sealed(b'{"kind": "router"}', b"").rstrip(), "content that does not give its sha256"),
     ],
 )
-def test_a_damaged_line_is_named(file, line):
+def test_a_damaged_line_is_named(file, line, complaint):
     file.write_bytes(file.read_bytes() + line + b"\n" + json.dumps(run_record()).encode() + b"\n")
     with pytest.raises(RunFolderError) as caught:
         read_results(file)
     assert f"{file}, line 2" in str(caught.value)
+    assert complaint in str(caught.value)
     assert len(str(caught.value)) < 800
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("record", "complaint"),
     [
-        {"phase": 3},
-        {"phase": -1},
-        {"phase": 1, "task": "Medical"},
-        {"task": "Code"},
-        {"holdout": {"Legal": 1.0}},
-        {"holdout": {"Medical": None}},
-        {"losses": "many"},
-        {"spectral": spectral(norm_max=[1.0])},
-        {"spectral": spectral(steps=[8, 4])},
-        {"spectral": spectral(steps=[8, 9])},
+        ({"kind": "run", "protocol": "p"}, "run record with a faulty model"),
+        (run_record(tasks=["Other"]), r"tasks \['Other'\]"),
+        (run_record(tasks=["A", "A"]), "two tasks share a name"),
     ],
 )
-def test_a_phase_that_contradicts_itself_or_the_run_is_refused(file, rng, changes):
-    file.write_bytes(file.read_bytes() + json.dumps(phase_record(rng, **changes)).encode() + b"\n")
-    with pytest.raises(RunFolderError, match="line 2"):
+def test_a_second_run_record_is_whole_and_of_the_same_tasks(file, record, complaint):
+    rewrite_results(file.parent, [run_record(), record])
+    with pytest.raises(RunFolderError, match=f"line 2: got .*{complaint}"):
+        read_results(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"phase": 3}, "phase 3 of task 'Medical'"),
+        ({"phase": 1, "task": "Medical"}, "phase 1 of task 'Medical'"),
+        ({"task": "Code"}, "phase 0 of task 'Code'"),
+        ({"holdout": {"Legal": 1.0}}, r"no holdout loss for \['Medical'\]"),
+    ],
+)
+def test_a_phase_that_contradicts_the_run_is_refused(file, rng, changes, complaint):
+    append_record(file, phase_record(rng, **changes))
+    with pytest.raises(RunFolderError, match=f"line 2: got {complaint}"):
         read_results(file)
 
 
 @pytest.mark.clause("ERR-4")
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    ("changes", "error", "complaint"),
     [
-        ({"losses": [float("nan")]}, NonFiniteError),
-        ({"holdout": {"Medical": float("inf")}}, NonFiniteError),
-        ({"losses": "many"}, RunFolderError),
-        ({"spectral": spectral(steps=[8, 9])}, RunFolderError),
+        ({"losses": [float("nan")]}, NonFiniteError, "not JSON compliant"),
+        ({"holdout": {"Medical": float("inf")}}, NonFiniteError, "not JSON compliant"),
+        ({"phase": -1}, RunFolderError, "faulty phase"),
+        ({"losses": "many"}, RunFolderError, "faulty losses"),
+        ({"holdout": {"Medical": None}}, RunFolderError, r"faulty holdout\.Medical"),
+        ({"spectral": spectral(norm_max=[1.0])}, RunFolderError, "norm_max has 1 values for 2 steps"),
+        ({"spectral": spectral(steps=[8, 4])}, RunFolderError, "steps do not increase"),
+        ({"spectral": spectral(steps=[8, 9])}, RunFolderError, "the phase has 8 steps"),
     ],
 )
-def test_append_refuses_a_bad_record_and_leaves_the_file_as_it_was(file, rng, changes, error):
-    before = file.read_bytes()
-    with pytest.raises(error):
-        append_record(file, phase_record(rng, **changes))
+def test_a_bad_record_is_neither_appended_nor_read(file, rng, changes, error, complaint):
+    before, record = file.read_bytes(), phase_record(rng, **changes)
+    with pytest.raises(error, match=complaint):
+        append_record(file, record)
     assert file.read_bytes() == before
+    rewrite_results(file.parent, [run_record(), record])
+    with pytest.raises(RunFolderError, match="line 2"):
+        read_results(file)
 
 
 @pytest.mark.clause("ERR-4")

@@ -6,9 +6,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from backends.finetune.tasks.domains.candidates import LONGEST, SHORTEST, Candidate, question
+from backends.finetune.tasks.domains.candidates import Candidate, answers
 from backends.finetune.tasks.domains.packages import package_folder
-from backends.finetune.tasks.domains.prose import passages
 from backends.finetune.tasks.domains.source_trees import parse, source_files, walk_public
 
 _SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Notes?|Examples?|Yields|Attributes)\s*:", re.M)
@@ -45,10 +44,9 @@ def candidates() -> Iterator[Candidate]:
             if verb not in ("get", "collect", "calculate"):
                 continue  # a helper, not a quantity
             asked = f"What should an investor know about the {quantity.replace('_', ' ')} in {subject}?"
-            room = len(question(asked, "").prompt) + 1
             text = _SECTION.split(ast.get_docstring(node) or "")[0]
             for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*•]|\d+\.)\s)", text):
                 definition = re.sub(r"^\s*(?:Calculate|Compute|Determine|Estimate)s?\s+(?=the\b|an?\b)", "", paragraph)
                 definition = definition[:1].upper() + definition[1:]
-                for passage in passages(definition, SHORTEST - room, LONGEST - room, _PLUMBING):
-                    yield Candidate(path, question(asked, passage))
+                for example in answers(asked, definition, _PLUMBING):
+                    yield Candidate(path, example)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
-from backends.finetune.tasks.domains.candidates import LONGEST, SHORTEST, Candidate, question
+from backends.finetune.tasks.domains.candidates import Candidate, answers
 from backends.finetune.tasks.domains.packages import package_file
-from backends.finetune.tasks.domains.prose import passages
 
 #: notes of the editors on their vocabulary, not on the finding
 _EDITORIAL = r"\b(HPO|terms?|ontology|synonyms?|annotat\w+|subclass\w*)\b"
@@ -27,7 +27,5 @@ def candidates() -> Iterator[Candidate]:
             continue
         text = re.sub(r"\\(.)", r"\1", definition[1])
         asked = f'What does the clinical finding "{fields["name"]}" mean?'
-        room = len(question(asked, "").prompt) + 1
-        for passage in passages(f"{text} {fields.get('comment', '')}", SHORTEST - room, LONGEST - room, _EDITORIAL):
-            yield Candidate(fields["id"], question(asked, passage))
-            break
+        for example in islice(answers(asked, f"{text} {fields.get('comment', '')}", _EDITORIAL), 1):
+            yield Candidate(fields["id"], example)

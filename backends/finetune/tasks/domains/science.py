@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from backends.finetune.tasks.domains.candidates import LONGEST, SHORTEST, Candidate, question
+from backends.finetune.tasks.domains.candidates import Candidate, answers
 from backends.finetune.tasks.domains.packages import package_file
-from backends.finetune.tasks.domains.prose import flatten, passages
+from backends.finetune.tasks.domains.prose import flatten
 
 
 def candidates() -> Iterator[Candidate]:
@@ -17,13 +18,10 @@ def candidates() -> Iterator[Candidate]:
     with package_file("bioregistry", "data/bioregistry.json").open(encoding="utf-8") as file:
         records: dict[str, dict[str, Any]] = json.load(file)
     for prefix, record in sorted(records.items()):
-        name = _name(record)
-        asked = f"What is the scientific resource {name}?"
-        room = len(question(asked, "").prompt) + 1
-        found = (passages(text, SHORTEST - room, LONGEST - room) for text in _texts(record, "description"))
-        for passage in (next(run, None) for run in found):
-            if passage:
-                yield Candidate(prefix, question(asked, passage))
+        asked = f"What is the scientific resource {_name(record)}?"
+        for text in _texts(record, "description"):
+            for example in islice(answers(asked, text), 1):
+                yield Candidate(prefix, example)
 
 
 def _texts(record: dict[str, Any], field: str) -> list[str]:
