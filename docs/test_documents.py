@@ -25,8 +25,8 @@ pytest.importorskip("peft")
 
 import typer
 
+from backends.finetune.cli.commands import app
 from backends.finetune.cli.modules import MODULES
-from backends.finetune.cli.program import program, spread
 from backends.finetune.conftest import tiny_model as tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +87,8 @@ def test_commands_have_the_options_that_they_are_given(command: str) -> None:
     name, *arguments = shlex.split(command)
     if name in MODULES:
         return
-    group = typer.main.get_command(program())
-    group.commands[name].make_context(name, list(spread(arguments)))  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
+    group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import reference
-from backends.finetune.certify.check import Check, holds
+from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.certify.consistency import protocol_of, record_consistent, run_consistent
 from backends.finetune.certify.files import RunFiles
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
@@ -85,12 +85,11 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
         results = read_results(path)
     except RunFolderError as error:
         reason = f"{Path(error.field).name}: got {error.got}; allowed: {error.allowed}"
-        return Certification([holds("run", None, "results readable", "CL-1", [reason])], None, files.digests)
+        return Certification([THE_RUN.holds("results readable", "CL-1", [reason])], None, files.digests)
     protocol, faults = protocol_of(results.run.config)
     if protocol is None:
-        return Certification(
-            [holds("run", None, "records agree with the protocol", "CL-1", faults)], results, files.digests
-        )
+        check = THE_RUN.holds("records agree with the protocol", "CL-1", faults)
+        return Certification([check], results, files.digests)
     limited = () if max_drift is None else _limited(results, max_drift)
     checks: list[Check] = []
     every_state: list[StoredState] = []
@@ -98,7 +97,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
         try:
             condition = parse_condition(name)
         except ValueError as error:
-            checks.append(holds(name, None, "condition known", "CL-5", [str(error)]))
+            checks.append(Subject(name, None).holds("condition known", "CL-5", [str(error)]))
             continue
         budget = condition.limit(results.run.displacement_budget)
         for seed in results.seeds:

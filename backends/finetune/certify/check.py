@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from backends.certificate import ROUNDING as ROUNDING
 
+Measured = tuple[float, str]  # a value and its place
 Verdict = Literal["pass", "fail", "not promised"]
 #: Float64 arithmetic of the reference: sums and norms of matrices of some 16 rows.
 REFERENCE_ROUNDING = 1e-12
@@ -39,26 +41,34 @@ class Check(NamedTuple):
         return None if self.value is None or self.bound is None else self.bound - self.value
 
 
-def at_most(condition: str, seed: int | None, name: str, clauses: str, worst: tuple[float, str], bound: float) -> Check:
-    """A bound on the ``worst`` (value, place). NaN breaks every bound."""
-    value, where = worst
-    fits = value <= bound
-    reason = "" if fits else "not finite" if not math.isfinite(value) else f"{value - bound:.3g} above the bound"
-    return Check(condition, seed, name, clauses, "pass" if fits else "fail", value, bound, where, reason)
+class Subject(NamedTuple):
+    """What a check is about: a condition and a seed, or THE_RUN. Makes the checks of it."""
+
+    condition: str
+    seed: int | None
+
+    def at_most(self, name: str, clauses: str, worst: list[Measured], bound: float) -> Check:
+        """A bound on the largest of some values. NaN breaks every bound."""
+        value, where = largest(worst)
+        fits = value <= bound
+        reason = "" if fits else "not finite" if not math.isfinite(value) else f"{value - bound:.3g} above the bound"
+        return Check(*self, name, clauses, "pass" if fits else "fail", value, bound, where, reason)
+
+    def holds(self, name: str, clauses: str, faults: Iterable[str]) -> Check:
+        """A promise that holds or not: it fails with the first of ``faults``, if there is one."""
+        found = list(faults)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return Check(*self, name, clauses, "fail" if found else "pass", reason=found[0] + more if found else "")
+
+    def not_promised(self, name: str, worst: list[Measured], reason: str) -> Check:
+        """Something that a reader might expect, and that this condition does not promise."""
+        value, where = largest(worst) if worst else (None, "")
+        return Check(*self, name, "", "not promised", value, None, where, reason)
 
 
-def holds(condition: str, seed: int | None, name: str, clauses: str, faults: list[str], where: str = "") -> Check:
-    """A promise that holds or not: it fails with the first of ``faults``, if there is one."""
-    reason = "" if not faults else faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
-    return Check(condition, seed, name, clauses, "fail" if faults else "pass", where=where, reason=reason)
+THE_RUN = Subject("run", None)
 
 
-def not_promised(condition: str, seed: int | None, name: str, worst: tuple[float, str] | None, reason: str) -> Check:
-    """Something that a reader might expect, and that this condition does not promise."""
-    value, where = (None, "") if worst is None else worst
-    return Check(condition, seed, name, "", "not promised", value, None, where, reason)
-
-
-def largest(values: list[tuple[float, str]]) -> tuple[float, str]:
-    """The largest (value, place); a NaN counts as larger than everything."""
+def largest(values: list[Measured]) -> Measured:
+    """The largest; a NaN counts as larger than everything."""
     return max(values, key=lambda entry: math.inf if math.isnan(entry[0]) else entry[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backends.finetune.certify.check import Check, holds
+from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
@@ -34,7 +34,7 @@ def protocol_of(config: dict[str, Any]) -> tuple[Protocol | None, list[str]]:
 
 def run_consistent(results: RunResults, protocol: Protocol) -> Check:
     """Every record speaks of the conditions, seeds, tasks and counts of the protocol, and of the same batches."""
-    return holds("run", None, "records agree with the protocol", "CL-1", list(_run_faults(results, protocol)))
+    return THE_RUN.holds("records agree with the protocol", "CL-1", _run_faults(results, protocol))
 
 
 def _run_faults(results: RunResults, protocol: Protocol) -> Iterator[str]:
@@ -108,7 +108,7 @@ def record_consistent(
     for kind, counts in values.items() if records else ():
         said = records[0].parameters.get(kind)
         faults += [f"{said} parameters of {kind}, while a file holds {count}" for count in counts if count != said]
-    return holds(condition.name, seed, "records as training writes them", "CL-1, CL-7", faults)
+    return Subject(condition.name, seed).holds("records as training writes them", "CL-1, CL-7", faults)
 
 
 def _phase_faults(record: PhaseRecord, results: RunResults, protocol: Protocol, condition: Condition) -> Iterator[str]:

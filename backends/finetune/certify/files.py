@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.files import TEXT_LIMIT, parse_json, read_bytes, sha256_of
-from backends.finetune.certify.check import Check, holds
+from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.certify.states import StoredState
 from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import LoraSection
@@ -47,7 +47,7 @@ class RunFiles:
         if condition.trains == "full":
             model = self.places.branch(seed, condition.name) / f"model-{phases - 1}.safetensors"
             self._tensors(model, faults)
-            return holds(condition.name, seed, "model file whole", "", faults), counts
+            return Subject(condition.name, seed).holds("model file whole", "", faults), counts
         shapes: dict[str, Any] | None = None
         for phase in range(phases - 1 if condition.trains == "shared" else 0, phases):
             lora = self.places.lora(seed, condition.name, phase)
@@ -64,7 +64,7 @@ class RunFiles:
         if condition.crma == "unconstrained":
             for phase in range(phases):
                 self._tensors(self.places.branch(seed, condition.name) / f"mixing-{phase}.safetensors", faults)
-        return holds(condition.name, seed, "adapter files whole", "", faults), counts
+        return Subject(condition.name, seed).holds("adapter files whole", "", faults), counts
 
     def states(self, condition: Condition, seed: int, phases: int) -> tuple[list[StoredState], list[Check]]:
         """The stored states of the shared CRMA that can be read, and the check that all can."""
@@ -78,7 +78,7 @@ class RunFiles:
                 self._digest(path)
             except StateFileError as error:
                 faults.append(f"{self._name(path)}: got {error.got}")
-        return states, [holds(condition.name, seed, "state files whole", "STATE-1, STATE-4", faults)]
+        return states, [Subject(condition.name, seed).holds("state files whole", "STATE-1, STATE-4", faults)]
 
     def as_recorded(self, results: RunResults, condition: Condition, seed: int) -> Check:
         """Every file of a finished phase is recorded, and holds the bytes that were."""
@@ -90,7 +90,7 @@ class RunFiles:
         ]
         changed = self.places.changed_files(results, f"{seed}-{condition.name}")
         faults += [f"{name}: {reason}" for name, reason in changed if "/" in name]
-        return holds(condition.name, seed, "files as recorded", "", faults)
+        return Subject(condition.name, seed).holds("files as recorded", "", faults)
 
     def _written(self, condition: Condition, seed: int, phase: int) -> list[str]:
         """The files that a phase writes, by path within the folder."""
@@ -141,7 +141,7 @@ class RunFiles:
                 faults.append(f"{state.name}: other layers or sizes than {first.name}")
             if state.content.base_model_sha256 != first.content.base_model_sha256:
                 faults.append(f"{state.name}: architecture of another base model than {first.name}")
-        return holds("run", None, "files belong to this run", "STATE-2", faults)
+        return THE_RUN.holds("files belong to this run", "STATE-2", faults)
 
     def _strangers(self, results: RunResults) -> Iterator[str]:
         """Files among the adapters that belong to no phase of the run."""
@@ -157,13 +157,8 @@ class RunFiles:
                 yield from (self._name(path) for path in found if path not in known)
 
     def _tensors(self, path: Path, faults: list[str]) -> dict[str, Tensor]:
-        try:
-            data = read_bytes(path, follow_links=False)
-            self.digests[self._name(path)] = hashlib.sha256(data).hexdigest()
-            tensors = safetensors.torch.load(data)
-        except (OSError, SafetensorError) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-            faults.append(f"{self._name(path)}: {reason}")
+        tensors = self._parsed(path, safetensors.torch.load, faults, limit=None)
+        if tensors is None:
             return {}
         if not tensors:
             faults.append(f"{self._name(path)}: no tensor in it")
@@ -171,17 +166,22 @@ class RunFiles:
         return tensors
 
     def _json(self, path: Path, faults: list[str]) -> dict[str, Any]:
+        content = self._parsed(path, parse_json, faults, limit=TEXT_LIMIT)
+        if content is None or isinstance(content, dict):
+            return content or {}
+        faults.append(f"{self._name(path)}: no JSON object")
+        return {}
+
+    def _parsed(self, path: Path, parse: Callable[[bytes], Any], faults: list[str], limit: int | None) -> Any:
+        """What a file holds; None, and a fault, where it cannot be read."""
         try:
-            content = parse_json(read_bytes(path, limit=TEXT_LIMIT, follow_links=False))
-            self._digest(path)
-        except (OSError, ValueError) as error:
+            data = read_bytes(path, limit=limit, follow_links=False)
+            self.digests[self._name(path)] = hashlib.sha256(data).hexdigest()
+            return parse(data)
+        except (OSError, ValueError, SafetensorError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             faults.append(f"{self._name(path)}: {reason}")
-            return {}
-        if not isinstance(content, dict):
-            faults.append(f"{self._name(path)}: no JSON object")
-            return {}
-        return content
+            return None
 
     def _digest(self, path: Path) -> None:
         self.digests[self._name(path)] = sha256_of(path, follow_links=False, to_load=True)

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
-
-from backends.finetune.cli.options import Run
+from backends.finetune.cli.options import RunFolder, option
 
 FAILED = 1
 
 
 def certify(
-    run: Run,
-    json: Annotated[Path | None, Option(metavar="FILE", help="also write all checks as JSON")] = None,
+    folder: RunFolder,
+    json: Annotated[Path | None, option(metavar="FILE", help="also write all checks as JSON")] = None,
     max_drift: Annotated[
-        float | None, Option(metavar="PERCENT", help="fail if a prior task of MODULAR drifts by more")
+        float | None, option(metavar="PERCENT", help="fail if a prior task of MODULAR drifts by more")
     ] = None,
 ) -> int:
-    """Check every promised bound of a run again, from its files."""
+    """Run the checks and print them: 0 if all pass, 1 if one fails. Raises: as ``certify_run``, and DiskSpaceError."""
     from json import dumps
 
     import torch
@@ -31,7 +29,7 @@ def certify(
     from reference.errors import ConfigError, DiskSpaceError
 
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    certification = certify_run(run, max_drift)
+    certification = certify_run(folder, max_drift)
     if json is not None:
         try:
             atomic_write(json, dumps(certification.as_json(), indent=1, allow_nan=False).encode() + b"\n")

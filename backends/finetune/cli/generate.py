@@ -10,10 +10,10 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import BadParameter, Option
+import typer
 
 from backends.files import TEXT_LIMIT, printable
-from backends.finetune.cli.options import Run, Seed, Threads
+from backends.finetune.cli.options import RunFolder, SeedOfRun, Threads, option
 from backends.finetune.protocols.text_file import read_text
 from reference.errors import ConfigError, RunFolderError
 
@@ -24,34 +24,35 @@ ROUTER_NAME = "router.safetensors"
 
 
 def generate(
-    run: Run,
-    prompt: Annotated[list[str] | None, Option(metavar="TEXT", help="may be given several times")] = None,
-    prompt_file: Annotated[list[Path] | None, Option(metavar="FILE", help="one prompt: the whole file")] = None,
-    task: Annotated[str | None, Option(metavar="NAME", help="the task whose adapter answers")] = None,
+    folder: RunFolder,
+    prompt: Annotated[list[str] | None, option(metavar="TEXT", help="may be given several times")] = None,
+    prompt_file: Annotated[list[Path] | None, option(metavar="FILE", help="one prompt: the whole file")] = None,
+    task: Annotated[str | None, option(metavar="NAME", help="the task whose adapter answers")] = None,
     route: Annotated[
         bool,
-        Option(
+        option(
             "--route",
             help="let the router of `crma route` choose; out of domain, the bare base model answers, CRMA off as well",
         ),
     ] = False,
-    no_crma: Annotated[bool, Option("--no-crma", help="bypass the shared CRMA; the LoRA still answers")] = False,
-    seed: Seed = None,
-    condition: Annotated[str, Option(help="of the run")] = "modular",
+    no_crma: Annotated[bool, option("--no-crma", help="bypass the shared CRMA; the LoRA still answers")] = False,
+    seed: SeedOfRun = None,
+    condition: Annotated[str, option(help="of the run (default: modular)")] = "modular",
     model: Annotated[
-        str | None, Option(metavar="FOLDER", help="the base model (default: the one of the protocol)")
+        str | None, option(metavar="FOLDER", help="the base model (default: the one of the protocol)")
     ] = None,
-    device: Annotated[Literal["cpu", "cuda"], Option()] = "cpu",
-    max_new_tokens: Annotated[int, Option(metavar="N")] = 64,
-    temperature: Annotated[float, Option(help="0 is greedy decoding")] = 0.0,
+    device: Annotated[Literal["cpu", "cuda"], option()] = "cpu",
+    max_new_tokens: Annotated[int, option(metavar="N")] = 64,
+    temperature: Annotated[float, option(help="0, the default, is greedy decoding")] = 0.0,
     threads: Threads = None,
     embedding: Annotated[
-        str | None, Option(metavar="NAME", help="wordllama or minilm (default: the router's own)")
+        str | None, option(metavar="NAME", help="wordllama or minilm (default: the router's own)")
     ] = None,
 ) -> None:
-    """Write text with the adapters of a run."""
-    if (task is None) == (not route):
-        raise BadParameter("exactly one of --task NAME and --route is needed")
+    """Run the command. Raises: the errors of everything it calls."""
+    if route == (task is not None):
+        words = "not allowed with argument --task" if route else "one of the arguments --task --route is required"
+        raise typer.BadParameter(words, param_hint="--route")
     from backends import load_backend
     from backends.finetune.inference.registry import AdapterRegistry
     from backends.finetune.report.terminal import Terminal
@@ -59,11 +60,11 @@ def generate(
 
     console = Terminal(soft_wrap=True, highlight=False)
     prompts = _prompts(prompt or [], prompt_file or [])
-    router = _router(run, embedding) if route else None  # before the model is loaded: its errors come at once
+    router = _router(folder, embedding) if route else None  # before the model is loaded: its errors come at once
     set_up_framework(f"torch-{device}", threads)
     load_backend(f"torch-{device}")  # a missing device is one clear error
     registry = AdapterRegistry.from_run(
-        run,
+        folder,
         seed=seed,
         condition=condition,
         device=device,
@@ -73,19 +74,18 @@ def generate(
     if registry.random_weights:
         console.print("random weights: the base model has learned nothing, and its text is noise")
     routes = router.route_all(prompts) if router is not None else [None] * len(prompts)
-    off = registry.without_crma() if no_crma else contextlib.nullcontext()
-    with off:
-        for asked, found in zip(prompts, routes, strict=True):
-            answering = task if found is None else found.task
-            text = registry.generate(asked, task=answering, max_new_tokens=max_new_tokens, temperature=temperature)
+    with registry.without_crma() if no_crma else contextlib.nullcontext():
+        for text, found in zip(prompts, routes, strict=True):
+            name = task if found is None else found.task
+            answer = registry.generate(text, task=name, max_new_tokens=max_new_tokens, temperature=temperature)
             if found is not None and router is not None:
                 console.print(_explained(found, router))
-            console.print(_adapter_line(registry, answering, no_crma=no_crma))
-            print(printable(text, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
+            console.print(_adapter_line(registry, name, no_crma=no_crma))
+            print(printable(answer, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
 
 
-def _prompts(texts: list[str], files: list[Path]) -> list[str]:
-    prompts = texts + [read_text(file, ConfigError, limit=TEXT_LIMIT).rstrip("\r\n") for file in files]
+def _prompts(given: list[str], files: list[Path]) -> list[str]:
+    prompts = given + [read_text(file, ConfigError, limit=TEXT_LIMIT).rstrip("\r\n") for file in files]
     if not prompts:
         raise ConfigError(
             "--prompt", got="none", allowed="--prompt TEXT or --prompt-file FILE", remedy="give one of the two"
@@ -93,20 +93,20 @@ def _prompts(texts: list[str], files: list[Path]) -> list[str]:
     return prompts
 
 
-def _router(run: Path, embedding: str | None) -> CentroidRouter:
+def _router(folder: Path, embedding: str | None) -> CentroidRouter:
     from backends.finetune.inference.embeddings import EMBEDDINGS, load_embedding
     from backends.finetune.inference.router import CentroidRouter
     from backends.finetune.inference.router_file import read_router
     from backends.finetune.runs.links import refuse_links
 
-    refuse_links(run)
-    file = run / ROUTER_NAME
+    refuse_links(folder)
+    file = folder / ROUTER_NAME
     if not file.is_file():
         raise RunFolderError(
-            str(run),
+            str(folder),
             got=f"a run without {ROUTER_NAME}",
             allowed="a run that a router was fitted for",
-            remedy=f"crma route {run}",
+            remedy=f"crma route {folder}",
         )
     own = read_router(file).embedding
     name = embedding or next((key for key, kind in EMBEDDINGS.items() if kind.name == own), "wordllama")

@@ -1,4 +1,4 @@
-"""Programs of the other packages: ``crma conformance`` is ``python -P -m conformance``.
+"""Programs of the other packages as commands: ``crma conformance`` is ``python -P -m conformance``.
 
 With -P, what lies in the current folder hides neither the suite nor its parts. Nothing of them is imported here, since
 they are built on this package.
@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
+
+import typer
 
 #: command -> module, and what it does
 MODULES = {
-    "conformance": ("conformance", "Test a port: python -m conformance, with its options."),
-    "statement": ("conformance.statement", "Check a statement of conformance again."),
-    "golden-vectors": ("conformance.golden_vectors", "Write or check the golden vectors of the specification."),
-    "tolerances": ("conformance.tolerances", "Print the tolerances of the suite with their reasons."),
-    "evidence": ("bench.evidence", "Check the tables that come from stored results."),
-    "bench": ("bench", "Run a measurement: crma bench NAME."),
+    "conformance": ("conformance", "test a port: python -m conformance, with its options"),
+    "statement": ("conformance.statement", "check a statement of conformance again"),
+    "golden-vectors": ("conformance.golden_vectors", "write or check the golden vectors"),
+    "tolerances": ("conformance.tolerances", "print the tolerances of the suite with their reasons"),
+    "evidence": ("bench.evidence", "check the tables that come from stored results"),
+    "bench": ("bench", "run a measurement: crma bench NAME, with its options"),
 }
 
 
-def run_module(command: str, arguments: Sequence[str]) -> int:
-    """Run a command of ``MODULES`` in a process of its own; returns its exit code."""
-    module = MODULES[command][0]
-    if command == "bench":
-        name, arguments = "".join(arguments[:1]).replace("-", "_"), arguments[1:]
-        if not name.isidentifier() or find_spec(f"bench.{name}") is None:
-            print("crma: bench: got no program of this name; bench/README.md lists them", file=sys.stderr)
-            return 2
-        module = f"bench.{name}"
-    return subprocess.run([sys.executable, "-P", "-m", module, *arguments], check=False).returncode
+def runner(command: str) -> Callable[[typer.Context], int]:
+    """The command that runs a module of ``MODULES`` in a process of its own, and gives its exit code."""
+
+    def run(context: typer.Context) -> int:
+        module, arguments = MODULES[command][0], context.args
+        if command == "bench":
+            name, arguments = "".join(arguments[:1]).replace("-", "_"), arguments[1:]
+            module = f"bench.{name}"
+            if not name.isidentifier() or find_spec(module) is None:
+                raise typer.BadParameter("name one of the programs that bench/README.md lists", param_hint="NAME")
+        return subprocess.run([sys.executable, "-P", "-m", module, *arguments], check=False).returncode
+
+    return run

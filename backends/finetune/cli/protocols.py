@@ -1,10 +1,10 @@
-"""``crma protocols``: what a run can do."""
+"""``crma protocols``: the protocols that come with this package, with their descriptions."""
 
 from __future__ import annotations
 
 
 def protocols() -> None:
-    """List the protocols."""
+    """Print them."""
     from rich.padding import Padding
 
     from backends.finetune.protocols.protocol import load_protocol, protocols_folder

@@ -1,13 +1,13 @@
-"""``crma report RUN``: table, pictures and page of a run folder."""
+"""``crma report RUN``: table, pictures and HTML page of a run folder, written again."""
 
 from __future__ import annotations
 
-from backends.finetune.cli.options import Run
+from pathlib import Path
 
 
-def report(run: Run) -> None:
-    """Write table, pictures and HTML of a run folder again."""
+def report(folder: Path) -> None:
+    """Raises: as :func:`backends.finetune.report.page.write_report`."""
     from backends.finetune.report.terminal import Terminal
     from backends.finetune.training.finetune import show_report
 
-    show_report(run, Terminal())
+    show_report(folder, Terminal())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
-
 from backends.finetune.cli.generate import ROUTER_NAME
-from backends.finetune.cli.options import Run, Seed
+from backends.finetune.cli.options import TASK_FORM, RunFolder, SeedOfRun, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,42 +14,42 @@ if TYPE_CHECKING:
 
 
 def route(
-    run: Run,
+    folder: RunFolder,
     evaluate: Annotated[
         bool,
-        Option(
+        option(
             "--evaluate",
             help="also route the holdout prompts: confusion matrix, margins, and each task left out in turn",
         ),
     ] = False,
-    embedding: Annotated[str, Option(metavar="NAME", help="wordllama or minilm")] = "wordllama",
+    embedding: Annotated[str, option(metavar="NAME", help="wordllama (default) or minilm")] = "wordllama",
     reject: Annotated[
         float,
-        Option(metavar="FRACTION", help="of the training prompts that the out-of-domain threshold would turn away"),
+        option(
+            metavar="FRACTION",
+            help="of the training prompts that the out-of-domain threshold would turn away (default: 0.01)",
+        ),
     ] = 0.01,
-    seed: Seed = None,
+    seed: SeedOfRun = None,
     task: Annotated[
         list[str] | None,
-        Option(
-            metavar="NAME=TRAIN.jsonl:HOLDOUT.jsonl",
-            help="a task of your own that the run was trained on; once per such task",
-        ),
+        option(metavar=TASK_FORM, help="a task of your own that the run was trained on; once per such task"),
     ] = None,
 ) -> None:
-    """Fit the router that `crma generate --route` uses."""
+    """Run the command. Raises: the errors of everything it calls."""
     from backends.finetune.inference.embeddings import load_embedding
     from backends.finetune.inference.router import CentroidRouter
-    from backends.finetune.inference.router_evaluation import evaluate as evaluated
+    from backends.finetune.inference.router_evaluation import evaluate as evaluation_of
     from backends.finetune.inference.router_evaluation import leave_out
     from backends.finetune.inference.run_queries import queries_of, run_tasks
     from backends.finetune.report.terminal import Terminal
 
     console = Terminal()
-    tasks = run_tasks(run, seed=seed, own=task or [])
+    tasks = run_tasks(folder, seed=seed, own=task or [])
     embed = load_embedding(embedding)
-    queries = {of.name: queries_of(of.train) for of in tasks}
+    queries = {task.name: queries_of(task.train) for task in tasks}
     router = CentroidRouter.fit(queries, embed, reject=reject)
-    file = run / ROUTER_NAME
+    file = folder / ROUTER_NAME
     router.save(file)
     count = sum(len(texts) for texts in queries.values())
     console.print(
@@ -63,8 +61,8 @@ def route(
     )
     if not evaluate:
         return
-    asked = {of.name: queries_of(of.holdout) for of in tasks}
-    found = evaluated(router, asked)
+    asked = {task.name: queries_of(task.holdout) for task in tasks}
+    found = evaluation_of(router, asked)
     console.print(confusion_table(found))
     low, _, median, _, _ = found.margins
     lines = [

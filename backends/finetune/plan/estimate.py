@@ -9,11 +9,10 @@ from pathlib import Path
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts, count_parameters
-from backends.finetune.plan.crma_cost import crma_cost
 from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, rates_from_throughput, run_seconds
 from backends.finetune.plan.memory import Parts, disk_bytes, logit_bytes, method_bytes, trainable_bytes, weight_bytes
 from backends.finetune.plan.skeleton import read_architecture
-from backends.finetune.plan.trace import Cost, Setting, trace
+from backends.finetune.plan.trace import Cost, Setting, crma_cost, trace
 from backends.finetune.plan.work import PhaseWork, Shape, largest, share_of_device
 from backends.finetune.protocols.protocol import Protocol
 

@@ -24,30 +24,19 @@ FORMS: dict[str, Callable[[float], str]] = {
 }  # fmt: skip
 
 
-class SummaryRow(NamedTuple):
-    """One line of the summary, its cells as text; a range follows its mean after a line break. ``source``: "" for this
-    run, else the paper's table and model."""
+class FigureRow(NamedTuple):
+    """The figures of a condition, their cells as text; a range follows its mean after a line break. ``seeds``: how
+    many, or in a row of one seed its number. ``source``: "" for this run, else the paper's table and model.
+    """
 
     condition: str
     seeds: str
     drift: str
-    holdout: str
-    advantage: str
-    transfer: str
-    exact_match: str
+    holdout: str = "–"
+    advantage: str = "–"
+    transfer: str = "–"
+    exact_match: str = "–"
     source: str = ""
-
-
-class SeedRow(NamedTuple):
-    """One seed of one condition, its cells as text."""
-
-    condition: str
-    seed: str
-    drift: str
-    holdout: str
-    advantage: str
-    transfer: str
-    exact_match: str
 
 
 class PairedRow(NamedTuple):
@@ -61,7 +50,32 @@ class PairedRow(NamedTuple):
     flip: str
 
 
-def summary_rows(results: RunResults) -> list[SummaryRow]:
+class PanelRow(NamedTuple):
+    """The inference toggle on one panel: right answers with CRMA and without, only with it (``gained``) and only
+    without (``lost``); ``p``: two-sided, of McNemar's exact test.
+    """
+
+    condition: str
+    seed: int
+    questions: int
+    with_crma: int
+    without_crma: int
+    gained: int
+    lost: int
+    p: float
+
+    @property
+    def with_interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval."""
+        return reference.wilson_interval(self.with_crma, self.questions)
+
+    @property
+    def without_interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval."""
+        return reference.wilson_interval(self.without_crma, self.questions)
+
+
+def summary_rows(results: RunResults) -> list[FigureRow]:
     """Per condition one row of this run, then the paper's, chosen by the protocol. Clauses: CL-2..CL-8."""
     rows = []
     for condition in results.conditions:
@@ -70,7 +84,7 @@ def summary_rows(results: RunResults) -> list[SummaryRow]:
     return rows
 
 
-def seed_rows(results: RunResults) -> list[SeedRow]:
+def seed_rows(results: RunResults) -> list[FigureRow]:
     """Every seed of every condition; an unfinished one says how far it is."""
     rows = []
     for condition in results.conditions:
@@ -78,10 +92,10 @@ def seed_rows(results: RunResults) -> list[SeedRow]:
             values = values_of(results, condition, [seed])
             if not values["holdout"]:
                 done = f"{len(results.phases_of(condition, seed))} of {len(results.tasks)} phases"
-                rows.append(SeedRow(condition, str(seed), done, "–", "–", "–", "–"))
+                rows.append(FigureRow(condition, str(seed), done))
                 continue
             cells = [form(values[name][0]) if values[name] else "–" for name, form in FORMS.items()]
-            rows.append(SeedRow(condition, str(seed), *cells))
+            rows.append(FigureRow(condition, str(seed), *cells))
     return rows
 
 
@@ -102,6 +116,21 @@ def paired_rows(results: RunResults, subject: str = "modular") -> list[PairedRow
             test = reference.paired_t_test(ours, theirs)
             flip = _p(reference.sign_flip_test(ours, theirs)) if test.n <= 20 else "–"
             rows.append(PairedRow(name, measure, test.n, form(test.mean_difference), _p(test.p), flip))
+    return rows
+
+
+def panel_rows(results: RunResults) -> list[PanelRow]:
+    """Every panel of the run, by condition and seed; paper Table 8. Clause: CL-9."""
+    rows = []
+    for condition in results.conditions:
+        for seed in results.seeds:
+            if (panel := results.panels.get((condition, seed))) is None:
+                continue
+            pairs = list(zip(panel.with_crma, panel.without_crma, strict=True))
+            right, bypassed = sum(panel.with_crma), sum(panel.without_crma)
+            gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+            p = reference.mcnemar_exact(gained, lost)
+            rows.append(PanelRow(condition, seed, len(pairs), right, bypassed, gained, lost, p))
     return rows
 
 
@@ -137,38 +166,36 @@ def _forward_transfer(results: RunResults, condition: str, seed: int) -> float |
     return reference.forward_transfer(before, [base.holdout[task] for task in results.tasks])
 
 
-def _own_row(results: RunResults, condition: str) -> SummaryRow:
+def _own_row(results: RunResults, condition: str) -> FigureRow:
     values = values_of(results, condition, results.seeds)
     done, wanted = len(values["holdout"]), len(results.seeds)
     if not done:
         phases = max((len(results.phases_of(condition, seed)) for seed in results.seeds), default=0)
         text = f"{phases} of {len(results.tasks)} phases"
-        return SummaryRow(condition, f"0 of {wanted}", text, "–", "–", "–", "–")
+        return FigureRow(condition, f"0 of {wanted}", text)
     seeds = str(done) if done == wanted else f"{done} of {wanted}"
     advantage = spread(values["advantage"], percent)
     if 0 < len(values["advantage"]) < done:
         advantage += f"\n(of {len(values['advantage'])})"
     drift, holdout = spread(values["drift"], percent), spread(values["holdout"], FORMS["holdout"], ranged=False)
     transfer, exact = (spread(values[name], signed, ranged=False) for name in ("transfer", "exact_match"))
-    return SummaryRow(condition, seeds, drift, holdout, advantage, transfer, exact)
+    return FigureRow(condition, seeds, drift, holdout, advantage, transfer, exact)
 
 
-def _paper(results: RunResults, condition: str) -> list[SummaryRow]:
+def _paper(results: RunResults, condition: str) -> list[FigureRow]:
     def cell(column: tuple[float, float | None] | None, form: Callable[[float], str]) -> str:
         if column is None:
             return "–"
         return form(column[0]) + ("" if column[1] is None else f" ± {column[1]:.2f}")
 
     return [
-        SummaryRow(
+        FigureRow(
             condition,
             str(row.seeds),
             cell(row.drift, percent),
             cell(row.holdout, "{:.4f}".format),
             cell(row.advantage, percent),
-            "–",
-            "–",
-            f"{row.table}, {row.model}",
+            source=f"{row.table}, {row.model}",
         )
         for row in paper_rows(results.run)
         if row.condition == condition

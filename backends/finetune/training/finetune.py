@@ -22,8 +22,8 @@ from backends.finetune.models.random_weights import Size, random_model_folder
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol, load_protocol
 from backends.finetune.protocols.supported import check_supported
-from backends.finetune.report.page import summary_table, write_report
-from backends.finetune.report.summary import orders_table
+from backends.finetune.report.page import write_report
+from backends.finetune.report.summary import orders_table, summary_table
 from backends.finetune.report.terminal import Terminal
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.results import RunResults, append_record, read_results

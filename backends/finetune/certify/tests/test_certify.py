@@ -15,7 +15,6 @@ import safetensors.torch
 
 from backends.files import sha256_of
 from backends.finetune.certify.certification import certify_run
-from backends.finetune.cli.program import run as run_command
 from backends.finetune.conftest import results_lines, rewrite_results
 from backends.finetune.runs.results import append_record
 from backends.finetune.runs.run_folder import RunFolder
@@ -393,11 +392,11 @@ def test_a_folder_that_is_no_run_is_unusable_input(tmp_path):
         certify_run(tmp_path)
 
 
-def test_the_command_prints_the_verdict_writes_json_and_says_it_in_its_exit_code(run, tmp_path, capsys):
+def test_the_command_prints_the_verdict_writes_json_and_says_it_in_its_exit_code(run, tmp_path, crma):
     file = tmp_path / "certificate.json"
-    command = ["certify", str(run), "--json", str(file), "--max-drift", "50"]
-    assert run_command(command) == 0
-    out = capsys.readouterr().out
+    arguments = ["certify", str(run), "--json", str(file), "--max-drift", "50"]
+    code, out, _ = crma(arguments)
+    assert code == 0
     assert "PASS" in out
     assert "not promised" in out
     assert "Not checked:" in out
@@ -410,16 +409,17 @@ def test_the_command_prints_the_verdict_writes_json_and_says_it_in_its_exit_code
     assert all(len(digest) == 64 for digest in content["sha256"].values())
 
     (run / "0-modular/crma-1.safetensors").unlink()
-    assert run_command(command) == 1
-    out = capsys.readouterr().out
+    code, out, _ = crma(arguments)
+    assert code == 1
     assert "FAIL MODULAR, seed 0: state files whole" in out.replace("\n", " ")
     assert json.loads(file.read_text())["verdict"] == "fail"
 
 
-def test_a_run_with_random_weights_says_so(tmp_path, capsys):
+def test_a_run_with_random_weights_says_so(tmp_path, crma):
     folder = write_run(tmp_path / "run", ["frozen", "modular"], seeds=(0,), random_weights=True)
-    assert run_command(["certify", str(folder)]) == 0
-    assert capsys.readouterr().out.count("random weights") == 2
+    code, out, _ = crma(["certify", str(folder)])
+    assert code == 0
+    assert out.count("random weights") == 2
 
 
 @pytest.mark.slow

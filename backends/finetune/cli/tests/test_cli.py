@@ -17,9 +17,20 @@ from backends.finetune.engines.tests.faults import spoil
 
 def one_message(error: str) -> str:
     assert "Traceback" not in error
-    lines = [line for line in error.splitlines() if line.startswith("crma: ")]
-    assert len(lines) == 1, error
-    return lines[0]
+    (message,) = (line for line in error.splitlines() if line.startswith("crma: "))
+    return message
+
+
+@pytest.fixture
+def refused(crma):
+    """Run the command, which must end with exit code 2 and one message: the message."""
+
+    def run(arguments: list[str]) -> str:
+        code, _, error = crma(arguments)
+        assert code == 2, error
+        return one_message(error)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -39,41 +50,66 @@ def one_message(error: str) -> str:
         (["report", "no-such-folder"], ["no-such-folder", "crma finetune"]),
     ],
 )
-def test_unknown_names_are_named_with_what_is_allowed(crma, arguments, expected, tmp_path, monkeypatch):
+def test_unknown_names_are_named_with_what_is_allowed(refused, arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, error = crma(arguments)
-    assert code == 2
-    message = one_message(error)
+    message = refused(arguments)
     assert all(part in message for part in expected), message
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cuda_backend_without_a_gpu_is_an_error(crma, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "crma: error: Missing command"),
+        (["nope"], "crma: error: No such command 'nope'"),
+        (["finetune"], "crma finetune: error: Missing argument"),
+        (["finetune", "quickstart", "--nope"], "No such option: --nope"),
+        (["finetune", "quickstart", "--seeds", "0", "x"], "--seeds"),
+        (["finetune", "quickstart", "--out", "--shard"], "got --shard"),
+        (["plan", "quickstart", "--precision", "float8"], "--precision"),
+        (["plan", "quickstart", "--measure", "--measure-layers", "2"], "not allowed with argument --measure"),
+        (["generate", "run", "--prompt", "a"], "one of the arguments --task --route is required"),
+        (["generate", "run", "--prompt", "a", "--task", "a", "--route"], "not allowed with argument --task"),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant_ends_with_2(capfd, arguments, message):
+    from backends.finetune.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+def test_the_help_needs_no_framework(tmp_path):
+    program = "import sys; sys.modules.update(torch=None, jax=None, rich=None, matplotlib=None)\n"
+    program += "from backends.finetune.cli import main; sys.exit(main(sys.argv[1:]))"
+    for arguments in (["--help"], ["finetune", "-h"], ["generate", "--help"]):
+        command = [sys.executable, "-c", program, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert "Usage: crma" in result.stdout
+
+
+def test_a_cuda_backend_without_a_gpu_is_an_error(refused, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.chdir(tmp_path)
-    code, _, error = crma(["finetune", "quickstart", "--backend", "torch-cuda"])
-    assert code == 2
-    assert "torch-cpu" in one_message(error)
+    assert "torch-cpu" in refused(["finetune", "quickstart", "--backend", "torch-cuda"])
 
 
-def test_a_bad_line_names_file_line_and_field(crma, finetune_command, tmp_path):
+def test_a_bad_line_names_file_line_and_field(refused, finetune_command, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "respnse": "b"}\n')
-    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[f"x={bad}:{bad}"]))
-    assert code == 2
-    message = one_message(error)
+    message = refused(finetune_command(tmp_path / "run", tasks=[f"x={bad}:{bad}"]))
     assert all(part in message for part in ("bad.jsonl", "line 2", "response"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_prompt_without_room_for_an_answer_is_named(crma, finetune_command, tmp_path):
+def test_a_prompt_without_room_for_an_answer_is_named(refused, finetune_command, tmp_path):
     for name in ("train", "holdout"):
         (tmp_path / name).write_text(f'{{"prompt": "{"long " * 20 + name}", "response": "b"}}\n')
-    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[f"x={tmp_path}/train:{tmp_path}/holdout"]))
-    assert code == 2
-    message = one_message(error)
+    message = refused(finetune_command(tmp_path / "run", tasks=[f"x={tmp_path}/train:{tmp_path}/holdout"]))
     assert "x, train, example 1" in message
     assert f"{tmp_path}/train, line 1" in message
     assert f"{tmp_path}/holdout, line 1" in message  # both at once
@@ -106,42 +142,46 @@ def test_what_is_cut_is_said_recorded_and_shown(crma, finetune_command, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("options", "expected"),
     [
-        (["train=4"], "train"),
-        (["holdout=1"], "holdout"),
-        (['tasks=["Code"]'], "tasks"),
-        (["lora.rank=4", "lora.rank=8"], "lora.rank"),
-        (["seeds=[3]"], "seeds"),
+        (["--set", "train=4"], "--set train: got"),  # of tasks from files every line is used
+        (["--set", "holdout=1"], "--set holdout: got"),
+        (["--set", 'tasks=["Code"]'], "--set tasks: got"),
+        (["--set", "lora.rank=4", "--set", "lora.rank=8"], "--set lora.rank: got"),
+        (["--seeds", "0", "--set", "seeds=[3]"], "--set seeds: got"),
+        (["--set", "canaries=3"], "canaries: got 3 with --task"),
+        (["--set", "crma.gate.learning_rate=1e38"], "crma.gate.learning_rate: got 1e+38"),
+        (["--set", "lora.learning_rate=nan"], "lora.learning_rate: got nan"),
+        (["--seeds", "-1"], "seeds"),
+        (["--seeds", str(2**40)], "seeds"),
     ],
 )
-def test_a_setting_that_would_be_ignored_is_refused(crma, finetune_command, tmp_path, settings, field):
-    given = [part for setting in settings for part in ("--set", setting)]
-    code, _, error = crma(finetune_command(tmp_path / "run", "--seeds", "0", *given))
-    assert code == 2
-    assert f"--set {field}: got" in one_message(error)
+def test_an_option_that_would_be_ignored_or_cannot_be_is_refused(
+    refused, finetune_command, tmp_path, options, expected
+):
+    assert expected in refused(finetune_command(tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_holdout_text_of_one_task_in_the_training_of_another_is_refused(crma, finetune_command, tiny_tasks, tmp_path):
+def test_a_holdout_text_of_one_task_in_the_training_of_another_is_refused(
+    refused, finetune_command, tiny_tasks, tmp_path
+):
     holdout = Path(tiny_tasks[0].rpartition(":")[2])
     leaking = tmp_path / "leaking.jsonl"
     leaking.write_text('{"text": "else"}\n' + holdout.read_text(encoding="utf-8").upper().replace("PROMPT", "prompt")
                        .replace("RESPONSE", "response"), encoding="utf-8")  # fmt: skip
     (tmp_path / "h").write_text('{"text": "other"}')
     tasks = [tiny_tasks[0], f"z={leaking}:{tmp_path}/h"]
-    code, _, error = crma(finetune_command(tmp_path / "run", tasks=tasks))
-    assert code == 2
-    assert f"{holdout}, line 1: got the text of {leaking}, line 2" in one_message(error)
+    assert f"{holdout}, line 1: got the text of {leaking}, line 2" in refused(
+        finetune_command(tmp_path / "run", tasks=tasks)
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, finetune_command, tmp_path):
+def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(crma, refused, finetune_command, tmp_path):
     assert crma(finetune_command(tmp_path / "run", "--conditions", "frozen"))[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    code, _, error = crma(finetune_command(tmp_path / "run", "--conditions", "frozen", budget=0.1))
-    assert code == 2
-    message = one_message(error)
+    message = refused(finetune_command(tmp_path / "run", "--conditions", "frozen", budget=0.1))
     assert "displacement_budget was 0.05, is 0.1" in message
     assert "--out" in message
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -163,36 +203,13 @@ def edited(command: list[str], old: str, new: str) -> list[str]:
         ("alpha = 4", 'alpha = 4\ntarget_modules = "nope"', ["lora.target_modules", "all-linear"]),
     ],
 )
-def test_a_mistake_that_shows_late_does_not_bind_the_folder(crma, finetune_command, tmp_path, old, new, expected):
+def test_a_mistake_that_shows_late_does_not_bind_the_folder(
+    crma, refused, finetune_command, tmp_path, old, new, expected
+):
     more = ["--conditions", "modular"]
-    code, _, error = crma(edited(finetune_command(tmp_path / "run", *more), old, new))
-    assert code == 2
-    message = one_message(error)
+    message = refused(edited(finetune_command(tmp_path / "run", *more), old, new))
     assert all(part in message for part in expected), message
     assert crma(finetune_command(tmp_path / "run", *more))[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ("canaries=3", "canaries: got 3 with --task"),
-        ("crma.gate.learning_rate=1e38", "crma.gate.learning_rate: got 1e+38"),
-        ("lora.learning_rate=nan", "lora.learning_rate: got nan"),
-    ],
-)
-def test_settings_that_cannot_be_are_named(crma, finetune_command, tmp_path, setting, expected):
-    code, _, error = crma(finetune_command(tmp_path / "run", "--set", setting))
-    assert code == 2
-    assert expected in one_message(error)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("seed", ["-1", str(2**40)])
-def test_seeds_outside_the_range_are_named(crma, finetune_command, tmp_path, seed):
-    code, _, error = crma(finetune_command(tmp_path / "run", "--seeds", seed))
-    assert code == 2
-    assert "seeds" in one_message(error)
-    assert not (tmp_path / "run").exists()
 
 
 def test_names_with_markup_are_shown_as_they_are(crma, finetune_command, tiny_tasks, tmp_path):
@@ -202,22 +219,18 @@ def test_names_with_markup_are_shown_as_they_are(crma, finetune_command, tiny_ta
     assert "[law]/report.html" in out
 
 
-def test_a_task_named_twice_is_refused(crma, finetune_command, tiny_tasks, tmp_path):
-    code, _, error = crma(finetune_command(tmp_path / "run", tasks=[tiny_tasks[0], tiny_tasks[0]]))
-    assert code == 2
-    assert "alpha" in one_message(error)
+def test_a_task_named_twice_is_refused(refused, finetune_command, tiny_tasks, tmp_path):
+    assert "alpha" in refused(finetune_command(tmp_path / "run", tasks=[tiny_tasks[0], tiny_tasks[0]]))
 
 
-def test_an_out_that_cannot_be_a_folder_is_named(crma, finetune_command, tmp_path):
+@pytest.mark.parametrize("out", ["file", "file/run", "n" * 300])
+def test_an_out_that_cannot_be_a_folder_is_named(refused, finetune_command, tmp_path, out):
     (tmp_path / "file").write_text("x")
-    for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)):
-        code, _, error = crma(finetune_command(out))
-        assert code == 2
-        assert "--out" in one_message(error)
+    assert "--out" in refused(finetune_command(tmp_path / out))
 
 
 @pytest.mark.parametrize("identity", [None, "{}", "not JSON"])
-def test_a_folder_of_other_files_is_refused_and_left_alone(crma, finetune_command, tmp_path, identity):
+def test_a_folder_of_other_files_is_refused_and_left_alone(refused, finetune_command, tmp_path, identity):
     home = tmp_path / "home"
     (home / "other-program").mkdir(parents=True)
     files = {home / "results.jsonl": "mine", home / ".notes.tmp": "a", home / "other-program" / ".draft.tmp": "b"}
@@ -225,9 +238,7 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(crma, finetune_comman
         files[home / "run.json"] = identity
     for path, content in files.items():
         path.write_text(content)
-    code, _, error = crma(finetune_command(home))
-    assert code == 2
-    assert "other files" in one_message(error)
+    assert "other files" in refused(finetune_command(home))
     assert {path: path.read_text() for path in home.rglob("*") if path.is_file()} == files
 
 
@@ -246,7 +257,9 @@ OF_NOTHING, OF_A_NUMBER = (safetensors.numpy.save({"a": np.ones(1)}, {"progress"
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", OF_NOTHING, OF_A_NUMBER, None])
-def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command, tmp_path, monkeypatch, damage):
+def test_a_damaged_checkpoint_is_named_and_can_be_deleted(
+    crma, refused, finetune_command, tmp_path, monkeypatch, damage
+):
     command = finetune_command(tmp_path / "run", "--conditions", "frozen")
     spoil("torch", "interrupted 4", monkeypatch.setattr)
     assert crma(command)[0] == 130
@@ -254,9 +267,7 @@ def test_a_damaged_checkpoint_is_named_and_can_be_deleted(crma, finetune_command
     checkpoint = tmp_path / "run" / "0-frozen" / "checkpoint.safetensors"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    code, _, error = crma(command)
-    assert code == 2
-    message = one_message(error)
+    message = refused(command)
     assert "checkpoint.safetensors" in message
     assert "delete this file" in message
     checkpoint.unlink()
@@ -275,32 +286,6 @@ def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkey
     assert code == 0
     assert "FROZEN" in out_text
     assert report.is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], "Missing command"),
-        (["learnt"], "No such command 'learnt'"),
-        (["finetune"], "Missing argument 'PROTOCOL'"),
-        (["finetune", "quickstart", "--sedes", "0"], "No such option: --sedes"),
-        (["finetune", "quickstart", "--seeds", "one"], "Invalid value for '--seeds'"),
-        (["finetune", "quickstart", "--seeds"], "'--seeds' requires an argument"),
-        (["finetune", "quickstart", "--random-weights", "some"], "'some' is not one of 'full', 'reduced'"),
-        (["finetune", "quickstart", "--model", "a\x1b[31m"], "model"),
-        (["finetune", "quickstart", "--\x1b[31m"], "No such option"),
-        (["plan", "quickstart", "--measure", "--measure-layers", "2"], "at most one of the two"),
-        (["generate", "run", "--prompt", "a"], "exactly one of --task NAME and --route"),
-        (["generate", "run", "--task", "a", "--route", "--prompt", "a"], "exactly one of --task NAME and --route"),
-        (["report", "a\0b"], "a text without NUL"),
-    ],
-)
-def test_what_the_command_does_not_know(crma, arguments, expected):
-    code, out, error = crma(arguments)
-    assert (code, out) == (2, "")
-    assert expected in error
-    assert "Traceback" not in error
-    assert "\x1b" not in error
 
 
 def test_the_list_of_protocols(crma):
@@ -340,7 +325,9 @@ def test_the_version_names_what_computes(capsys):
     from backends.finetune.cli import main
     from reference import SPEC_VERSION
 
-    assert main(["--version"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
     words = capsys.readouterr().out.split()
+    assert ended.value.code == 0
     assert words[:4] == ["crma", version("crma"), "(specification", f"{SPEC_VERSION};"]
     assert words[words.index("numpy") + 1] == f"{version('numpy')})"

@@ -16,8 +16,8 @@ pytest.importorskip("transformers", reason="pip install 'crma[finetune]'")
 pytest.importorskip("peft", reason="pip install 'crma[finetune]'")
 pytest.importorskip("rich", reason="pip install 'crma[finetune]'")
 
+from backends.finetune.cli.commands import run
 from backends.finetune.cli.plan import TOO_LARGE
-from backends.finetune.cli.program import run as run_command
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.random_weights import random_model_folder
@@ -46,10 +46,10 @@ def settings(tmp_path_factory):
 def plan(capfd):
     """Run the command: (exit code, standard output)."""
 
-    def run(*arguments):
-        return run_command(["plan", *arguments, "--threads", "1"]), capfd.readouterr().out
+    def planned(*arguments):
+        return run(["plan", *arguments, "--threads", "1"]), capfd.readouterr().out
 
-    return run
+    return planned
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("wordllama")
 
-from backends.finetune.cli.program import run as run_command
+from backends.finetune.cli.commands import run
 from backends.finetune.inference.base_folder import base_folder
 from backends.finetune.inference.embeddings import load_embedding
 from backends.finetune.inference.registry import AdapterRegistry
@@ -35,11 +35,11 @@ WORDS = {
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command, and return what it printed."""
 
-    def run(*arguments: str | Path) -> str:
-        run_command([str(argument) for argument in arguments])
+    def printed(*arguments: str | Path) -> str:
+        run([str(argument) for argument in arguments])
         return capfd.readouterr().out
 
-    return run
+    return printed
 
 
 @pytest.fixture

@@ -20,13 +20,12 @@ from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.random_weights import build_random, random_model_folder
 from backends.finetune.models.zoo import ZOO
 from backends.finetune.plan.counts import count_parameters
-from backends.finetune.plan.crma_cost import crma_cost
 from backends.finetune.plan.duration import Rates, epoch_seconds, run_seconds
 from backends.finetune.plan.estimate import Machine, make_plan
 from backends.finetune.plan.measure import extrapolate, measure, random_batch, spread
 from backends.finetune.plan.memory import FOUR_BITS, weight_bytes
 from backends.finetune.plan.skeleton import read_architecture
-from backends.finetune.plan.trace import Setting, trace
+from backends.finetune.plan.trace import Setting, crma_cost, trace
 from backends.finetune.plan.work import PhaseWork, largest, most_work, share_of_device, work_of
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.encoder import Encoder

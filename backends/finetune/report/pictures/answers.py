@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from backends.finetune.report.answers import PanelRow, panel_rows
 from backends.finetune.report.labels import label, readable
-from backends.finetune.report.pictures.style import INK, handle_of, mark_of, task_labels
+from backends.finetune.report.pictures import style
+from backends.finetune.report.rows import panel_rows
 from backends.finetune.runs.results import RunResults
 
 
@@ -22,7 +22,7 @@ def exact_match(results: RunResults) -> Figure | None:
     figure = Figure(figsize=(10, 1.3 + 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     shown: dict[str, None] = {}
-    titles = dict(zip(results.tasks, task_labels(results, 24), strict=True))
+    titles = dict(zip(results.tasks, style.task_labels(results, 24), strict=True))
     for index, axes in enumerate(panels):
         if index >= len(tasks):
             axes.set_axis_off()
@@ -32,21 +32,19 @@ def exact_match(results: RunResults) -> Figure | None:
             if paths.size == 0:
                 continue
             shown[name] = None
-            mark, phases = mark_of(name), np.arange(1, len(results.tasks) + 1)
+            mark, phases = style.mark_of(name), np.arange(1, len(results.tasks) + 1)
             reached = np.isfinite(paths).any(axis=0)
             mean = np.nanmean(100 * paths[:, reached], axis=0)
             axes.plot(
                 phases[reached], mean, color=mark.colour, linestyle=mark.line, marker=mark.marker, markersize=4.5,
                 linewidth=1.3, clip_on=False,
             )  # fmt: skip
-            if len(paths) > 1:
-                low, high = np.nanmin(100 * paths[:, reached], axis=0), np.nanmax(100 * paths[:, reached], axis=0)
-                axes.fill_between(phases[reached], low, high, color=mark.colour, alpha=0.13, linewidth=0)
+            style.band(axes, phases[reached], 100 * paths[:, reached], mark.colour, alpha=0.13)
         base = [
             record.exact_match[tasks[index]] for record in results.base.values() if tasks[index] in record.exact_match
         ]
         if base:
-            axes.axhline(100 * float(np.mean(base)), color=INK, linewidth=1, linestyle=":")
+            axes.axhline(100 * float(np.mean(base)), color=style.INK, linewidth=1, linestyle=":")
         axes.set_title(titles[tasks[index]], fontsize=9.5)
         axes.set_ylim(0, 100)
         axes.set_xlim(0.8, len(results.tasks) + 0.2)
@@ -54,12 +52,18 @@ def exact_match(results: RunResults) -> Figure | None:
         axes.set_xlabel("after phase", fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("canaries recalled (%)", fontsize=9)
-    figure.legend(
-        handles=[handle_of(name, marker=True) for name in shown], loc="outside lower left", ncols=5, fontsize=8.5
-    )
+    style.legend_below(figure, [style.handle_of(name, marker=True) for name in shown])
     dotted = " (dotted: the bare base model)" if any(record.exact_match for record in results.base.values()) else ""
-    figure.suptitle(f"Exact match by greedy decoding{dotted}", x=0.01, ha="left")
+    style.heading(figure, f"Exact match by greedy decoding{dotted}")
     return figure
+
+
+EXACT_MATCH = style.Picture(
+    "exact_match.png",
+    exact_match,
+    "How many of a task's canaries the model completes word for word. The line starts in the task's "
+    "own phase, or before it where the condition was asked earlier.",
+)
 
 
 def _paths(results: RunResults, condition: str, task: str) -> np.ndarray:
@@ -77,33 +81,36 @@ def panel_picture(results: RunResults) -> Figure | None:
     figure = Figure(figsize=(10, 1.6 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        colour = mark_of(row.condition).colour if row.condition else "#999999"
+        colour = style.mark_of(row.condition).colour
         for offset, count, interval, alpha in (
             (-0.19, row.with_crma, row.with_interval, 1.0),
             (0.19, row.without_crma, row.without_interval, 0.4),
         ):
             fraction = 100 * count / row.questions
             axes.barh([place + offset], [fraction], height=0.34, color=colour, alpha=alpha)
-            axes.hlines(place + offset, 100 * interval[0], 100 * interval[1], color=INK, linewidth=1.2)
+            axes.hlines(place + offset, 100 * interval[0], 100 * interval[1], color=style.INK, linewidth=1.2)
             axes.annotate(
                 f"{count}/{row.questions}", (0, place + offset), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=8, color=INK,
+                va="center", fontsize=8, color=style.INK,
             )  # fmt: skip
         axes.annotate(
             f"p = {row.p:.2g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9,
             annotation_clip=False,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{label(readable(row.condition), 24)}, seed {row.seed}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("answered rightly (%), with Wilson's 95% interval; p: McNemar's exact test, two-sided")
     handles = [Patch(facecolor="#777777", label="with CRMA"), Patch(facecolor="#777777", alpha=0.4, label="bypassed")]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=9)
-    figure.suptitle("Inference toggle: the same adapters, CRMA bypassed", x=0.01, ha="left")
+    style.legend_below(figure, handles, ncols=2, fontsize=9)
+    style.heading(figure, "Inference toggle: the same adapters, CRMA bypassed")
     return figure
 
 
-def _name(row: PanelRow) -> str:
-    return f"{label(readable(row.condition), 24)}, {row.seed}" if row.condition else row.seed
+PANEL = style.Picture(
+    "panel.png",
+    panel_picture,
+    "The same adapters answer the same questions, with the shared CRMA and with it bypassed.",
+)

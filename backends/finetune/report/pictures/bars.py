@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from matplotlib.patches import Patch
 
 from backends.finetune.report.labels import label, percent, readable
 from backends.finetune.report.paper import PaperRow, paper_rows
-from backends.finetune.report.pictures.style import FAINT, INK, mark_of
+from backends.finetune.report.pictures.style import FAINT, INK, Picture, heading, legend_below, mark_of
+from backends.finetune.report.rows import values_of
 from backends.finetune.runs.results import RunResults
 
 WITH_PAPER = 5  # narrow bars with the paper's means: more have no room for a second line
@@ -26,54 +26,30 @@ def drift_bars(results: RunResults) -> Figure | None:
         return None
     figure = Figure(figsize=(10, 2.0 + 0.42 * max(len(shown), 2)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    drift_panel(left, results, shown)
-    advantage_panel(right, results, shown, named=False)
+    bar_panel(left, results, shown, "drift")
+    bar_panel(right, results, shown, "advantage", named=False)
     left.set_title("Drift: loss gained since a task's own phase")
     right.set_title("Advantage over FROZEN")
-    figure.legend(handles=bar_handles(results), loc="outside lower left", ncols=3, fontsize=9)
-    figure.suptitle("Forgetting and benefit", x=0.01, ha="left")
+    legend_below(figure, bar_handles(results), ncols=3, fontsize=9)
+    heading(figure, "Forgetting and benefit")
     return figure
 
 
-def drift_panel(axes: Axes, results: RunResults, shown: list[str], narrow: bool = False) -> None:
-    values = {
-        name: [100 * metrics.drift for seed in results.seeds if (metrics := results.metrics(name, seed))]
-        for name in shown
-    }
-    several = len(results.tasks) > 1
-    paper = {row.condition: row.drift for row in _first_model(results)}
-    empty = "no finished run yet" if several else "a single task cannot drift"
-    _bars(axes, values if several else {}, shown, paper, empty, narrow=narrow)
-    axes.set_xlabel("drift (%)")
+DRIFT = Picture(
+    "drift.png",
+    drift_bars,
+    "Bars are means, dots the seeds, lines their range. Where there are any, the paper's means stand in "
+    "brackets, of another model and scale: compare directions, not sizes. Drift is better low, advantage better high.",
+)
 
 
-def advantage_panel(
-    axes: Axes, results: RunResults, shown: list[str], named: bool = True, narrow: bool = False
+def bar_panel(
+    axes: Axes, results: RunResults, shown: list[str], measure: str, named: bool = True, narrow: bool = False
 ) -> None:
-    values = {
-        name: [100 * gain for seed in results.seeds if (gain := results.advantage(name, seed)) is not None]
-        for name in shown
-        if name != "frozen"
-    }
-    paper = {row.condition: row.advantage for row in _first_model(results)}
-    _bars(axes, values, shown, paper, "needs a finished FROZEN run\nof the same seed", named, narrow)
-    axes.set_xlabel("advantage (%)")
-
-
-def _first_model(results: RunResults) -> list[PaperRow]:
-    rows = paper_rows(results.run)
-    return [row for row in rows if row.model == rows[0].model]
-
-
-def _bars(
-    axes: Axes,
-    ours: dict[str, list[float]],
-    shown: list[str],
-    paper: Mapping[str, tuple[float, float | None] | None],
-    empty: str,
-    named: bool = True,
-    narrow: bool = False,
-) -> None:
+    """The bars of ``measure``, "drift" or "advantage"."""
+    ours = {name: values_of(results, name, results.seeds)[measure] for name in shown}
+    paper = {row.condition: getattr(row, measure) for row in _first_model(results)}
+    axes.set_xlabel(f"{measure} (%)")
     axes.grid(False, axis="y")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -85,6 +61,9 @@ def _bars(
     if narrow and len(shown) > WITH_PAPER:
         paper = {}
     if not any(ours.values()):
+        empty = "no finished run yet" if len(results.tasks) > 1 else "a single task cannot drift"
+        if measure == "advantage":
+            empty = "needs a finished FROZEN run\nof the same seed"
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=FAINT)
         axes.set_xticks([])
         return
@@ -98,6 +77,11 @@ def _bars(
                 ha="left", va="center", fontsize=7.5 if narrow else 8, annotation_clip=False, linespacing=1.0,
             )  # fmt: skip
     axes.margins(x=0.04)
+
+
+def _first_model(results: RunResults) -> list[PaperRow]:
+    rows = paper_rows(results.run)
+    return [row for row in rows if row.model == rows[0].model]
 
 
 def _bar(axes: Axes, place: float, values: list[float], colour: str) -> None:

@@ -10,16 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from backends.certificate import ROUNDING
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.report.labels import readable
-from backends.finetune.report.pictures.style import BOUND, INK, handle_of, logarithmic, mark_of, phase_axis
+from backends.finetune.report.pictures import style
+from backends.finetune.report.pictures.style import Array
 from backends.finetune.runs.records import PhaseRecord, SpectralLog
 from backends.finetune.runs.results import RunResults
 
-Array = NDArray[np.float64]
 Log = tuple[str, Array, SpectralLog]
 SMALLEST = (0, (3, 1))  # the line of the smallest over the layers
 UNBOUNDED, STILL = "modular-unconstrained", "modular-still"
@@ -37,24 +35,33 @@ def spectral_norm(results: RunResults) -> Figure | None:
     text = "Mixing matrix M: extreme spectral norms over the layers"
     upper.set_title(text + (f" ({readable(UNBOUNDED)}, not shown, reaches {max(free):.3g})" if free else ""))
     for name, positions, log in logs:
-        colour = mark_of(name).colour
+        colour = style.mark_of(name).colour
         lower.plot(positions, log.adapter_max, color=colour, linewidth=1.3)
         lower.plot(positions, log.adapter_min, color=colour, linewidth=1.3, linestyle=SMALLEST)
     lower.set_ylabel("singular value (no unit)")
     lower.set_title("Whole adapter: extreme singular values over the layers")
     for axes in (upper, lower):
-        phase_axis(axes, results)
+        style.phase_axis(axes, results)
     upper.tick_params(labelbottom=False)
     upper.set_xlabel("")
     _legend(figure, logs, _kinds())
-    figure.suptitle("Spectral certificates", x=0.01, ha="left")
+    style.heading(figure, "Spectral certificates")
     return figure
+
+
+SPECTRAL_NORM = style.Picture(
+    "spectral_norm.png",
+    spectral_norm,
+    "Top: the extreme layers' spectral norms of the mixing matrix, minus 1; only float32 rounding "
+    "should be seen, below the dashed bound of 5e-7. Bottom: the whole adapter's largest singular value must not "
+    "exceed 1; the smallest says how much of some direction the worst layer removes.",
+)
 
 
 def _norms(axes: Axes, logs: list[Log]) -> None:
     worst = -np.inf
     for name, positions, log in logs:
-        mark = mark_of(name)
+        mark = style.mark_of(name)
         for norms in filter(None, (log.norm_max, log.norm_min)):
             deviation = (np.array(norms) - 1) * 1e7
             axes.plot(
@@ -62,12 +69,12 @@ def _norms(axes: Axes, logs: list[Log]) -> None:
                 markeredgewidth=0, clip_on=False,
             )  # fmt: skip
         worst = max(worst, (max(log.norm_max) - 1) * 1e7)
-    axes.axhline(ROUNDING * 1e7, color=BOUND, linewidth=1.2, linestyle="--")
+    axes.axhline(ROUNDING * 1e7, color=style.BOUND, linewidth=1.2, linestyle="--")
     measured = f"; largest measured {worst:.1f} × 10⁻⁷" if logs else ""
     axes.annotate(
         f"bound {ROUNDING * 1e7:g} × 10⁻⁷{measured}".replace("-", "−"),
         (1, ROUNDING * 1e7), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
-        ha="right", va="top", color=BOUND, fontsize=9,
+        ha="right", va="top", color=style.BOUND, fontsize=9,
     )  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1), max(high, 5.6))
@@ -84,33 +91,42 @@ def displacement_over_steps(results: RunResults) -> Figure | None:
     axes = figure.subplots()
     reached: list[float] = []
     for name, positions, log in moving:
-        mark = mark_of(name)
-        for values, style in ((log.displacement_max, "-"), (log.displacement_min, SMALLEST)):
+        mark = style.mark_of(name)
+        for values, line in ((log.displacement_max, "-"), (log.displacement_min, SMALLEST)):
             if not values:
                 continue
             distances = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-            axes.plot(positions, distances, color=mark.colour, linewidth=1.6, linestyle=style)
+            axes.plot(positions, distances, color=mark.colour, linewidth=1.6, linestyle=line)
             reached += [float(value) for value in distances if value > 0]
-    budgets = {_budget(results, name) for name, _, _ in moving}
+    budgets = {style.budget_in(results, name) for name, _, _ in moving}
     known = sorted(budget for budget in budgets if budget is not None and math.isfinite(budget))
     for budget in known:
-        axes.axhline(budget, color=BOUND, linewidth=1.0, linestyle=":", zorder=1.5)
+        axes.axhline(budget, color=style.BOUND, linewidth=1.0, linestyle=":", zorder=1.5)
     reached += known
     if reached and max(reached) > 12 * min(reached):
         axes.set_yscale("log")
-        logarithmic(axes.yaxis)
+        style.logarithmic(axes.yaxis)
         axes.set_ylim(min(reached) / 1.5, max(reached) * 1.5)
     else:
         axes.set_ylim(0, 1.15 * max([*reached, 1e-12]))
     _name_budgets(axes, known)
     axes.set_ylabel("displacement\n(spectral norm, no unit)")
-    phase_axis(axes, results)
+    style.phase_axis(axes, results)
     kinds = _kinds() if any(log.displacement_min for _, _, log in moving) else []
     _legend(figure, moving, kinds)
     text = "Displacement of CRMA from its anchor: extremes over the layers"
     text += f" ({readable(STILL)}: none)" if len(moving) < len(logs) else ""
-    figure.suptitle(text, x=0.01, ha="left")
+    style.heading(figure, text)
     return figure
+
+
+DISPLACEMENT = style.Picture(
+    "displacement.png",
+    displacement_over_steps,
+    "The spectral norm of the difference between the adapter now and its anchor, in the layers "
+    "that moved furthest and least: no hidden vector there has changed by more than this times its length. No line: "
+    "no anchor yet. Dotted: the budgets.",
+)
 
 
 def _name_budgets(axes: Axes, budgets: list[float]) -> None:
@@ -118,28 +134,18 @@ def _name_budgets(axes: Axes, budgets: list[float]) -> None:
     for place, budget in enumerate(budgets):
         axes.annotate(
             f"δ = {budget:g}", (0.01 + 0.09 * (place % 2), budget), xycoords=("axes fraction", "data"), xytext=(0, 1),
-            textcoords="offset points", va="bottom", color=BOUND, fontsize=8.5,
+            textcoords="offset points", va="bottom", color=style.BOUND, fontsize=8.5,
         )  # fmt: skip
 
 
 def _kinds() -> list[Line2D]:
-    ink: dict[str, Any] = {"color": INK, "linewidth": 1.4}
+    ink: dict[str, Any] = {"color": style.INK, "linewidth": 1.4}
     return [Line2D([], [], **ink, label="largest"), Line2D([], [], **ink, linestyle=SMALLEST, label="smallest")]
-
-
-def _budget(results: RunResults, condition: str) -> float | None:
-    """None: no budget holds, or nothing moves, so no line is drawn."""
-    try:
-        known = parse_condition(condition)
-    except ValueError:
-        return None
-    return known.limit(results.run.displacement_budget) if known.trains_crma == "always" else None
 
 
 def _legend(figure: Figure, logs: list[Log], more: list[Any]) -> None:
     names = list(dict.fromkeys(name for name, _, _ in logs))
-    handles = [*more, *(handle_of(name, marker=True) for name in names)]
-    figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8.5)
+    style.legend_below(figure, [*more, *(style.handle_of(name, marker=True) for name in names)])
 
 
 def _spectral_logs(results: RunResults) -> Iterator[Log]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from backends.finetune.report.pictures.style import handle_of, logarithmic, mark_of, phase_axis
+from backends.finetune.report.pictures import style
+from backends.finetune.report.pictures.style import Array
 from backends.finetune.runs.results import RunResults
-
-Array = NDArray[np.float64]
 
 
 def gradient_norms(results: RunResults) -> Figure | None:
@@ -23,10 +21,10 @@ def gradient_norms(results: RunResults) -> Figure | None:
     for name in shown:
         _draw(axes, results, name)
     axes.set_yscale("log")
-    logarithmic(axes.yaxis)
+    style.logarithmic(axes.yaxis)
     axes.set_ylabel("gradient norm of LoRA\nbefore clipping (nats)")
-    phase_axis(axes, results)
-    handles = [handle_of(name) for name in shown]
+    style.phase_axis(axes, results)
+    handles = [style.handle_of(name) for name in shown]
     for handle, name in zip(handles, shown, strict=True):
         handle.set_label(f"{handle.get_label()}, {'with' if name == 'modular' else 'without'} CRMA")
     axes.legend(handles=handles, loc="upper right", ncols=2, fontsize=9)
@@ -42,8 +40,16 @@ def gradient_norms(results: RunResults) -> Figure | None:
         )  # fmt: skip
     ratio = _median_ratio(results) if len(shown) == 2 else None
     title = "" if ratio is None else f": with CRMA {ratio:.2f} times as large in the median"
-    figure.suptitle(f"Gradient norm of LoRA{title}", x=0.01, ha="left")
+    style.heading(figure, f"Gradient norm of LoRA{title}")
     return figure
+
+
+GRADIENT_NORMS = style.Picture(
+    "gradient_norms.png",
+    gradient_norms,
+    "Norm of the gradient of all of LoRA's parameters in each optimizer step, before clipping. "
+    "With several seeds the line is their median and the band their range.",
+)
 
 
 def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]]:
@@ -53,7 +59,7 @@ def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]
 
 def _draw(axes: Axes, results: RunResults, condition: str) -> None:
     """Per phase the median over seeds, smoothed a little, and the range of the raw values."""
-    mark = mark_of(condition)
+    mark = style.mark_of(condition)
     for phase in range(len(results.tasks)):
         curves = _curves(results, condition, phase)
         steps = min((len(curve) for curve in curves), default=0)
@@ -62,10 +68,7 @@ def _draw(axes: Axes, results: RunResults, condition: str) -> None:
         values = np.maximum(np.array([curve[:steps] for curve in curves]), 1e-12)
         places = phase + (np.arange(steps) + 0.5) / steps
         axes.plot(places, np.median(values, axis=0), color=mark.colour, linestyle=mark.line, linewidth=1.4)
-        if len(curves) > 1:
-            axes.fill_between(
-                places, values.min(axis=0), values.max(axis=0), color=mark.colour, alpha=0.15, linewidth=0
-            )
+        style.band(axes, places, values, mark.colour)
 
 
 def _median_ratio(results: RunResults) -> float | None:

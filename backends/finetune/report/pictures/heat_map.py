@@ -8,18 +8,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from backends.finetune.report.labels import label, readable
-from backends.finetune.report.pictures.style import INK, main_and_rest, mark_of, seeds_text, task_labels
+from backends.finetune.report.pictures import style
+from backends.finetune.report.pictures.style import Array
 from backends.finetune.runs.results import RunResults
 
-Array = NDArray[np.float64]
+COLOURS = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
 
 
 def holdout_heat_map(results: RunResults) -> Figure | None:
     """One panel per condition: holdout loss in nats as numbers, its change since the task's own phase as colour."""
-    shown = main_and_rest([name for name in results.conditions if holdout_change(results, name)])[0]
+    shown = style.main_and_rest([name for name in results.conditions if holdout_change(results, name)])[0]
     if not shown:
         return None
     count = len(results.tasks)
@@ -38,18 +38,23 @@ def holdout_heat_map(results: RunResults) -> Figure | None:
             axes.set_ylabel("measured after training on")
         elif columns > 1:
             axes.set_yticklabels([])
-    text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
-    figure.suptitle(
-        "Holdout loss after each phase, nats per answer token (bold: the task's own phase)", x=0.01, ha="left"
-    )
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
+    style.heading(figure, "Holdout loss after each phase, nats per answer token (bold: the task's own phase)")
     return figure
+
+
+HOLDOUT = style.Picture(
+    "holdout.png",
+    holdout_heat_map,
+    "Read a column downwards: it starts on the diagonal, in the task's own phase, and each lower row is "
+    "measured after one more phase. Orange cells forgot, purple cells improved, white cells kept what they had.",
+)
 
 
 def more_heat_maps(results: RunResults) -> Figure | None:
     """The conditions that the large heat maps leave out, as small ones with numbered tasks."""
     everything = [name for name in results.conditions if holdout_change(results, name)]
-    shown = main_and_rest(everything)[1]
+    shown = style.main_and_rest(everything)[1]
     if not shown:
         return None
     columns, count = 4, len(results.tasks)
@@ -63,22 +68,28 @@ def more_heat_maps(results: RunResults) -> Figure | None:
         numbers = [str(number + 1) for number in range(count)]
         axes.set_xticks(range(count), numbers, rotation=0, ha="center")
         axes.set_yticks(range(count), numbers if index % columns == 0 else [""] * count)
-        axes.set_title(label(readable(name), 24), color=mark_of(name).colour, fontsize=9)
+        axes.set_title(label(readable(name), 24), color=style.mark_of(name).colour, fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("after phase", fontsize=9)
         if index + columns >= len(shown):
             axes.set_xlabel("holdout task", fontsize=9)
-    text = "change since the task's own phase, %   (orange: forgotten, purple: improved)"
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, text)
-    tasks = ", ".join(f"{number} {task}" for number, task in enumerate(task_labels(results, 12)[:8], start=1))
-    figure.suptitle(f"Holdout loss of the other conditions, nats per token ({tasks})", x=0.01, ha="left", fontsize=10.5)
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
+    tasks = ", ".join(f"{number} {task}" for number, task in enumerate(style.task_labels(results, 12)[:8], start=1))
+    style.heading(figure, f"Holdout loss of the other conditions, nats per token ({tasks})", fontsize=10.5)
     return figure
+
+
+MORE_HOLDOUT = style.Picture(
+    "holdout_more.png",
+    more_heat_maps,
+    "The same for the other conditions, with the same colours.",
+)
 
 
 def holdout_change(results: RunResults, condition: str) -> tuple[Array, Array, str] | None:
     """Losses, their change since the own phase in percent, and what they are: complete seeds' mean, or the furthest."""
     if seeds := results.complete_seeds(condition):
-        text = seeds_text(seeds)
+        text = style.seeds_text(seeds)
     else:
         done, seed = max(
             ((len(results.phases_of(condition, s)), -i) for i, s in enumerate(results.seeds)), default=(0, 0)
@@ -113,10 +124,10 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
-    names = task_labels(results, 14)
+    names = style.task_labels(results, 14)
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
-    axes.set_title(f"{label(readable(condition), 24)}, {text}", color=mark_of(condition).colour)
+    axes.set_title(f"{label(readable(condition), 24)}, {text}", color=style.mark_of(condition).colour)
     for row in range(count):
         for column in range(row + 1):
             if np.isfinite(losses[row, column]):
@@ -128,7 +139,7 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
                 if size:
                     axes.text(
                         column, row, f"{losses[row, column]:.2f}", ha="center", va="center", fontsize=size,
-                        color="white" if dark and row != column else INK, weight=weight,
+                        color="white" if dark and row != column else style.INK, weight=weight,
                     )  # fmt: skip
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
-from backends.finetune.methods.conditions import KNOWN, PAPER
+from backends.finetune.methods.conditions import KNOWN, PAPER, parse_condition
 from backends.finetune.methods.method import Mark
 from backends.finetune.report.labels import budget_of, label, readable
 from backends.finetune.report.pictures.fonts import FAMILY, is_drawn
 from backends.finetune.runs.results import RunResults
 
+Array = NDArray[np.float64]
 _SPARE_COLOURS = ("#999933", "#AA4499", "#332288", "#661100")
 INK, FAINT = "#222222", "#8a8a8a"
 BOUND = "#b00020"
@@ -31,6 +34,31 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8, "hatch.linewidth": 0.8, "text.parse_math": False, "axes.formatter.useoffset": False,
     "xtick.labelsize": 9, "ytick.labelsize": 9, "figure.titlesize": 12.5, "figure.titleweight": "bold",
 }  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """One picture of a run: its file, what paints it (None where a run has no data for it), and its caption."""
+
+    name: str
+    paint: Callable[[RunResults], Figure | None]
+    caption: str
+
+
+def heading(figure: Figure, text: str, **style: Any) -> None:
+    """The title of a picture, at its upper left."""
+    figure.suptitle(text, x=0.01, ha="left", **style)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], ncols: int = 5, fontsize: float = 8.5) -> None:
+    """The legend of a picture, at its lower left, where it covers nothing."""
+    figure.legend(handles=handles, loc="outside lower left", ncols=ncols, fontsize=fontsize)
+
+
+def band(axes: Axes, x: Any, curves: Array, colour: str, alpha: float = 0.15) -> None:
+    """The range of several curves, one a row, as far as they reach; nothing for a single one."""
+    if len(curves) > 1:
+        low, high = np.nanmin(curves, axis=0), np.nanmax(curves, axis=0)
+        axes.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def phase_axis(axes: Axes, results: RunResults, short: bool = False) -> None:
@@ -64,6 +92,18 @@ def mark_of(condition: str) -> Mark:
         place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
         return Mark(to_hex(colormaps["YlGn"](0.42 + 0.5 * place)), (0, (2 + 4 * place, 1)), "d")
     return Mark(_SPARE_COLOURS[sum(condition.encode(errors="replace")) % len(_SPARE_COLOURS)], ":", "^")
+
+
+def budget_in(results: RunResults, condition: str) -> float | None:
+    """The budget that a condition's CRMA keeps in this run, infinity for none; None where its CRMA does not move on, or
+    the condition is not known.
+    """
+    try:
+        known = parse_condition(condition)
+    except ValueError:
+        return None
+    limit = known.limit(results.run.displacement_budget)
+    return None if known.trains_crma != "always" else math.inf if limit is None else limit
 
 
 def handle_of(condition: str, marker: bool = False) -> Line2D:

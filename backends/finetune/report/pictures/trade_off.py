@@ -7,52 +7,60 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.report.labels import budget_of, label, percent, readable
+from backends.finetune.report.pictures import style
 from backends.finetune.report.pictures.placement import place_labels
-from backends.finetune.report.pictures.style import INK, handle_of, mark_of
+from backends.finetune.report.pictures.style import Array
 from backends.finetune.runs.results import RunResults
-
-Array = NDArray[np.float64]
 
 
 def budget_trade_off(results: RunResults) -> Figure | None:
     """One point per budget, means over seeds with their ranges, joined in order of delta; other conditions beside."""
     points = {name: values for name in results.conditions if (values := _seeds(results, name))}
-    budgets = {name: _delta(results, name) for name in points if name == "modular" or budget_of(name) is not None}
-    curve = sorted((delta, name) for name, delta in budgets.items())
+    budgets = {
+        name: style.budget_in(results, name) for name in points if name == "modular" or budget_of(name) is not None
+    }
+    curve = sorted((delta, name) for name, delta in budgets.items() if delta is not None)
     if len({delta for delta, _ in curve}) < 2:
         return None
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     path = np.array([np.mean(points[name], axis=0) for _, name in curve])
-    axes.plot(path[:, 0], path[:, 1], color=mark_of("modular").colour, linewidth=1.2, zorder=1.5)
+    axes.plot(path[:, 0], path[:, 1], color=style.mark_of("modular").colour, linewidth=1.2, zorder=1.5)
     for name, values in points.items():
         _point(axes, name, np.array(values), large=name in budgets)
-    axes.axhline(0, color=INK, linewidth=0.7)
-    axes.axvline(0, color=INK, linewidth=0.7)
+    axes.axhline(0, color=style.INK, linewidth=0.7)
+    axes.axvline(0, color=style.INK, linewidth=0.7)
     others = {name: np.mean(values, axis=0) for name, values in points.items() if name not in budgets}
     spread = np.array([pair for _, name in curve for pair in points[name]])
     outside = _frame(axes, others, np.vstack([spread, np.zeros((1, 2))]))
     if outside:
         axes.set_title(_outside_text(outside), fontsize=8, fontweight="normal", color="#555555")
     inside = [name for name in others if name not in outside]
-    handles = [handle_of(name, marker=True) for name in points if name in inside or name == "modular"]
+    handles = [style.handle_of(name, marker=True) for name in points if name in inside or name == "modular"]
     for handle in handles:
         handle.set_linestyle("")
-    figure.legend(handles=handles, loc="outside lower left", ncols=5, fontsize=8.5)
+    style.legend_below(figure, handles)
     axes.set_xlabel("drift (%): to the left is less forgetting")
     axes.set_ylabel("advantage over FROZEN (%): up is better")
     seeds = max(len(values) for values in points.values())
     ranges = f"; means of {seeds} seeds, lines their ranges" if seeds > 1 else ""
-    figure.suptitle(f"What a displacement budget δ costs and buys{ranges}", x=0.01, ha="left")
+    style.heading(figure, f"What a displacement budget δ costs and buys{ranges}")
     means = {name: (float(x), float(y)) for name, (x, y) in ((n, np.mean(v, axis=0)) for n, v in points.items())}
     # Only the points of the curve are labelled; the others are in the legend.
-    labels = [(_text(delta), means[name]) for delta, name in curve]
+    labels = [("no budget" if math.isinf(delta) else f"δ {delta:g}", means[name]) for delta, name in curve]
     place_labels(figure, axes, labels, [mean for name, mean in means.items() if name not in outside])
     return figure
+
+
+BUDGET = style.Picture(
+    "budget.png",
+    budget_trade_off,
+    "Each point on the line is MODULAR with another displacement budget: how far the shared adapter may "
+    "move from its state after the first task. The best corner is the upper left. The other conditions are for "
+    "reference.",
+)
 
 
 def _seeds(results: RunResults, name: str) -> list[tuple[float, float]]:
@@ -61,23 +69,14 @@ def _seeds(results: RunResults, name: str) -> list[tuple[float, float]]:
     return [(100 * metrics.drift, 100 * gain) for metrics, gain in pairs if metrics and gain is not None]
 
 
-def _delta(results: RunResults, name: str) -> float:
-    budget = parse_condition(name).limit(results.run.displacement_budget)
-    return math.inf if budget is None else budget
-
-
-def _text(delta: float) -> str:
-    return "no budget" if math.isinf(delta) else f"δ {delta:g}"
-
-
 def _point(axes: Axes, name: str, values: Array, large: bool) -> None:
-    mark, (x, y) = mark_of(name), values.mean(axis=0)
+    mark, (x, y) = style.mark_of(name), values.mean(axis=0)
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.hlines(y, low[0], high[0], color=mark.colour, linewidth=1, alpha=0.7)
         axes.vlines(x, low[1], high[1], color=mark.colour, linewidth=1, alpha=0.7)
     axes.plot(
-        [x], [y], mark.marker, color=mark.colour, markersize=8 if large else 7, markeredgecolor=INK,
+        [x], [y], mark.marker, color=mark.colour, markersize=8 if large else 7, markeredgecolor=style.INK,
         markeredgewidth=0.6, zorder=3,
     )  # fmt: skip
 

@@ -20,10 +20,11 @@ import reference
 from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label, percent, readable
 from backends.finetune.report.page import report_html, write_report
-from backends.finetune.report.pictures import PAINTERS, draw_pictures, overview
+from backends.finetune.report.pictures import PICTURES, draw_pictures
 from backends.finetune.report.pictures.bars import drift_bars
 from backends.finetune.report.pictures.certificates import displacement_over_steps
 from backends.finetune.report.pictures.fonts import families_for
+from backends.finetune.report.pictures.overview import overview
 from backends.finetune.report.pictures.style import STYLE, mark_of, task_labels
 from backends.finetune.report.pictures.trade_off import budget_trade_off
 from backends.finetune.report.rows import paired_rows, seed_rows, summary_rows
@@ -105,6 +106,18 @@ def write_results(
     return read_results(folder)
 
 
+@pytest.fixture
+def made(tmp_path):
+    """Write and read results, each in a folder of its own."""
+
+    def make(*arguments, **options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return write_results(folder, *arguments, **options)
+
+    return make
+
+
 CASES: dict[str, dict[str, Any]] = {
     "one seed": {},
     "three seeds": {"seeds": (0, 1, 2), "budget": 0.05},
@@ -134,18 +147,16 @@ def test_write_report_from_any_state_of_a_run(tmp_path, case):
     assert all(label(readable(name), 30)[:9] in rendered(summary_table(results), 100) for name in results.conditions)
 
 
-def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(tmp_path):
-    (tmp_path / "all").mkdir()
-    (tmp_path / "naive").mkdir()
-    names = set(draw_pictures(write_results(tmp_path / "all")))
+def test_a_finished_run_gives_every_picture_and_a_run_without_crma_no_spectra(made):
+    names = set(draw_pictures(made()))
     spectra = {"spectral_norm.png", "displacement.png"}
     assert names == {"overview.png", "holdout.png", "loss.png", "drift.png", "gradient_norms.png"} | spectra
-    assert set(draw_pictures(write_results(tmp_path / "naive", conditions=("naive", "frozen")))) == names - spectra
+    assert set(draw_pictures(made(conditions=("naive", "frozen")))) == names - spectra
 
 
-def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(tmp_path):
+def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(made):
     conditions = ("modular", "modular-still", "modular@0.001")
-    figure = displacement_over_steps(write_results(tmp_path, conditions=conditions, budget=0.05))
+    figure = displacement_over_steps(made(conditions=conditions, budget=0.05))
     assert figure is not None
     (axes,) = figure.axes
     curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if np.size(line.get_xdata()) == 9]
@@ -156,16 +167,16 @@ def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(tmp_pa
     assert readable("modular-still") in figure.get_suptitle()
 
 
-def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as_it_was(tmp_path):
-    results = write_results(tmp_path, tasks=["A", "B"], conditions=("frozen", "modular"))
+def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as_it_was(made):
+    results = made(tasks=["A", "B"], conditions=("frozen", "modular"))
     before = dict(matplotlib.rcParams)
     assert draw_pictures(results) == draw_pictures(results)
     assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.clause("CL-2", "CL-3", "CL-4", "CL-5", "CL-8")
-def test_summary_rows_give_mean_sample_deviation_and_range_over_the_seeds(tmp_path):
-    results = write_results(tmp_path, seeds=(3, 4, 5))
+def test_summary_rows_give_mean_sample_deviation_and_range_over_the_seeds(made):
+    results = made(seeds=(3, 4, 5))
     (row,) = (row for row in summary_rows(results) if row.condition == "modular" and not row.source)
     drifts = [100 * results.metrics("modular", seed).drift for seed in (3, 4, 5)]
     gains = [100 * results.advantage("modular", seed) for seed in (3, 4, 5)]
@@ -181,26 +192,26 @@ def test_summary_rows_give_mean_sample_deviation_and_range_over_the_seeds(tmp_pa
     (frozen,) = (row for row in summary_rows(results) if row.condition == "frozen" and not row.source)
     assert (frozen.drift, frozen.advantage) == ("0 exactly", "–")
     rows = [row for row in seed_rows(results) if row.condition == "modular"]
-    assert [row.seed for row in rows] == ["3", "4", "5"]
+    assert [row.seeds for row in rows] == ["3", "4", "5"]
     assert [number(row.drift) for row in rows] == pytest.approx(drifts, abs=0.006)
 
 
 @pytest.mark.clause("CL-6")
-def test_forward_transfer_is_shown_where_the_base_model_was_measured(tmp_path):
-    results = write_results(tmp_path, base=True)
+def test_forward_transfer_is_shown_where_the_base_model_was_measured(made):
+    results = made(base=True)
     (row,) = (row for row in summary_rows(results) if row.condition == "modular" and not row.source)
     before = [results.phases["modular", 0, phase].before for phase in range(3)]
     base = [results.base[0].holdout[task] for task in results.tasks]
     expected = statistics.fmean([before[1] - base[1], before[2] - base[2]])
     assert number(row.transfer) == pytest.approx(expected, abs=0.0006)
     assert "transfer" in rendered(summary_table(results), 100)
-    without = write_results(fresh(tmp_path))
+    without = made()
     assert {row.transfer for row in summary_rows(without)} == {"–"}
 
 
 @pytest.mark.clause("CL-9")
-def test_paired_rows_compare_modular_with_each_other_condition_over_common_seeds(tmp_path):
-    results = write_results(tmp_path, conditions=(*ALL, "modular@0.01", "ewc"), seeds=(1, 2, 3, 4))
+def test_paired_rows_compare_modular_with_each_other_condition_over_common_seeds(made):
+    results = made(conditions=(*ALL, "modular@0.01", "ewc"), seeds=(1, 2, 3, 4))
     rows = {(row.against, row.measure): row for row in paired_rows(results)}
     assert {against for against, _ in rows} == {"naive", "frozen", "ewc"}
     ours, theirs = ([results.metrics(name, seed).final_holdout for seed in (1, 2, 3, 4)] for name in ("modular", "ewc"))
@@ -209,11 +220,11 @@ def test_paired_rows_compare_modular_with_each_other_condition_over_common_seeds
     assert number(row.difference) == pytest.approx(statistics.fmean(ours) - statistics.fmean(theirs), abs=0.0006)
     assert number(row.t) == pytest.approx(reference.paired_t_test(ours, theirs).p, abs=0.0006)
     assert number(row.flip) == pytest.approx(reference.sign_flip_test(ours, theirs), abs=0.0006)
-    assert paired_rows(write_results(fresh(tmp_path))) == []  # one seed
+    assert paired_rows(made()) == []  # one seed
 
 
-def test_a_frozen_condition_that_drifts_is_not_shown_as_zero(tmp_path):
-    results = write_results(tmp_path, conditions=("frozen",))
+def test_a_frozen_condition_that_drifts_is_not_shown_as_zero(made):
+    results = made(conditions=("frozen",))
     last = results.phases["frozen", 0, 2]
     last.holdout["Medical"] *= 1 + 1e-9
     (row,) = (row for row in summary_rows(results) if not row.source)
@@ -233,8 +244,8 @@ def test_a_frozen_condition_that_drifts_is_not_shown_as_zero(tmp_path):
         ("four-domain", ["support", "law"], []),
     ],
 )
-def test_the_paper_beside_is_chosen_by_the_tasks(tmp_path, protocol, tasks, sources):
-    results = write_results(tmp_path, protocol=protocol, tasks=tasks, panel=True)
+def test_the_paper_beside_is_chosen_by_the_tasks(made, protocol, tasks, sources):
+    results = made(protocol=protocol, tasks=tasks, panel=True)
     assert [row.source for row in summary_rows(results) if row.condition == "naive" and row.source] == sources
     assert ("another model" in " ".join(rendered(summary_table(results), 100).split())) == bool(sources)
     figure = drift_bars(results)
@@ -243,23 +254,23 @@ def test_the_paper_beside_is_chosen_by_the_tasks(tmp_path, protocol, tasks, sour
     assert ("Table 8" in report_html(results, {})) == (set(tasks) == set(FIVE))
 
 
-def test_summary_keeps_the_paper_apart_and_marks_unfinished_seeds(tmp_path):
-    results = write_results(tmp_path, tasks=FIVE, seeds=(0, 1), phases=9)
+def test_summary_keeps_the_paper_apart_and_marks_unfinished_seeds(made):
+    results = made(tasks=FIVE, seeds=(0, 1), phases=9)
     rows = summary_rows(results)
     (paper,) = (row for row in rows if row.source and row.condition == "modular")
     assert paper[1:5] == ("3", "−0.17 ± 0.17", "1.2631", "+1.99 ± 0.54")
     own = {row.condition: (row.seeds, row.drift) for row in rows if not row.source}
     assert own["frozen"] == ("0 of 2", "4 of 5 phases")
     assert own["naive"][0] == "1 of 2"
-    seeds = {(row.condition, row.seed): row.drift for row in seed_rows(results)}
+    seeds = {(row.condition, row.seeds): row.drift for row in seed_rows(results)}
     assert seeds["modular", "1"] == "0 of 5 phases"
     text = rendered(summary_table(results), 100)
     assert "another model and scale" in " ".join(text.split())
     assert "+1.95%" in text
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tmp_path):
-    lines = rendered(summary_table(write_results(tmp_path, tasks=FIVE, seeds=(0, 1, 2)), 80), 80).splitlines()
+def test_the_table_fits_a_terminal_of_80_columns(made):
+    lines = rendered(summary_table(made(tasks=FIVE, seeds=(0, 1, 2)), 80), 80).splitlines()
     assert max(map(len, lines)) <= 80
     (modular,) = (line for line in lines if line.strip().startswith("MODULAR "))
     assert modular.count("±") == 3  # not wrapped
@@ -267,8 +278,8 @@ def test_the_table_fits_a_terminal_of_80_columns(tmp_path):
 
 @pytest.mark.clause("CL-7", "CL-8")
 @pytest.mark.parametrize("seeds", [(4,), (4, 5, 6)])
-def test_the_change_of_exact_match_is_shown_beside_the_papers(tmp_path, seeds):
-    results = write_results(tmp_path, INVENTED, seeds=seeds, protocol="fictional", base=True, canaries=True)
+def test_the_change_of_exact_match_is_shown_beside_the_papers(made, seeds):
+    results = made(INVENTED, seeds=seeds, protocol="fictional", base=True, canaries=True)
     (row,) = (row for row in summary_rows(results) if row.condition == "modular")
     values = [results.exact_match_transfer("modular", seed) for seed in seeds]
     mean, *deviation = row.exact_match.split(" ± ")
@@ -284,16 +295,14 @@ def test_the_change_of_exact_match_is_shown_beside_the_papers(tmp_path, seeds):
     assert parsed.text.count(row.exact_match) >= 2  # among the results, and beside the paper's
     assert "−0.090" in parsed.text[parsed.text.index("paper: NAIVE (plain LoRA)") :]
     assert "+0.020" in parsed.text[parsed.text.index("paper: MODULAR (CRMA)") :]
-    own = write_results(fresh(tmp_path), seeds=seeds, canaries=True)
+    own = made(seeds=seeds, canaries=True)
     assert "plain LoRA" not in report_html(own, {})
     assert "section 6.2" not in " ".join(rendered(summary_table(own), 100).split())
 
 
-def test_a_wide_terminal_has_a_column_of_exact_match_if_there_are_canaries(tmp_path):
+def test_a_wide_terminal_has_a_column_of_exact_match_if_there_are_canaries(made):
     for canaries in (True, False):
-        folder = tmp_path / str(canaries)
-        folder.mkdir()
-        lines = rendered(summary_table(write_results(folder, base=True, canaries=canaries), 130), 130).splitlines()
+        lines = rendered(summary_table(made(base=True, canaries=canaries), 130), 130).splitlines()
         assert any(line.endswith("exact match") for line in map(str.rstrip, lines)) == canaries
 
 
@@ -303,11 +312,8 @@ SEVEN = (*ALL, "modular@0.01", "frozen-raised", "modular-unconstrained", "ewc")
 @pytest.mark.clause("CL-2", "CL-3", "CL-7", "CL-8")
 @pytest.mark.parametrize("canaries", [False, True])
 @pytest.mark.parametrize("conditions", [ALL, SEVEN])
-def test_every_order_of_the_tasks_fits_80_columns_and_has_their_mean(tmp_path, conditions, canaries):
-    runs = []
-    for tasks in (INVENTED, INVENTED[::-1]):
-        (tmp_path / tasks[0]).mkdir()
-        runs.append(write_results(tmp_path / tasks[0], tasks, conditions, (0, 1), canaries=canaries))
+def test_every_order_of_the_tasks_fits_80_columns_and_has_their_mean(made, conditions, canaries):
+    runs = [made(tasks, conditions, (0, 1), canaries=canaries) for tasks in (INVENTED, INVENTED[::-1])]
     text = rendered(orders_table(runs, 80), 80)
     assert max(map(cell_len, text.splitlines())) <= 80
     assert "…" not in text
@@ -331,21 +337,21 @@ def means_of_naive(results, seeds):
     return [statistics.fmean(v) for v in ([m.drift for m in metrics], [m.final_holdout for m in metrics], changes)]
 
 
-def test_every_order_of_the_tasks_names_random_weights(tmp_path):
-    text = rendered(orders_table([write_results(tmp_path, random_weights=True)]), 80)
+def test_every_order_of_the_tasks_names_random_weights(made):
+    text = rendered(orders_table([made(random_weights=True)]), 80)
     assert RANDOM_WEIGHTS in text
     assert RANDOM_WEIGHTS.capitalize() in text
-    assert "andom weights" not in rendered(orders_table([write_results(fresh(tmp_path))]), 80)
+    assert "andom weights" not in rendered(orders_table([made()]), 80)
 
 
-def test_a_single_task_has_no_drift(tmp_path):
-    rows = summary_rows(write_results(tmp_path, tasks=["Only"], seeds=(0, 1)))
+def test_a_single_task_has_no_drift(made):
+    rows = summary_rows(made(tasks=["Only"], seeds=(0, 1)))
     assert {row.drift for row in rows if not row.source} == {"–"}
 
 
-def test_random_weights_are_named_in_table_page_and_every_picture(tmp_path):
-    results = write_results(tmp_path, random_weights=True)
-    plain = write_results(fresh(tmp_path))
+def test_random_weights_are_named_in_table_page_and_every_picture(made):
+    results = made(random_weights=True)
+    plain = made()
     assert RANDOM_WEIGHTS in rendered(summary_table(results), 100)
     assert "random weights" not in rendered(summary_table(plain), 100).lower()
     assert "Random weights." in report_html(results, {})
@@ -368,8 +374,8 @@ def texts_of(figure):
 @pytest.mark.parametrize("paint", [overview, drift_bars])
 @pytest.mark.parametrize("conditions", [ALL, (*ALL, "frozen-raised", "modular-unconstrained"), SEVEN])
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_no_label_of_the_bars_is_cut_off_or_covers_another(tmp_path, paint, conditions, seeds):
-    results = write_results(tmp_path, tasks=FIVE, conditions=conditions, seeds=seeds)
+def test_no_label_of_the_bars_is_cut_off_or_covers_another(made, paint, conditions, seeds):
+    results = made(tasks=FIVE, conditions=conditions, seeds=seeds)
     with matplotlib.style.context(["default", STYLE]):
         figure = paint(results)
         texts = texts_of(figure)
@@ -390,9 +396,9 @@ def with_loss(results, condition, factor, earlier=1.0):
                 record.holdout[task] = frozen[task] * factor * (1 if index == len(phases) - 1 else earlier)
 
 
-def test_conditions_outside_the_budgets_frame_are_named_above_it_and_have_no_mark(tmp_path):
+def test_conditions_outside_the_budgets_frame_are_named_above_it_and_have_no_mark(made):
     conditions = (*ALL, "modular@0.001", "modular@0.01", "modular@0.02", "modular-pinned", "full")
-    results = write_results(tmp_path, conditions=conditions, budget=0.005)
+    results = made(conditions=conditions, budget=0.005)
     near = {"modular": 1.001, "modular@0.001": 1.00103, "modular@0.01": 1.00106, "modular@0.02": 1.00109}
     for name, earlier in {"naive": 0.9, "full": 0.5, **near}.items():
         with_loss(results, name, 0.99 + earlier / 1e4, earlier)
@@ -428,9 +434,9 @@ def test_a_percentage_that_is_not_zero_is_never_shown_as_zero(value, shown):
     assert percent(value) == shown
 
 
-def test_a_name_that_no_font_can_draw_is_numbered_and_one_of_another_font_is_drawn(tmp_path):
+def test_a_name_that_no_font_can_draw_is_numbered_and_one_of_another_font_is_drawn(made):
     names = ["Legal", "Код", "\U0001d49c\U0001d4b7"]  # DejaVu Sans lacks the last, and matplotlib brings a font for it
-    results = write_results(tmp_path, tasks=names)
+    results = made(tasks=names)
     with matplotlib.style.context(["default", STYLE]):
         assert task_labels(results, 20) == [*names[:2], "task 3"]
         matplotlib.rcParams["font.family"] = families = families_for(names)
@@ -458,14 +464,14 @@ MANY = (*KNOWN, "modular@0.001", "modular@0.05", "modular@none")
 def test_sixteen_conditions_give_every_picture(tmp_path):
     write_results(tmp_path, conditions=MANY, seeds=(0, 1, 2), budget=0.01, base=True, canaries=True, panel=True)
     *pictures, page = write_report(tmp_path)
-    assert {path.name for path in pictures} == {"overview.png", *PAINTERS}
+    assert {path.name for path in pictures} == {picture.name for picture in PICTURES}
     text = page.read_text(encoding="utf-8")
     assert all(f"{readable(name)}</td>" in text for name in MANY)
 
 
 @pytest.mark.clause("CL-7", "CL-9")
-def test_panel_and_canaries_are_counted_on_the_page(tmp_path):
-    results = write_results(tmp_path, conditions=("frozen", "modular"), base=True, canaries=True, panel=True)
+def test_panel_and_canaries_are_counted_on_the_page(made):
+    results = made(conditions=("frozen", "modular"), base=True, canaries=True, panel=True)
     panel = results.panels["modular", 0]
     right, bypassed = sum(panel.with_crma), sum(panel.without_crma)
     low, high = reference.wilson_interval(right, 40)
@@ -480,8 +486,8 @@ def test_panel_and_canaries_are_counted_on_the_page(tmp_path):
     assert {"panel.png", "exact_match.png"} <= set(draw_pictures(results))
 
 
-def test_a_table_title_with_markup_is_shown_as_it_is(tmp_path):
-    assert "[red]x[/red]" in rendered(summary_table(write_results(tmp_path, model="[red]x[/red]")), 100)
+def test_a_table_title_with_markup_is_shown_as_it_is(made):
+    assert "[red]x[/red]" in rendered(summary_table(made(model="[red]x[/red]")), 100)
 
 
 class Page(html.parser.HTMLParser):
@@ -516,8 +522,8 @@ def test_the_page_is_self_contained_and_user_text_in_it_is_inert(tmp_path):
     assert embedded == {path.read_bytes() for path in pictures if path.name != "overview.png"}
 
 
-def test_the_page_shows_phases_speed_parameters_and_configuration(tmp_path):
-    results = write_results(tmp_path, phases=7)
+def test_the_page_shows_phases_speed_parameters_and_configuration(made):
+    results = made(phases=7)
     parsed = Page()
     parsed.feed(report_html(results, {}))
     assert "7 of 9 phases" in parsed.text
@@ -526,7 +532,7 @@ def test_the_page_shows_phases_speed_parameters_and_configuration(tmp_path):
     assert "MODULAR: lora 2,442,240, crma 276,480" in parsed.text
     assert json.dumps(results.run.config, indent=2) in parsed.text
     assert f"{results.phases['naive', 0, 2].holdout['Science']:.3f}" in parsed.text
-    assert "Unfinished" not in report_html(write_results(fresh(tmp_path)), {})
+    assert "Unfinished" not in report_html(made(), {})
 
 
 @pytest.mark.clause("ERR-4")
@@ -573,8 +579,3 @@ def rendered(table, width):
     with console.capture() as capture:
         console.print(table)
     return capture.get()
-
-
-def fresh(folder):
-    (folder / "fresh").mkdir()
-    return folder / "fresh"
