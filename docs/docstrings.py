@@ -1,8 +1,4 @@
-"""Docstrings as Markdown has them, for the site: examples, names and arguments.
-
-Examples (``>>> ...``) become blocks of code, since a paragraph of Markdown would take them for a quotation. What stands
-as ``:func:`name``` becomes the name. Arguments that share a line of a docstring become a line each.
-"""
+"""Docstrings as the site shows them: what is written for a reader of the source, in the words of mkdocstrings."""
 
 from __future__ import annotations
 
@@ -12,17 +8,18 @@ from typing import Any
 import griffe
 
 EXAMPLE = re.compile(r"^( *)>>> .*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
-ROLE = re.compile(r":(?:class|func|meth|mod):`([^`]+)`")
+ROLE = re.compile(r":(?:func|class|meth|mod):`~?([^`]+)`")
+PARAMETER = re.compile(r"(?<=[.;]) (\w+): ")
 
 
 class Docstrings(griffe.Extension):
-    """For mkdocstrings."""
+    """For mkdocstrings: examples (``>>> ...``) are blocks of code, roles are code, and each parameter has its line."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        if not obj.docstring or obj.is_alias:
+        if not obj.docstring:
             return
-        text = ROLE.sub(r"`\1`", obj.docstring.value)
-        if isinstance(obj, griffe.Class | griffe.Function):
-            names = "|".join(re.escape(parameter.name) for parameter in obj.parameters)
-            text = re.sub(rf"(?<=[.;]) +(?=(?:{names or 'no name'}): )", "\n    ", text)
-        obj.docstring.value = EXAMPLE.sub(r"\1```pycon\n\g<0>\n\1```", text)
+        text = ROLE.sub(r"`\1`", EXAMPLE.sub(r"\1```pycon\n\g<0>\n\1```", obj.docstring.value))
+        head, arguments, rest = text.partition("\nArgs:\n")
+        own, gap, behind = rest.partition("\n\n")
+        lines = [PARAMETER.sub(r"\n    \1: ", line) for line in own.splitlines()]
+        obj.docstring.value = head + arguments + "\n".join(lines) + gap + behind

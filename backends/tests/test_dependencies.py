@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 if not (ROOT / "pyproject.toml").is_file():
     pytest.skip("pyproject.toml lies in a checkout", allow_module_level=True)
 
-OWN = {"reference", "backends", "conformance", "bench", "spec"}
+OWN = {"reference", "backends", "conformance", "bench", "spec", "docs"}
 #: folder -> extras of which its code may use the packages; the longest folder that fits counts
 ROOMS = {
     "reference": (),
@@ -29,12 +29,21 @@ ROOMS = {
     "conformance/examples": ("test", "torch"),
     "conformance/selftest": ("test", "torch", "jax"),
     "bench": ("bench", "triton", "jax", "peers"),
+    "docs": ("docs",),
 }
 TEST_EXTRAS = ("test", "finetune", "triton", "jax", "quantization", "trl")
 #: distribution -> module, where they differ by more than a hyphen
-MODULES = {"pillow": "PIL", "pot": "ot", "mhc-pytorch": "mhc", "pytest-xdist": "xdist", "pyyaml": "yaml"}
+MODULES = {
+    "pillow": "PIL",
+    "pot": "ot",
+    "mhc-pytorch": "mhc",
+    "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
+    "griffelib": "griffe",
+}
 #: declared, but used from the command line, as a plug-in, or by another library on our behalf
-NOT_IMPORTED = {"import-linter", "ruff", "mypy", "pytest-timeout", "pytest-benchmark", "gguf"}
+NOT_IMPORTED = {"import-linter", "ruff", "mypy", "pytest-timeout", "pytest-benchmark", "gguf", "setuptools"}
+NOT_IMPORTED |= {"mkdocs-material", "mkdocstrings", "mkdocs-jupyter", "ipykernel", "flax", "equinox"}  # of the site
 
 
 @cache
@@ -73,13 +82,15 @@ def imports(path: Path) -> set[str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in ("importorskip", "find_spec", "import_module"):
                 found.add(str(node.args[0].value))
-    return {name.partition(".")[0] for name in found} - OWN - {"jaxlib"} - sys.stdlib_module_names  # jax's own half
+    return (
+        {name.partition(".")[0] for name in found} - OWN - {"jaxlib", "crma"} - sys.stdlib_module_names
+    )  # jax's own half; our facade
 
 
 def extras_of(path: Path) -> tuple[str, ...]:
     relative = path.relative_to(ROOT)
     room = max((name for name in ROOMS if relative.is_relative_to(name)), key=len)
-    is_test = re.match(r"(test_|conftest|_)(?!_)", path.name) is not None
+    is_test = "tests" in path.parts or re.match(r"(test_|conftest|_)(?!_)", path.name) is not None
     return ROOMS[room] + TEST_EXTRAS if is_test else ROOMS[room]
 
 
