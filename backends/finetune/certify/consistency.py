@@ -54,13 +54,13 @@ def _run_faults(results: RunResults, protocol: Protocol) -> Iterator[str]:
         asked = [task for task in results.tasks for _ in range(protocol.panel)]
         if panel.tasks != asked:
             yield f"{place}: {len(panel.tasks)} questions, the protocol asks {len(asked)}, task by task"
-        if condition not in results.conditions or _crma_of(condition) == "none":
+        if condition not in results.conditions or not _has_crma(condition):
             yield f"{place}: there is no CRMA to bypass"
         if len(results.phases_of(condition, seed)) < len(results.tasks):
             yield f"{place}: it is asked after the last phase, which is not recorded"
     for condition in results.conditions if protocol.panel else ():
         for seed in results.complete_seeds(condition):
-            if _crma_of(condition) != "none" and (condition, seed) not in results.panels:
+            if _has_crma(condition) and (condition, seed) not in results.panels:
                 yield f"{condition}, seed {seed}: the panel is missing"
 
 
@@ -68,25 +68,27 @@ def _of_the_data(results: RunResults) -> Iterator[str]:
     """Steps and tokens of a phase depend on its data alone; experience replay adds tokens to those of the data."""
     for seed in results.seeds:
         for phase in range(len(results.tasks)):
-            found = {name: results.phases.get((name, seed, phase)) for name in results.conditions}
-            records = {name: record for name, record in found.items() if record is not None}
-            steps = {name: len(record.losses) for name, record in records.items()}
-            tokens = {name: record.tokens for name, record in records.items() if phase == 0 or not _joins_memory(name)}
+            steps, tokens = {}, {}
+            for name in results.conditions:
+                if (record := results.phases.get((name, seed, phase))) and (condition := _known(name)):
+                    steps[name] = len(record.losses)
+                    if phase == 0 or condition.method.memory != "joined":
+                        tokens[name] = record.tokens
             for unit, counts in (("steps", steps), ("tokens", tokens)):
                 if len(set(counts.values())) > 1:
                     yield f"seed {seed}, phase {phase + 1}: {unit} differ between conditions: {counts}"
 
 
-def _joins_memory(name: str) -> bool:
-    """Whether a condition's batches hold examples of earlier tasks, too."""
-    return parse_condition(name).method.memory == "joined"
-
-
-def _crma_of(name: str) -> str:
+def _known(name: str) -> Condition | None:
     try:
-        return parse_condition(name).crma
+        return parse_condition(name)
     except ValueError:
-        return "none"
+        return None
+
+
+def _has_crma(name: str) -> bool:
+    condition = _known(name)
+    return condition is not None and condition.crma != "none"
 
 
 def record_consistent(

@@ -11,7 +11,7 @@ import reference
 from backends.finetune.certify.certification import Certification
 from backends.finetune.certify.check import Check
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED
-from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable
+from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable, title_of
 
 _STYLES = {"pass": "green", "fail": "bold red", "not promised": "dim"}
 
@@ -44,12 +44,10 @@ def show(certification: Certification, console: Console) -> None:
 def certification_table(certification: Certification) -> Table:
     """One row per condition and promise: worst value over the seeds, its bound and margin, and the verdict."""
     run = certification.results.run if certification.results else None
-    title = (
-        "" if run is None else f"{label(run.model, 40)}, protocol {label(run.protocol, 30)}, {label(run.backend, 30)}"
-    )
-    if run is not None and run.random_weights:
-        title += ", random weights"
-    table = Table(title=Text(title) if title else None, title_justify="left", box=HORIZONTALS, pad_edge=False)
+    title = None
+    if run is not None:
+        title = Text(title_of(run) + (", random weights" if run.random_weights else ""))
+    table = Table(title=title, title_justify="left", box=HORIZONTALS, pad_edge=False)
     table.add_column("promise", overflow="fold", ratio=1)
     for heading in ("worst", "bound", "margin"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -67,14 +65,10 @@ def certification_table(certification: Certification) -> Table:
             table.add_row(Text(text, style="bold"))
             previous = condition
         worst = min(checks, key=_severity)
-        cells = [
-            _number(worst.value),
-            _number(worst.bound),
-            "" if worst.margin is None else f"{worst.margin:.1e}",
-        ]
-        style = _STYLES[worst.verdict]
+        margin = "" if worst.margin is None else f"{worst.margin:.1e}"
         verdict = worst.verdict if worst.verdict != "fail" else "FAIL"
-        table.add_row(Text(f"  {name}"), *(Text(cell) for cell in cells), Text(verdict, style=style))
+        cells = map(Text, (f"  {name}", _number(worst.value), _number(worst.bound), margin))
+        table.add_row(*cells, Text(verdict, style=_STYLES[worst.verdict]))
     return table
 
 

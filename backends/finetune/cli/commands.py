@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,7 +22,7 @@ from backends.finetune.cli.report import report
 from backends.finetune.cli.route import route
 from reference import SPEC_VERSION
 
-COMMANDS = {
+COMMANDS: dict[Callable[..., object], str] = {
     finetune: "fine-tune a model through a sequence of tasks",
     report: "write table, pictures and HTML of a run folder again",
     protocols: "list the protocols",

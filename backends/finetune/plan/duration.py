@@ -28,7 +28,9 @@ def rates_from_throughput(cost: Cost, tokens: int, throughput: float, devices: i
 
 def epoch_seconds(phase: PhaseWork, rates: Rates, condition: Condition, protocol: Protocol) -> float:
     """One epoch of training on a task that is not the first."""
-    return phase.padded_tokens * rates.train * _more_work(condition, protocol, rates)
+    # What a method adds once a phase is left out.
+    more = condition.method.work(condition.settings(protocol), protocol.batch_size, rates.evaluate / rates.train)
+    return phase.padded_tokens * rates.train * more
 
 
 def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, protocol: Protocol) -> float:
@@ -38,9 +40,3 @@ def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, p
     trained += sum(epoch_seconds(phase, rates, condition, protocol) for phase in later)
     evaluated = sum((len(work) - index) * phase.holdout_tokens for index, phase in enumerate(work))
     return protocol.epochs * trained + evaluated * rates.evaluate
-
-
-def _more_work(condition: Condition, protocol: Protocol, rates: Rates) -> float:
-    """What a method adds to each step. What comes once a phase is left out."""
-    settings = condition.settings(protocol)
-    return condition.method.work(settings, protocol.batch_size, rates.evaluate / rates.train)

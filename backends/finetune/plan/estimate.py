@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
@@ -79,25 +80,22 @@ def make_plan(
 
     Raises: ModelError, ProtocolError for LoRA's target modules.
     """
-    estimator = _Estimator(folder, protocol, work, machine, measured or {})
-    conditions = {name: estimator.condition(name) for name in protocol.conditions}
-    return Plan(estimator.counts, work, estimator.batch, conditions)
+    config = read_architecture(folder)
+    counts, batch = count_parameters(config, protocol), share_of_device(largest(work), machine.devices)
+    estimator = _Estimator(config, counts, batch, protocol, work, machine, measured or {})
+    return Plan(counts, work, batch, {name: estimator.condition(name) for name in protocol.conditions})
 
 
+@dataclass(frozen=True)
 class _Estimator:
-    def __init__(
-        self,
-        folder: Path,
-        protocol: Protocol,
-        work: Sequence[PhaseWork],
-        machine: Machine,
-        measured: Mapping[str, Rates],
-    ) -> None:
-        self.protocol, self.work, self.machine, self.measured = protocol, work, machine, measured
-        self.config = read_architecture(folder)
-        self.counts = count_parameters(self.config, protocol)
-        self.batch = share_of_device(largest(work), machine.devices)
-        self.traced: dict[tuple[bool, bool, Shape], tuple[Cost, Cost]] = {}
+    config: Any
+    counts: Counts
+    batch: Shape
+    protocol: Protocol
+    work: Sequence[PhaseWork]
+    machine: Machine
+    measured: Mapping[str, Rates]
+    traced: dict[tuple[bool, bool, Shape], tuple[Cost, Cost]] = field(default_factory=dict)
 
     def condition(self, name: str) -> ConditionPlan:
         condition, checkpoint = parse_condition(name), self.protocol.gradient_checkpointing

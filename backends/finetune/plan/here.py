@@ -46,7 +46,7 @@ def this_machine(
     return Machine(device, devices, shard, libraries, peak), limit
 
 
-def model_folder(name: str, random_weights: Size | None, notes: list[str]) -> tuple[Path, bool, Size | None]:
+def model_folder(name: str, random_weights: Size | None, notes: list[str]) -> tuple[Path, bool, str | None]:
     """The model's folder, whether its tokenizer is in it, and the size of random weights. A model that is not on this
     machine is planned from its published configuration.
     """

@@ -45,7 +45,7 @@ def trace(config: Any, setting: Setting) -> tuple[Cost, Cost]:
     if len(costs) == 1:  # one or two layers in all
         return costs[0], Cost(*(value / depths[0] for value in costs[0]))
     few, more = costs
-    layer, whole = _line(few, more, *depths, layers)
+    layer, whole = _line(few, more, depths[0], depths[1], layers)
     return whole, layer
 
 

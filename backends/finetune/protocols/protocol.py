@@ -24,10 +24,6 @@ CountOrNone = Annotated[int, Field(ge=0, le=10**7)]
 Steps = Annotated[int, Field(ge=0, le=10**9)]
 
 
-def _known(name: str) -> str:
-    return parse_condition(name).name
-
-
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("a text without the character NUL, which no path and no name can have")
@@ -54,7 +50,7 @@ def _modules(modules: str | list[str]) -> str | list[str]:
 
 
 MOST_ORDERED = 7
-ConditionName = Annotated[str, AfterValidator(_known)]
+ConditionName = Annotated[str, AfterValidator(lambda name: parse_condition(name).name)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
 Modules = Annotated[str | list[str], AfterValidator(_modules)]
 
@@ -254,15 +250,9 @@ def _validated(content: dict[str, Any], source: str) -> Protocol:
         ) from error
 
 
-class _Short(Repr):
-    """``repr`` of what a protocol holds, of bounded depth and length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong, self.maxother = 3, 8, 8, 200, 60, 200
-
-
-_SHORT = _Short()
+#: ``repr`` of what a protocol holds, of bounded depth and length
+_SHORT = Repr()
+vars(_SHORT).update(maxlevel=3, maxlist=8, maxdict=8, maxstring=200, maxlong=60, maxother=200)
 
 
 def _fields(section: Sequence[int | str]) -> list[str]:

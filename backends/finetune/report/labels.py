@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backends.files import printable
 from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.runs.records import RunRecord
 
 RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
 
@@ -35,6 +36,11 @@ def percent(value: float) -> str:
     if value == 0:
         return "0 exactly"
     return (f"{value:+.2f}" if abs(value) >= 0.005 else f"{value:+.1g}").replace("-", "−")
+
+
+def title_of(run: RunRecord) -> str:
+    """Model, protocol and backend of a run."""
+    return f"{label(run.model, 40)}, protocol {label(run.protocol, 30)}, {label(run.backend, 30)}"
 
 
 def label(name: str, width: int = 18) -> str:

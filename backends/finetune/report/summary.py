@@ -12,7 +12,7 @@ from rich.text import Text
 
 import reference
 from backends.finetune.methods.conditions import PAPER
-from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable
+from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable, title_of
 from backends.finetune.report.paper import paper_fictional, paper_rows
 from backends.finetune.report.rows import FORMS, signed, spread, summary_rows, values_of
 from backends.finetune.runs.results import RunResults
@@ -43,7 +43,6 @@ def summary_table(results: RunResults, width: int = 100) -> Table:
     The paper's rows are dim and say so. Clauses: CL-2..CL-8.
     """
     run = results.run
-    title = f"{label(run.model, 40)}, protocol {label(run.protocol, 30)}, {label(run.backend, 30)}"
     lines = []
     for row in summary_rows(results):
         first = f"paper: {row.source}" if row.source else label(readable(row.condition), 30)
@@ -53,7 +52,7 @@ def summary_table(results: RunResults, width: int = 100) -> Table:
     if results.has_canaries and len(COLUMNS) - 1 not in shown:
         changes = [f"{cells[0]} {cells[-1]}" for row, cells in lines if not row.source]
         caption = f"Change of exact match: {', '.join(changes)}. {caption}"
-    table = _table(title, caption, run.random_weights)
+    table = _table(title_of(run), caption, run.random_weights)
     for index in shown:
         if index == 0:
             table.add_column(COLUMNS[index], min_width=NARROWEST, overflow="fold")

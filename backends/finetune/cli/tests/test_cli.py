@@ -98,24 +98,6 @@ def test_a_cuda_backend_without_a_gpu_is_an_error(refused, tmp_path, monkeypatch
     assert "torch-cpu" in refused(["finetune", "quickstart", "--backend", "torch-cuda"])
 
 
-def test_a_bad_line_names_file_line_and_field(refused, finetune_command, tmp_path):
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "respnse": "b"}\n')
-    message = refused(finetune_command(tmp_path / "run", tasks=[f"x={bad}:{bad}"]))
-    assert all(part in message for part in ("bad.jsonl", "line 2", "response"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_prompt_without_room_for_an_answer_is_named(refused, finetune_command, tmp_path):
-    for name in ("train", "holdout"):
-        (tmp_path / name).write_text(f'{{"prompt": "{"long " * 20 + name}", "response": "b"}}\n')
-    message = refused(finetune_command(tmp_path / "run", tasks=[f"x={tmp_path}/train:{tmp_path}/holdout"]))
-    assert "x, train, example 1" in message
-    assert f"{tmp_path}/train, line 1" in message
-    assert f"{tmp_path}/holdout, line 1" in message  # both at once
-    assert "max_tokens = 48" in message
-
-
 def test_what_is_cut_is_said_recorded_and_shown(crma, finetune_command, tmp_path):
     for side, numbers in (("train", range(4)), ("holdout", range(4, 6))):
         lines = [json.dumps({"prompt": f"say {n}:", "response": "x" * (30 + 6 * n)}) for n in numbers]
@@ -212,13 +194,6 @@ def test_a_mistake_that_shows_late_does_not_bind_the_folder(
     assert crma(finetune_command(tmp_path / "run", *more))[0] == 0
 
 
-def test_names_with_markup_are_shown_as_they_are(crma, finetune_command, tiny_tasks, tmp_path):
-    tasks = ["[/x]=" + tiny_tasks[0].partition("=")[2], "[bold]=" + tiny_tasks[1].partition("=")[2]]
-    code, out, error = crma(finetune_command(tmp_path / "[law]", "--conditions", "frozen", tasks=tasks))
-    assert code == 0, error
-    assert "[law]/report.html" in out
-
-
 def test_a_task_named_twice_is_refused(refused, finetune_command, tiny_tasks, tmp_path):
     assert "alpha" in refused(finetune_command(tmp_path / "run", tasks=[tiny_tasks[0], tiny_tasks[0]]))
 
@@ -286,6 +261,12 @@ def test_the_default_out_and_the_report(crma, finetune_command, tmp_path, monkey
     assert code == 0
     assert "FROZEN" in out_text
     assert report.is_file()
+
+
+def test_the_suite_gets_its_options(crma):
+    code, out, error = crma(["conformance", "--version", "-q"])
+    assert code == 0
+    assert "pytest" in out + error
 
 
 def test_the_list_of_protocols(crma):

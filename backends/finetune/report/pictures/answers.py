@@ -93,10 +93,7 @@ def panel_picture(results: RunResults) -> Figure | None:
                 f"{count}/{row.questions}", (0, place + offset), xytext=(4, 0), textcoords="offset points",
                 va="center", fontsize=8, color=style.INK,
             )  # fmt: skip
-        axes.annotate(
-            f"p = {row.p:.2g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9,
-            annotation_clip=False,
-        )  # fmt: skip
+        style.note(axes, f"p = {row.p:.2g}", (1.01, place), (0, 0), va="center", fontsize=9, annotation_clip=False)
     axes.set_yticks(range(len(rows)), [f"{label(readable(row.condition), 24)}, seed {row.seed}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from backends.finetune.report.labels import label, percent, readable
 from backends.finetune.report.paper import PaperRow, paper_rows
-from backends.finetune.report.pictures.style import FAINT, INK, Picture, heading, legend_below, mark_of
+from backends.finetune.report.pictures.style import FAINT, INK, Picture, heading, legend_below, mark_of, note
 from backends.finetune.report.rows import values_of
 from backends.finetune.runs.results import RunResults
 
@@ -71,11 +71,11 @@ def bar_panel(
         if values := ours.get(name, []):
             _bar(axes, place, values, mark_of(name).colour)
             # In a column beside the axes: there the layout makes room for it, whatever the bars are.
-            text = _in_words(values) + _paper_mean(paper.get(name), "\n" if narrow else "  ")
-            axes.annotate(
-                text, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
-                ha="left", va="center", fontsize=7.5 if narrow else 8, annotation_clip=False, linespacing=1.0,
-            )  # fmt: skip
+            text = _in_words(values)
+            if theirs := paper.get(name):
+                text += ("\n" if narrow else "  ") + f"(paper {percent(theirs[0])})"
+            size = 7.5 if narrow else 8
+            note(axes, text, (1, place), (8, 0), va="center", fontsize=size, annotation_clip=False, linespacing=1.0)
     axes.margins(x=0.04)
 
 
@@ -97,20 +97,13 @@ def _in_words(values: list[float]) -> str:
     return f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 10 else percent(mean)
 
 
-def _paper_mean(column: tuple[float, float | None] | None, separator: str) -> str:
-    return "" if column is None else f"{separator}(paper {percent(column[0])})"
-
-
 def bar_handles(results: RunResults, with_paper: bool = True) -> list[Any]:
     """Legend of the bars."""
     handles: list[Any] = [Patch(facecolor="#777777", label="this run")]
     if len(results.seeds) > 1:
         handles[0].set_label("this run, mean")
-        handles.append(
-            Line2D(
-                [], [], color=INK, marker="o", markerfacecolor="white", markersize=4, linewidth=1.1, label="each seed"
-            )
-        )
+        look: dict[str, Any] = {"color": INK, "marker": "o", "markerfacecolor": "white", "markersize": 4}
+        handles.append(Line2D([], [], **look, linewidth=1.1, label="each seed"))
     if with_paper and (rows := _first_model(results)):
         text = f"paper: mean of {rows[0].table}, {rows[0].model}, another model and scale"
         handles.append(Line2D([], [], linewidth=0, label=text))

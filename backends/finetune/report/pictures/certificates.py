@@ -64,18 +64,13 @@ def _norms(axes: Axes, logs: list[Log]) -> None:
         mark = style.mark_of(name)
         for norms in filter(None, (log.norm_max, log.norm_min)):
             deviation = (np.array(norms) - 1) * 1e7
-            axes.plot(
-                positions, deviation, mark.marker, color=mark.colour, markersize=4, alpha=0.5,
-                markeredgewidth=0, clip_on=False,
-            )  # fmt: skip
+            look: dict[str, Any] = {"color": mark.colour, "markersize": 4, "alpha": 0.5, "markeredgewidth": 0}
+            axes.plot(positions, deviation, mark.marker, **look, clip_on=False)
         worst = max(worst, (max(log.norm_max) - 1) * 1e7)
     axes.axhline(ROUNDING * 1e7, color=style.BOUND, linewidth=1.2, linestyle="--")
     measured = f"; largest measured {worst:.1f} × 10⁻⁷" if logs else ""
-    axes.annotate(
-        f"bound {ROUNDING * 1e7:g} × 10⁻⁷{measured}".replace("-", "−"),
-        (1, ROUNDING * 1e7), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
-        ha="right", va="top", color=style.BOUND, fontsize=9,
-    )  # fmt: skip
+    text = f"bound {ROUNDING * 1e7:g} × 10⁻⁷{measured}".replace("-", "−")
+    style.note(axes, text, (1, ROUNDING * 1e7), (-4, -4), ha="right", va="top", color=style.BOUND, fontsize=9)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1), max(high, 5.6))
     axes.set_ylabel("‖M‖₂ − 1, in units of 10⁻⁷")
@@ -132,10 +127,8 @@ DISPLACEMENT = style.Picture(
 def _name_budgets(axes: Axes, budgets: list[float]) -> None:
     """On their lines, in the first phase, which has no anchor yet; neighbours side by side."""
     for place, budget in enumerate(budgets):
-        axes.annotate(
-            f"δ = {budget:g}", (0.01 + 0.09 * (place % 2), budget), xycoords=("axes fraction", "data"), xytext=(0, 1),
-            textcoords="offset points", va="bottom", color=style.BOUND, fontsize=8.5,
-        )  # fmt: skip
+        at = (0.01 + 0.09 * (place % 2), budget)
+        style.note(axes, f"δ = {budget:g}", at, (0, 1), va="bottom", color=style.BOUND, fontsize=8.5)
 
 
 def _kinds() -> list[Line2D]:
@@ -154,17 +147,15 @@ def _spectral_logs(results: RunResults) -> Iterator[Log]:
         for seed in results.seeds:
             records = [r for r in results.phases_of(name, seed) if r.spectral and r.spectral.steps]
             if records:
-                yield name, np.concatenate([_positions(record) for record in records]), _joined(records)
+                yield name, *_joined(records)
 
 
-def _positions(record: PhaseRecord) -> Array:
-    steps = record.spectral.steps if record.spectral else []
-    return record.phase + np.array(steps, dtype=np.float64) / max(1, len(record.losses))
-
-
-def _joined(records: list[PhaseRecord]) -> SpectralLog:
-    logs = [record.spectral for record in records if record.spectral]
-    fields: dict[str, Any] = {
-        name: [value for log in logs for value in getattr(log, name)] for name in SpectralLog.model_fields
-    }
-    return SpectralLog.model_construct(**fields)
+def _joined(records: list[PhaseRecord]) -> tuple[Array, SpectralLog]:
+    places: list[float] = []
+    fields: dict[str, Any] = {name: [] for name in SpectralLog.model_fields}
+    for record in records:
+        assert record.spectral is not None
+        places += [record.phase + step / max(1, len(record.losses)) for step in record.spectral.steps]
+        for name, values in fields.items():
+            values += getattr(record.spectral, name)
+    return np.array(places), SpectralLog.model_construct(**fields)

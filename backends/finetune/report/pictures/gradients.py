@@ -33,11 +33,10 @@ def gradient_norms(results: RunResults) -> Figure | None:
     clip = _clip(results)
     if clip is not None and low < clip < high:
         axes.axhline(clip, color="#999999", linewidth=0.9, linestyle=":")
-        axes.annotate(
-            f"clipped to {clip:g}", (1, clip), xycoords=("axes fraction", "data"), xytext=(-3, 2),
-            textcoords="offset points", ha="right", color="#444444", fontsize=8.5,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+        style.note(
+            axes, f"clipped to {clip:g}", (1, clip), (-3, 2), ha="right", color="#444444", fontsize=8.5, bbox=box
+        )
     ratio = _median_ratio(results) if len(shown) == 2 else None
     title = "" if ratio is None else f": with CRMA {ratio:.2f} times as large in the median"
     style.heading(figure, f"Gradient norm of LoRA{title}")
@@ -53,8 +52,8 @@ GRADIENT_NORMS = style.Picture(
 
 
 def _curves(results: RunResults, condition: str, phase: int) -> list[list[float]]:
-    records = [results.phases_of(condition, seed)[phase : phase + 1] for seed in results.seeds]
-    return [norms for record in records if record and (norms := record[0].gradient_norms.get("lora"))]
+    reached = [record for seed in results.seeds for record in results.phases_of(condition, seed)[phase : phase + 1]]
+    return [norms for record in reached if (norms := record.gradient_norms.get("lora"))]
 
 
 def _draw(axes: Axes, results: RunResults, condition: str) -> None:

@@ -24,21 +24,15 @@ def holdout_heat_map(results: RunResults) -> Figure | None:
         return None
     count = len(results.tasks)
     columns = min(len(shown), 3 if count <= 5 else 2 if count <= 8 else 1)
-    rows = -(-len(shown) // columns)
     height = 10 / columns * (0.86 if columns > 1 else 0.5) if count > 2 else 3.0
-    figure = Figure(figsize=(10, 1.15 + height * rows), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[height] * rows + [0.12])
-    norm = change_norm(results, shown)
-    for index, name in enumerate(shown):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        first_column = index % columns == 0
-        draw_heat(axes, results, name, norm, size=9 if count <= 12 else 7 if count <= 18 else 0)
+    size = 9 if count <= 12 else 7 if count <= 18 else 0
+    figure, panels = _heat_maps(results, shown, columns, (1.15, height, 0.12), change_norm(results, shown), size)
+    for index, axes in enumerate(panels):
         axes.set_xlabel("holdout task")
-        if first_column:
+        if index % columns == 0:
             axes.set_ylabel("measured after training on")
-        elif columns > 1:
+        else:
             axes.set_yticklabels([])
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
     style.heading(figure, "Holdout loss after each phase, nats per answer token (bold: the task's own phase)")
     return figure
 
@@ -58,14 +52,10 @@ def more_heat_maps(results: RunResults) -> Figure | None:
     if not shown:
         return None
     columns, count = 4, len(results.tasks)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(10, 1.5 + 2.35 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[2.35] * rows + [0.1])
-    norm = change_norm(results, everything)
-    for index, name in enumerate(shown):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        draw_heat(axes, results, name, norm, size=7.5 if count <= 6 else 0)
-        numbers = [str(number + 1) for number in range(count)]
+    norm, size = change_norm(results, everything), 7.5 if count <= 6 else 0
+    figure, panels = _heat_maps(results, shown, columns, (1.5, 2.35, 0.1), norm, size)
+    numbers = [str(number + 1) for number in range(count)]
+    for index, (name, axes) in enumerate(zip(shown, panels, strict=True)):
         axes.set_xticks(range(count), numbers, rotation=0, ha="center")
         axes.set_yticks(range(count), numbers if index % columns == 0 else [""] * count)
         axes.set_title(label(readable(name), 24), color=style.mark_of(name).colour, fontsize=9)
@@ -73,7 +63,6 @@ def more_heat_maps(results: RunResults) -> Figure | None:
             axes.set_ylabel("after phase", fontsize=9)
         if index + columns >= len(shown):
             axes.set_xlabel("holdout task", fontsize=9)
-    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
     tasks = ", ".join(f"{number} {task}" for number, task in enumerate(style.task_labels(results, 12)[:8], start=1))
     style.heading(figure, f"Holdout loss of the other conditions, nats per token ({tasks})", fontsize=10.5)
     return figure
@@ -84,6 +73,26 @@ MORE_HOLDOUT = style.Picture(
     more_heat_maps,
     "The same for the other conditions, with the same colours.",
 )
+
+
+def _heat_maps(
+    results: RunResults,
+    shown: list[str],
+    columns: int,
+    heights: tuple[float, float, float],
+    norm: Normalize,
+    size: float,
+) -> tuple[Figure, list[Axes]]:
+    """A heat map for each condition above one colour bar; ``heights``: of the rest, of a row and of the bar."""
+    rest, height, bar = heights
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(10, rest + height * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[height] * rows + [bar])
+    panels = [figure.add_subplot(grid[divmod(index, columns)]) for index in range(len(shown))]
+    for name, axes in zip(shown, panels, strict=True):
+        draw_heat(axes, results, name, norm, size)
+    draw_colour_bar(figure, figure.add_subplot(grid[rows, :]), norm, COLOURS)
+    return figure, panels
 
 
 def holdout_change(results: RunResults, condition: str) -> tuple[Array, Array, str] | None:
@@ -135,7 +144,10 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
                 weight = "bold" if row == column else "normal"
                 if row == column:  # white on white otherwise
-                    axes.add_patch(_cell(row, "#efefef"))
+                    corner = (row - 0.5, row - 0.5)
+                    axes.add_patch(
+                        Rectangle(corner, 1, 1, facecolor="#efefef", edgecolor="white", linewidth=2, zorder=1)
+                    )
                 if size:
                     axes.text(
                         column, row, f"{losses[row, column]:.2f}", ha="center", va="center", fontsize=size,
@@ -149,7 +161,3 @@ def draw_colour_bar(figure: Figure | SubFigure, host: Axes, norm: Normalize, tex
     bar = figure.colorbar(ScalarMappable(norm, "PuOr_r"), cax=place, orientation="horizontal")
     bar.set_label(text, fontsize=9)
     bar.outline.set_visible(False)
-
-
-def _cell(index: int, colour: str) -> Rectangle:
-    return Rectangle((index - 0.5, index - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2, zorder=1)

@@ -104,8 +104,8 @@ def _training_loss(axes: Axes, results: RunResults, condition: str, colour: str 
     mark = style.mark_of(condition)
     colour = colour or mark.colour
     for phase in range(len(results.tasks)):
-        records = [results.phases_of(condition, seed)[phase : phase + 1] for seed in results.seeds]
-        curves = [_smoothed(record[0].losses) for record in records if record and record[0].losses]
+        reached = [record for seed in results.seeds for record in results.phases_of(condition, seed)[phase : phase + 1]]
+        curves = [_smoothed(record.losses) for record in reached if record.losses]
         if not curves:
             continue
         positions = np.linspace(0, 1, 200)

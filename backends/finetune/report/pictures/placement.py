@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
 Point = tuple[float, float]
 SPACE = 5.5  # half the width of the square that a point's marker takes, in points of 1/72 inch
 
@@ -50,7 +47,8 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[str, Point]]
     """
     figure.draw_without_rendering()
     frame, scale = axes.get_window_extent(), figure.dpi / 72
-    taken = [_around(axes.transData.transform(point), SPACE * scale) for point in points]
+    centres, half = [axes.transData.transform(point) for point in points], SPACE * scale
+    taken = [Bbox([centre - half, centre + half]) for centre in centres]
     for text, point in labels:
         style: dict[str, Any] = {"fontsize": 9, "weight": "bold", "zorder": 4}
         measured = axes.text(*point, text, **style)
@@ -58,7 +56,8 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[str, Point]]
         measured.remove()
         x, y = axes.transData.transform(point)
         boxes = [_box(x + place.x * scale, y + place.y * scale, size, place) for place in _PLACES]
-        costs = [sum(_shared(box, other) for other in taken) + 9 * _beyond(box, frame) for box in boxes]
+        beyond = [float(box.width * box.height) - _shared(box, frame) for box in boxes]
+        costs = [sum(_shared(box, other) for other in taken) + 9 * out for box, out in zip(boxes, beyond, strict=True)]
         best = costs.index(min(costs))
         taken.append(boxes[best])
         place, leader = _PLACES[best], {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
@@ -67,10 +66,6 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[str, Point]]
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             arrowprops=leader if best >= len(_ring(0)) else None,
         )  # fmt: skip
-
-
-def _around(centre: Array, half: float) -> Bbox:
-    return Bbox([centre - half, centre + half])
 
 
 def _box(x: float, y: float, size: Bbox, place: _Place) -> Bbox:
@@ -83,8 +78,3 @@ def _shared(one: Bbox, other: Bbox) -> float:
     """Area of what both cover."""
     both = Bbox.intersection(one, other)
     return 0.0 if both is None else float(both.width * both.height)
-
-
-def _beyond(box: Bbox, frame: Bbox) -> float:
-    """Area of what lies outside the frame."""
-    return float(box.width * box.height) - _shared(box, frame)

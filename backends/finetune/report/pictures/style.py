@@ -54,6 +54,11 @@ def legend_below(figure: Figure, handles: Sequence[Any], ncols: int = 5, fontsiz
     figure.legend(handles=handles, loc="outside lower left", ncols=ncols, fontsize=fontsize)
 
 
+def note(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """A text beside a height of the data: ``place`` is (fraction of the axes' width, height), ``offset`` in points."""
+    axes.annotate(text, place, xycoords=("axes fraction", "data"), xytext=offset, textcoords="offset points", **look)
+
+
 def band(axes: Axes, x: Any, curves: Array, colour: str, alpha: float = 0.15) -> None:
     """The range of several curves, one a row, as far as they reach; nothing for a single one."""
     if len(curves) > 1:
