@@ -5,10 +5,8 @@ What its functions compute is checked by conformance/, more derivatives by test_
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,16 +124,6 @@ def test_an_adapter_refuses_x_before_it_computes_and_lets_it_pass_when_it_is_off
 def test_sizes_and_choices_that_cannot_be_are_named(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
-
-
-def test_the_example_of_the_readme_runs() -> None:
-    readme = Path(__file__).parents[3] / "README.md"
-    if not readme.is_file():
-        pytest.skip("the README is only in a checkout")
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    example = [block for block in blocks if "CRMAAdapter" in block]
-    assert len(example) == 1
-    exec(compile(example[0], "README.md", "exec"), {})
 
 
 def test_y_can_be_changed_in_place_where_the_backward_pass_does_not_keep_it() -> None:
