@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from backends.files import printable
 from bench import program
