@@ -172,39 +172,37 @@ def test_adding_and_removing_changes_nothing_else(
     assert torch.equal(logits(registry), before)
 
 
-def damage(folder: Path, how: str, tiny_model: Path) -> None:
-    weights = folder / "adapter_model.safetensors"
-    tensors = safetensors.torch.load_file(weights)
-    key = next(key for key in tensors if "q_proj.lora_A" in key)
-    if how == "cut short":
-        weights.write_bytes(weights.read_bytes()[:-7])
-    elif how == "missing":
-        weights.unlink()
-    elif how == "no config":
-        (folder / "adapter_config.json").unlink()
-    elif how == "config":
-        (folder / "adapter_config.json").write_text("{")
-    elif how == "another kind":
-        (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    elif how == "rank":
-        config = json.loads((folder / "adapter_config.json").read_text())
-        (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 5}))
-    else:
-        if how == "architecture":
-            tensors[key] = torch.zeros(2, 24)
-        elif how == "layers":
-            tensors[key.replace("layers.0", "layers.7")] = tensors[key].clone()
-        elif how == "tensor missing":
-            del tensors[key]
-        elif how == "nan":
-            tensors[key][0, 0] = float("nan")
-        elif how == "odd tensor":
-            tensors["base_model.model.something"] = torch.ones(2)
-        safetensors.torch.save_file(tensors, weights)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
-DAMAGES = ["cut short", "missing", "no config", "config", "another kind", "rank", "architecture", "layers",
-           "tensor missing", "nan", "odd tensor"]  # fmt: skip
+def rewritten(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        change(tensors)
+        safetensors.torch.save_file(tensors, folder / WEIGHTS)
+
+    return damage
+
+
+def of_another_rank(folder: Path) -> None:
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(settings | {"r": 5}))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut short": lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-7]),
+    "missing": lambda folder: (folder / WEIGHTS).unlink(),
+    "no config": lambda folder: (folder / CONFIG).unlink(),
+    "config": lambda folder: (folder / CONFIG).write_text("{"),
+    "another kind": lambda folder: (folder / CONFIG).write_text('{"peft_type": "IA3"}'),
+    "rank": of_another_rank,
+    "architecture": rewritten(lambda tensors: tensors.update({KEY: torch.zeros(2, 24)})),
+    "layers": rewritten(lambda tensors: tensors.update({KEY.replace("layers.0", "layers.7"): tensors[KEY].clone()})),
+    "tensor missing": rewritten(lambda tensors: tensors.pop(KEY)),
+    "nan": rewritten(lambda tensors: tensors[KEY][0, :1].fill_(float("nan"))),
+    "odd tensor": rewritten(lambda tensors: tensors.update({"base_model.model.something": torch.ones(2)})),
+}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_a_damaged_adapter_changes_nothing(
 ) -> None:
     run = make_run("modular")
     branch = run / "7-modular"
-    damage(branch / "task-1", how, tiny_model)
+    DAMAGES[how](branch / "task-1")
     registry = AdapterRegistry.from_run(run)
     if not first:
         registry.use("alpha")

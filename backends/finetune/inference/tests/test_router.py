@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("safetensors")
+import safetensors.numpy
 
 from backends.finetune.inference.router import CentroidRouter
 from backends.finetune.inference.router_evaluation import evaluate, leave_out
@@ -106,24 +107,12 @@ def test_another_embedding_is_refused(tmp_path: Path) -> None:
         CentroidRouter.load(tmp_path / "router.safetensors", Longer()).route("3")
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "empty", "other", "missing"])
-def test_a_damaged_file_is_refused(tmp_path: Path, how: str) -> None:
-    import safetensors.numpy
-
+@pytest.mark.parametrize("content", [None, b"", safetensors.numpy.save({"centroids": np.zeros((2, 2), np.float32)})])
+def test_a_file_that_is_no_router_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Damage to one that was: backends/finetune/runs/tests/test_damage.py."""
     file = tmp_path / "router.safetensors"
-    CentroidRouter.fit(QUERIES, Angles()).save(file)
-    content = bytearray(file.read_bytes())
-    if how == "bit":
-        content[-2] ^= 4
+    if content is not None:
         file.write_bytes(content)
-    elif how == "cut":
-        file.write_bytes(content[:-3])
-    elif how == "empty":
-        file.write_bytes(b"")
-    elif how == "other":
-        safetensors.numpy.save_file({"centroids": np.zeros((2, 2), np.float32)}, file)
-    else:
-        file.unlink()
     with pytest.raises(StateFileError, match=r"router\.safetensors"):
         CentroidRouter.load(file, Angles())
 

@@ -83,22 +83,16 @@ def test_a_folder_without_one_of_its_files_is_refused_by_name(tiny, file):
         ("config.json", b"\xff", "cannot be read"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "damaged or cut short"),
         ("model.safetensors", b"", "damaged or cut short"),
+        ("model.safetensors", None, "damaged or cut short"),
         ("model.safetensors.index.json", b"{}", "without weight_map"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tiny, file, content, complaint):
-    (tiny / file).write_bytes(content)
+    (tiny / file).write_bytes((tiny / file).read_bytes()[:-1] if content is None else content)
     with pytest.raises(ModelError) as caught:
         resolve_model(str(tiny))
     assert file in str(caught.value)
     assert complaint in str(caught.value)
-
-
-def test_weights_cut_short_are_refused(tiny):
-    weights = tiny / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="damaged or cut short"):
-        resolve_model(str(tiny))
 
 
 @pytest.mark.parametrize("name", ["", "smollm", "gpt-9", "./nowhere", "a/b/c"])

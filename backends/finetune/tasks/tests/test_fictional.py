@@ -2,12 +2,8 @@
 
 import hashlib
 import itertools
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from string import Formatter
 
 import pytest
@@ -21,10 +17,8 @@ from backends.finetune.tasks.fictional import (
     load_fictional,
     names,
 )
-from backends.finetune.tasks.task import fingerprint
 from reference.errors import TaskDataError
 
-ROOT = Path(__file__).parents[4]
 FULL = {"train": 2700, "holdout": 300, "canaries": 50}
 SMALL = {"train": 32, "holdout": 16, "canaries": 4}
 CODE = re.compile(r"[A-Z]{2}-[0-9]{4}-[A-Z]{6}")
@@ -53,15 +47,6 @@ def test_the_papers_counts_in_texts_of_moderate_length_none_twice(name, seed):
         assert re.fullmatch(r"Question: [A-Z][^{}\n]*[?.]\nAnswer:", example.prompt)
         assert re.fullmatch(r" \S[^{}\n]*", example.response)
         assert "  " not in whole(example)
-
-
-@each_domain
-def test_a_larger_draw_starts_with_the_smaller_one(name):
-    small, large = load(name, **SMALL), load(name)
-    assert (len(small.train), len(small.holdout), len(small.canaries)) == (32, 16, 4)
-    assert large.train[:32] == small.train
-    assert large.holdout[:16] == small.holdout
-    assert large.canaries[:4] == small.canaries
 
 
 @each_domain
@@ -222,33 +207,6 @@ def _templates(attribute, fact, wording):
     return asked.index(question), said.index(wording.response[1:])
 
 
-def test_two_processes_with_different_hash_seeds_draw_the_same():
-    program = (
-        "from backends.finetune.tasks import fictional, task\n"
-        "for name in fictional.FICTIONAL:\n"
-        "    print(task.fingerprint(fictional.load_fictional(name, train=2700, holdout=300, canaries=50, seed=42)))"
-    )
-    for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        process = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-        assert process.stdout.split() == [fingerprint(load(name)) for name in FICTIONAL]
-
-
-#: change one only on purpose: results recorded on the old data can then no longer be compared with new ones
-RECORDED = {
-    "Fictional-Medicine": "1a36873aac12b2e5",
-    "Fictional-Company": "cd89c73430730fed",
-    "Fictional-Law": "84aa2ef3ba8311fc",
-}
-
-
-@each_domain
-def test_the_data_are_those_that_results_were_recorded_on(name):
-    assert fingerprint(load(name))[:16] == RECORDED[name]
-
-
 def test_a_draw_follows_from_sha256_alone():
     options = tuple(range(1000))
     expected = int.from_bytes(hashlib.sha256(b"pick\x1fa\x1f7").digest()[:8], "big") % 1000
@@ -271,8 +229,3 @@ def test_a_draw_that_the_domain_cannot_give_is_refused_with_what_it_has(counts, 
         load("Fictional-Law", **counts)
     assert caught.value.field == field
     assert allowed in caught.value.allowed
-
-
-def test_an_unknown_domain_is_refused_with_the_known_ones():
-    with pytest.raises(TaskDataError, match=", ".join(FICTIONAL)):
-        load("fictional-law")

@@ -70,6 +70,12 @@ def test_byte_order_mark_windows_line_ends_and_blank_last_lines_are_let_pass(tmp
         ('{"text": ""}', "field 'text': got ''"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
         ("", "a blank line"),
+        # what two readers could read differently
+        ('{"text": "a", "text": "b"}', "the key 'text' stands twice"),
+        ('{"prompt": "a", "response": "b", "prompt": "c"}', "the key 'prompt' stands twice"),
+        ('{"text": "a\\u0000b"}', "a NUL character"),
+        ('{"text": "a\x07b"}', r"the control character 0x07, which JSON writes as \u0007"),
+        ('{"text": NaN}', "NaN is not JSON"),
     ],
 )
 def test_a_bad_line_is_named_with_file_line_and_field(tmp_path, line, complaint):
@@ -134,7 +140,7 @@ def test_task_names_must_differ():
         check_task_names(["a", "b", "a"])
 
 
-def test_a_fingerprint_sees_every_part_of_a_task():
+def test_a_fingerprint_sees_every_part_of_a_task_and_is_the_old_one_without_canaries():
     one, other = (Example("p", "r"),), (Example("p", "s"),)
     tasks = [
         Task("a", one, other),
@@ -142,23 +148,13 @@ def test_a_fingerprint_sees_every_part_of_a_task():
         Task("a", other, one),
         Task("a", one, one),
         Task("a", one, ()),
+        Task("a", one, other, one),
+        Task("a", one, other, other),
+        Task("a", one, (), other),
     ]
     assert len({fingerprint(task) for task in tasks}) == len(tasks)
-    assert fingerprint(tasks[0]) == fingerprint(Task("a", (Example("p", "r"),), other))
-
-
-def test_a_fingerprint_sees_canaries_and_is_the_old_one_without_them():
-    one, other = (Example("p", "r"),), (Example("p", "s"),)
-    assert fingerprint(Task("a", one, other)) == fingerprint(Task("a", one, other, canaries=()))
     old = hashlib.sha256(b'["a", [["p", "r"]], [["p", "s"]]]').hexdigest()  # as run folders recorded it
-    assert fingerprint(Task("a", one, other)) == old
-    tasks = [Task("a", one, other), Task("a", one, other, one), Task("a", one, other, other), Task("a", one, (), other)]
-    assert len({fingerprint(task) for task in tasks}) == len(tasks)
-
-
-def test_own_task_files_have_no_canaries(tmp_path):
-    train, holdout = write(tmp_path / "t.jsonl", GOOD), write(tmp_path / "h.jsonl", '{"text": "c"}')
-    assert parse_task_option(f"law={train}:{holdout}").canaries == ()
+    assert fingerprint(Task("a", (Example("p", "r"),), other, canaries=())) == fingerprint(tasks[0]) == old
 
 
 def text_line(text):
@@ -219,24 +215,6 @@ def test_a_file_is_used_once(tmp_path):
         parse_task_options([f"x={tmp_path}/a:{tmp_path}/b", f"y={tmp_path}/link:{tmp_path}/c"])
     with pytest.raises(TaskDataError, match="'x' twice"):
         parse_task_options([f"x={tmp_path}/a:{tmp_path}/b", f"x={tmp_path}/c:{write(tmp_path / 'd', text_line('d'))}"])
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ('{"text": "a", "text": "b"}', "the key 'text' stands twice"),
-        ('{"prompt": "a", "response": "b", "prompt": "c"}', "the key 'prompt' stands twice"),
-        ('{"text": "a\\u0000b"}', "a NUL character"),
-        ('{"text": "a\x07b"}', r"the control character 0x07, which JSON writes as \u0007"),
-        ('{"text": NaN}', "NaN is not JSON"),
-    ],
-)
-def test_what_two_readers_could_read_differently_is_refused(tmp_path, line, complaint):
-    path = write(tmp_path / "bad.jsonl", GOOD, line)
-    with pytest.raises(TaskDataError) as caught:
-        read_examples(path)
-    assert f"{path}, line 2" in str(caught.value)
-    assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize(
