@@ -52,7 +52,7 @@ def built_once(name: str, build: Callable[[Path], None], *, room: str) -> Path:
             r"os error (\d+)", str(error)
         ):  # safetensors and tokenizers have the number in the text
             number = int(in_rust[1])
-        if number is None:
+        if number is None and not isinstance(error, OSError):
             raise
         is_full = number in (errno.ENOSPC, errno.EDQUOT)
         raise (DiskSpaceError if is_full else ModelError)(
