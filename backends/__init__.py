@@ -1,7 +1,5 @@
 """Backends by name. A framework is imported only when one of its backends is chosen."""
 
-from __future__ import annotations
-
 import importlib
 from typing import cast
 

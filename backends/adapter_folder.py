@@ -1,7 +1,5 @@
 """The folder of a LoRA in PEFT's format: weights and settings as bytes, the same for every framework."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

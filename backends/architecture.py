@@ -1,7 +1,5 @@
 """Name the base model that a state file belongs to: its architecture in words, and as a checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

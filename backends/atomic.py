@@ -1,7 +1,5 @@
 """Atomic files: a reader sees the old content or the new, never half of it. Clauses: STATE-3, ERR-4."""
 
-from __future__ import annotations
-
 import errno
 import os
 import secrets

@@ -1,7 +1,5 @@
 """The certificate of a stack of adapters: what was measured, layer by layer, and as a table, for every backend."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 ROUNDING = 5e-7  # of float32, in the sums and the norm of M (SINK-5, SINK-6)

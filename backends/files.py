@@ -5,8 +5,6 @@ device or a folder is refused at once rather than waited for, and a size beyond 
 The errors are OSError and ValueError, which each reader turns into the error of its own kind.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -7,8 +7,6 @@ inside. Here arrays are NumPy's; ``backends.port`` serves ports that would rathe
 Clauses: BACK-1, BACK-3, BACK-4, BACK-6 to BACK-12.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np

@@ -3,8 +3,6 @@
 One thread serves its three pipes, so that neither side ever waits for one pipe while it fills another. Clauses: BACK-5.
 """
 
-from __future__ import annotations
-
 import os
 import selectors
 import signal

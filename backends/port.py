@@ -3,8 +3,6 @@
 Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The reference behind the backend interface, so that the conformance suite can be run against its own truth."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

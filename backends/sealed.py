@@ -4,8 +4,6 @@ The metadata ``sha256`` is the digest of the whole file with 64 zeros in its pla
 a file; ours refuse one whose bytes do not give the digest, and read it into memory, not as a map of the file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

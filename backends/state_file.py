@@ -3,8 +3,6 @@
 Clauses: STATE-1, STATE-2, STATE-4 to STATE-6.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Clauses: BACK-1, ERR-2.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

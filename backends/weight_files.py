@@ -1,7 +1,5 @@
 """The files of a model folder: which safetensors there are, whether each is whole, what each holds."""
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How exact is what was timed? Figures for ``extra_info``, against the float64 reference."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

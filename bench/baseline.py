@@ -9,8 +9,6 @@ process. Arguments after ``--`` go to pytest in place of the selection here, whi
 takes long to compile.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

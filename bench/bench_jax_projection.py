@@ -10,8 +10,6 @@ Birkhoff correction, so they compute another matrix.
 Clauses: SINK-1..SINK-9, GRAD-1..GRAD-7.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -6,8 +6,6 @@ float32 on the CPU, bfloat16 on a GPU. The accuracy is that of what the adapter 
 against the float64 reference on the same (rounded) x. Clauses: MIX-2, MIX-10, GRAD-4..GRAD-7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

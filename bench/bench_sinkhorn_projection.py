@@ -6,8 +6,6 @@ Logits are normal with standard deviation 1; the accuracy is also taken at 5 (``
 converged after 20 iterations. Clauses: SINK-1..SINK-9, GRAD-1..GRAD-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -8,8 +8,6 @@ processes for each side, from the moment the model is loaded. As a pytest module
 where its packages are installed.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

@@ -7,8 +7,6 @@ Sums and singular values are taken in float64 of what the backend returned. Exit
 hold on every matrix, 1 if one is broken, 2 if the measurement could not be made. Clauses: SINK-5..SINK-7.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Each family is a function ``(rng, count, n) -> (count, n, n)``, float32, with ``|S| <= 1e38`` (the domain of SINK-5).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

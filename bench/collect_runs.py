@@ -9,8 +9,6 @@ before its own phase; drift, final holdout, advantage over FROZEN of the same se
 Clauses: CL-1..CL-4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ degrees that independent normal noise exceeds once in a thousand times; less tha
 after the baseline is not in its spread: measure both on an idle machine, and a suspect again.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ largest one. The number of shapes is the suite's own, of its last lines: a port 
 follows ``--`` goes to pytest.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """One thread, one device for all benchmarks, and a JSON file that says which machine it is of."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -8,8 +8,6 @@ For backward the share is also given with one read and one write counted. Severa
 cache still holds the last one. Targets at 8192 x 4096 bfloat16: forward 80%, backward 65%.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from collections.abc import Callable, Sequence

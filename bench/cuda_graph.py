@@ -1,7 +1,5 @@
 """The time a GPU needs for a call when launching costs nothing: replays of a CUDA graph of it."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 

@@ -9,8 +9,6 @@ was drawn from. So one stored file gives every figure of an experiment, and a te
 Clauses: CL-1..CL-4.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

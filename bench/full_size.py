@@ -10,8 +10,6 @@ is in the file; JAX reads weights from files, which those of full size are in no
 CPU, and the framework's own count on a GPU. Source: ours; the models: paper, Table 2.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -7,8 +7,6 @@ away. Answers are the texts alone, without any template, and harder. Fitted on t
 side, at the quickstart's size (32 texts a domain) and at 500.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from functools import partial

@@ -6,8 +6,6 @@ LoRA on every projection and CRMA, on the same batch in both; rounds alternate. 
 each, from the moment the model is loaded. Source: ours.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """What a measurement was taken on: processor or GPU, threads, versions. No host names, no paths."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """Peak memory of this process, or of its GPU as PyTorch or JAX counts it, since a given moment."""
 
-from __future__ import annotations
-
 import json
 import re
 import resource

@@ -6,8 +6,6 @@ a block's output with them, which is other work; liger-kernel's kernel for it is
 width d / n, on a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

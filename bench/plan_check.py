@@ -8,8 +8,6 @@ one epoch on one task and its evaluation, through the engine; on a CPU once more
 The texts are the specification's.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

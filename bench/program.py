@@ -1,7 +1,5 @@
 """What the programs of bench/ share: the option ``--out``, one message for a mistake, figures as JSON, tables."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

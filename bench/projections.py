@@ -4,8 +4,6 @@ The other packages iterate without a Birkhoff correction, some of them columns f
 what they differ by from the reference is a difference of results; their worst row or column sum is what they leave.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 python -m bench.table FILE.json
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of timings: what ``pytest bench/ --benchmark-json`` writes, and baselines of several runs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Models: ``tiny`` and ``mistral-7b``, with random weights; ``smollm2``, the real SmolLM2-135M; or a folder.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

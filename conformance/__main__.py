@@ -1,7 +1,5 @@
 """``python -m conformance --backend=NAME [pytest's options]``: the suite, from a checkout or an installed wheel."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.util import find_spec

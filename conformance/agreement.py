@@ -3,8 +3,6 @@
 Clauses: ACC-1, ACC-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple

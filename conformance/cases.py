@@ -6,8 +6,6 @@ lies in the span of the basis, in a few streams, and alike enough from token to 
 Clauses: CONF-10.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

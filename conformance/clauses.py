@@ -4,8 +4,6 @@ A clause is a paragraph of ``spec/*.md`` that begins with its id in bold, such a
 with its source. Works in a checkout and from an installed wheel. Clauses: CONF-5.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Clauses: ACC-1, ACC-2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -3,8 +3,6 @@
 Clauses: CONF-2, CONF-4, CONF-7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import Any

@@ -3,8 +3,6 @@
 In a process of its own, since a port that has been called before has done it already. Clause: BACK-10.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

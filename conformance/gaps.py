@@ -3,8 +3,6 @@
 Clauses: CONF-3, ERR-2.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Clauses: CONF-4, ERR-2.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 Clauses: CONF-4, CONF-8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path

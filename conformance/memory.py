@@ -3,8 +3,6 @@
 Clauses: BACK-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ It is loaded with ``-p conformance.plugin``; the options then exist from any fol
 selected test of this suite needs one. Clauses: BACK-2, CONF-2..CONF-4, ERR-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path

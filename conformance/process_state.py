@@ -3,8 +3,6 @@
 Clause: BACK-10.
 """
 
-from __future__ import annotations
-
 import builtins
 import decimal
 import faulthandler

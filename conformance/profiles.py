@@ -3,8 +3,6 @@
 Clauses: CONF-1, CONF-4.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

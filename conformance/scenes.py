@@ -3,8 +3,6 @@
 A rule that is asked of n = 3, few tokens and float32 alone holds there, and perhaps nowhere else.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

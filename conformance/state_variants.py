@@ -3,8 +3,6 @@
 Written byte by byte after spec/60-state-file.md. Clauses: STATE-1 to STATE-8.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import struct

@@ -5,8 +5,6 @@
 Clause: CONF-9.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

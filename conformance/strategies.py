@@ -7,8 +7,6 @@ to all others. With ``--profile random`` they are drawn freely.
 Clauses: SINK-1, MIX-1, CONF-11.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -4,8 +4,6 @@ What all functions are asked for small and special arguments is in test_process.
 BACK-7 to BACK-9, MIX-1, MIX-10, SINK-1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Clauses: MIX-2, MIX-6, MIX-10, GRAD-7, GRAD-8, SINK-2, BACK-9.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -3,8 +3,6 @@
 Each layout is tried in up to three variants, since what it has can hide what it does: see ``AdapterLayout.variants``.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings

@@ -1,7 +1,5 @@
 """A port reproduces the golden vectors: forward, gradients, certificates, state files. Clauses: VEC-2..VEC-5, VEC-7."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Gradients of a port: against the reference, and against the port's own forward pass. Clauses: GRAD-1..GRAD-7."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

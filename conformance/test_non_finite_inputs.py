@@ -3,8 +3,6 @@
 Clauses: MIX-11, SINK-9, GRAD-8, GRAD-9.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -4,8 +4,6 @@ Each test asks it of every function that the port has. The arguments are few and
 a shape compiles little. Clauses: BACK-3, BACK-7 to BACK-12.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 import threading

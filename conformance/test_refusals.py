@@ -3,8 +3,6 @@
 Clauses: SINK-1, SINK-2, MIX-1, MIX-4, MIX-6, GRAD-9, ERR-4.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

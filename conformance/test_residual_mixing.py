@@ -1,7 +1,5 @@
 """Residual mixing: agreement with the reference, orientation, gate, kappa, dtypes. Clauses: MIX-1..MIX-6, MIX-10."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

@@ -1,7 +1,5 @@
 """Residual mixing: the bounds of Theorem 2, and what mixing leaves as it was. Clauses: MIX-7..MIX-9."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

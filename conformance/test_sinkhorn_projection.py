@@ -1,7 +1,5 @@
 """Sinkhorn projection: agreement with the reference, and the invariants at every magnitude. Clauses: SINK-1..SINK-9."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

@@ -3,8 +3,6 @@
 Clauses: STATE-1, STATE-2, STATE-4, STATE-5.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 import json

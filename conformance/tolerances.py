@@ -11,8 +11,6 @@ SINK-5 promises, 2 times the floor in float32 (in float64, 3 times that of the r
 difference quotient costs; and the 16-bit rows have one rounding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

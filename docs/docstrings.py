@@ -1,7 +1,5 @@
 """Docstrings as the site shows them: what is written for a reader of the source, in the words of mkdocstrings."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

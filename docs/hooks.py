@@ -4,8 +4,6 @@ A formula stands between dollar signs, ``$...$`` in a line and ``$$...$$`` by it
 the site is built, which browsers show by themselves.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

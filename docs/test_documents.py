@@ -6,8 +6,6 @@ extra 'docs', and is left out where it is missing. One with ``title="Not run: WH
 compiled.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

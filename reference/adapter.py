@@ -1,7 +1,5 @@
 """The adapter: configuration, parameters, forward pass and vector-Jacobian product of one layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

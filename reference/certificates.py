@@ -1,7 +1,5 @@
 """Certificates: how far an adapter can shrink a direction, and how far two states of it lie apart."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

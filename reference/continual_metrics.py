@@ -3,8 +3,6 @@
 Source: paper sections 6.1.3 and 6.2, and Lopez-Paz and Ranzato 2017. Clauses: CL-1..CL-4, CL-6, CL-7.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

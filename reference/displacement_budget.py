@@ -1,7 +1,5 @@
 """Displacement budget: a state is kept within a distance of an anchor, by pulling it back along a straight segment."""
 
-from __future__ import annotations
-
 from numbers import Real
 
 from reference.adapter import AdapterParameters, checked_parameters

@@ -1,7 +1,5 @@
 """Which dtypes the functions take: floats of 16 bits or more. Clause: MIX-10."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -3,8 +3,6 @@
 Clauses: ERR-1..ERR-4.
 """
 
-from __future__ import annotations
-
 
 class CRMAError(Exception):
     """Base of every error this project raises on purpose.

@@ -1,7 +1,5 @@
 """Start values of an adapter: near identity through the gate alone, so that every parameter has a gradient."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -4,8 +4,6 @@ SciPy comes with the extras 'finetune' and 'bench'; the mathematics of CRMA goes
 Source: the classical tests cited below; Wilson and McNemar as in the paper's Table 8. Clause: CL-9.
 """
 
-from __future__ import annotations
-
 import operator
 from numbers import Real
 from typing import Any, NamedTuple, SupportsIndex

@@ -1,7 +1,5 @@
 """Residual mixing: streams read from the residual stream, mixed by M, written back through the same basis."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -3,8 +3,6 @@
 Source: ours, with the sample SD that the paper's Table 7 prints. Clause: CL-8.
 """
 
-from __future__ import annotations
-
 import statistics
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Sinkhorn projection of logits onto the Birkhoff polytope, and its vector-Jacobian product."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

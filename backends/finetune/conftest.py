@@ -1,7 +1,5 @@
 """A model and tasks so small that a whole run of three conditions takes seconds."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

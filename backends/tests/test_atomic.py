@@ -1,7 +1,5 @@
 """Atomic writing: whoever interrupts it, the old file or the new one is there, whole. Clause: STATE-3."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

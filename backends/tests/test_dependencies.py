@@ -1,7 +1,5 @@
 """What the code imports is what pyproject.toml declares, room by room, and nothing is declared that nobody uses."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

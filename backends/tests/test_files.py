@@ -1,7 +1,5 @@
 """Files that are none, or that would be read in two ways."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

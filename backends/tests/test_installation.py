@@ -1,7 +1,5 @@
 """The installed names, from a wheel and from a checkout, beside a user's own folders of the same names."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

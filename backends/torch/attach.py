@@ -1,7 +1,5 @@
 """attach_crma: make an adapter the submodule ``crma`` of every decoder block of a Hugging Face causal LM."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import cache, partial

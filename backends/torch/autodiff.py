@@ -1,7 +1,5 @@
 """The forward formulas in plain torch operations, for autograd alone to differentiate: it checks the closed forms."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

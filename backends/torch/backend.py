@@ -1,7 +1,5 @@
 """PyTorch behind the backend interface: gradients come out of autograd, as a user would get them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

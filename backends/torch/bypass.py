@@ -6,8 +6,6 @@ own: there no block counts that was entered outside it, and what a reentrant che
 bypassed the first time, which the checkpoint remembers.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """What the functions refuse before they compute: other dtypes than floats, and shapes that do not fit."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

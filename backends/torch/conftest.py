@@ -1,7 +1,5 @@
 """Small random causal language models of many families, for the tests of this folder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Two forward passes of four tokens, without gradients and without dropout, show w
 stream, and that no token is seen by an earlier one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise

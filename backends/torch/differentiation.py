@@ -7,8 +7,6 @@ rule of its own (``Function.jvp``) would keep torch.compile from tracing them.
 torch's reentrant checkpoints make no graph of a gradient, whatever module is inside: take those that are not reentrant.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ policy it would cast the adapter's parameters to bfloat16 with the rest (MIX-10)
 each as a group of its own that computes in float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from backends.torch.backbone import CRMABackbone

@@ -1,7 +1,5 @@
 """Which implementation computes the adapter: the Triton kernels or plain PyTorch, chosen by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 

@@ -4,8 +4,6 @@ Matrix products on a GPU are made in TF32 where ``torch.set_float32_matmul_preci
 those of the Triton kernels never are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

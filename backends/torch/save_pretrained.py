@@ -3,8 +3,6 @@
 Whatever saves a model of transformers or PEFT (Trainer, its hub, ``push_to_hub``) comes through that method.
 """
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from types import MethodType

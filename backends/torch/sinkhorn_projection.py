@@ -1,7 +1,5 @@
 """Sinkhorn projection in PyTorch: all layers in one call, gradient in closed form."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The adapter state file of a stack of layers, as tensors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """CRMACallback: the adapters in all that transformers.Trainer trains, saves, pushes and loads."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Find the matrix of a block that writes last into the residual stream, by watching which weights are used last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 

@@ -1,7 +1,5 @@
 """bench.compare: finds a slowdown, is silent on noise, and refuses what cannot be compared."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The cost of a run of the conformance suite: what is read from its output, measured of its processes, and stored."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

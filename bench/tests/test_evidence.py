@@ -1,7 +1,5 @@
 """Every figure of the READMEs' tables of results is what a stored file gives, and one file gives them all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The measurement on a tiny model, in seconds: every figure is there and of the right order."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Two classes of two axes always meet in some layout of the table (:mod:`conforman
 listed here occurs in one. Clauses: CONF-10.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ All pairs of classes come from allpairspy. Within its class each value is taken 
 value of every axis has occurred. Clauses: CONF-10.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import sys

@@ -7,8 +7,6 @@ right in every result and wrong in its gradients; ``selftest/mutants/autograd.py
 Clauses: BACK-1, GRAD-2, GRAD-6, SINK-5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

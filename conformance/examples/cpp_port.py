@@ -4,8 +4,6 @@ The compiler is ``c++``, or what the variable ``CXX`` names; the library lives i
 Clauses: BACK-1, BACK-3, BACK-6.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shlex

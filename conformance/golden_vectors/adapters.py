@@ -1,7 +1,5 @@
 """Golden vectors of the adapter and of its certificates. Clauses: VEC-3, VEC-4."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

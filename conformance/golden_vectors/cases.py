@@ -5,8 +5,6 @@ Every array is drawn from a seed made of the name of its case, so that one case 
 Clauses: VEC-2, VEC-3.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field

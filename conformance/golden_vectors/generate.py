@@ -3,8 +3,6 @@
 Clauses: VEC-3, VEC-6.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -3,8 +3,6 @@
 Clauses: VEC-1, VEC-3, VEC-4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import chain
 

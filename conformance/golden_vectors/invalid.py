@@ -3,8 +3,6 @@
 Clauses: SINK-2, SINK-9, MIX-6, MIX-11, GRAD-8, GRAD-9.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

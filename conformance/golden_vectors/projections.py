@@ -1,7 +1,5 @@
 """Golden vectors of the Sinkhorn projection, forward and gradient. Clauses: VEC-3, VEC-4."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

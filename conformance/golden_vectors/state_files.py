@@ -5,8 +5,6 @@ Written byte by byte after spec/60-state-file.md, so that no library decides wha
 Clauses: VEC-5, STATE-1, STATE-2, STATE-4..STATE-8.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

@@ -1,7 +1,5 @@
 """The files of a report: checked before a run, written after it. Clauses: CONF-4, ERR-2."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

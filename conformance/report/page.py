@@ -1,7 +1,5 @@
 """The report as one self-contained HTML page, for readers who do not program. Clauses: CONF-1."""
 
-from __future__ import annotations
-
 import base64
 import math
 from itertools import groupby

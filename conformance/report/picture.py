@@ -1,7 +1,5 @@
 """The picture of a report: the worst error, as a share of what is allowed, by magnitude of the logits."""
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

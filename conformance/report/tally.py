@@ -3,8 +3,6 @@
 Clauses: CONF-1, CONF-2.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

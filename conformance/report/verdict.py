@@ -1,7 +1,5 @@
 """The report of a run, as data: verdicts, clauses, accuracy, worst cases. Clauses: CONF-1, CONF-2."""
 
-from __future__ import annotations
-
 import datetime
 import platform
 import time

@@ -3,8 +3,6 @@
 Several mutants share a process, since most of its time is spent on starting; each is judged by its own tests.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

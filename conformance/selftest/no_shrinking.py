@@ -2,8 +2,6 @@
 further layout for a test that has already failed on a mutant.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 
 import pytest

@@ -3,8 +3,6 @@
 Clauses: BACK-1.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

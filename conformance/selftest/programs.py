@@ -1,7 +1,5 @@
 """Programs that answer requests, from the lines that a test is about, and how one of them has to end."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reports of small runs, and ledgers that are made up."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Every clause has a test, and every id that is named exists. Clauses: CONF-5. Source: ours."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from pathlib import Path

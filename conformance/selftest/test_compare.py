@@ -1,7 +1,5 @@
 """The comparer and its table. Clauses: ACC-1, ACC-2, ACC-3."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The table of layouts covers what spec/82 says, and every test of the suite is of a port. Clauses: CONF-10..11."""
 
-from __future__ import annotations
-
 import ast
 import math
 import re

@@ -3,8 +3,6 @@
 Clauses: BACK-3, BACK-5, SINK-2, MIX-1.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """An executable that behaves is a backend: arrays, files and refusals arrive. Clauses: BACK-3, BACK-5, BACK-6."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 

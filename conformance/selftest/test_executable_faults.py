@@ -1,7 +1,5 @@
 """An executable that misbehaves ends in one clear error, whatever it does. Clauses: BACK-1, BACK-3, BACK-5."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The process of an executable: one that cannot be started, and the end of one that was. BACK-2, BACK-5, ERR-2."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -1,7 +1,5 @@
 """``--gaps`` and ``--clause``: strict, exact, and one clear error for a mistake. Clauses: CONF-1, CONF-3, CONF-4."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

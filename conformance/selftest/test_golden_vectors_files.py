@@ -1,7 +1,5 @@
 """The stored golden vectors: as the reference computes, readable without this project, able to fail. VEC-1..VEC-7."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

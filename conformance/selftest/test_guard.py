@@ -1,7 +1,5 @@
 """``python -m conformance``: what ends the process, a port or a signal, is never status 0. Clauses: CONF-4, ERR-2."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

@@ -1,7 +1,5 @@
 """Ports that are wrong at one level of one axis of the covering design: the full profile catches each. CONF-10."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

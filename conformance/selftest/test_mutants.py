@@ -4,8 +4,6 @@ Here those that are wrong everywhere: in the quick profile, and what that misses
 on a few layouts are in test_level_mutants.py. ``python -m conformance.selftest.mutant_runs`` tries all of them in both.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from functools import cache, partial

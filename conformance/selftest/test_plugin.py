@@ -1,7 +1,5 @@
 """``--backend`` from every place, and its errors. Clauses: BACK-1, BACK-2, ERR-2, ERR-3."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

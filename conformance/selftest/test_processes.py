@@ -1,7 +1,5 @@
 """Several processes, several installations, folders with clashing names. Clauses: CONF-2, CONF-4, CONF-7, CONF-8."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What hypothesis draws: how many cases, by which profile, and the same ones everywhere. Clauses: CONF-1, CONF-4."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

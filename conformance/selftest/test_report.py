@@ -1,7 +1,5 @@
 """``--conformance-report``: verdicts, and paths that are refused. Clauses: CONF-1..CONF-4, ERR-2."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

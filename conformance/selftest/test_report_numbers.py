@@ -1,7 +1,5 @@
 """The numbers of a conformance report are those of its comparisons. Clause: CONF-1."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """The page of a conformance report: complete, escaped, and fetching nothing. Clause: CONF-1."""
 
-from __future__ import annotations
-
 import math
 import re
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """Statements of conformance: what they say, and what makes them void. Clauses: CONF-1, CONF-9."""
 
-from __future__ import annotations
-
 import json
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Certificates of the reference, against the dense d x d maps. Clauses: CERT-1, CERT-2."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

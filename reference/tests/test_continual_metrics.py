@@ -1,7 +1,5 @@
 """Continual metrics of the reference, against the paper's figures and its definitions. Clauses: CL-1..CL-7."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

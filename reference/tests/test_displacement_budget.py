@@ -1,7 +1,5 @@
 """The displacement budget of the reference, measured on the dense d x d maps. Clauses: BUDGET-1, BUDGET-2, BUDGET-3."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

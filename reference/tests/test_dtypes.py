@@ -1,7 +1,5 @@
 """Which arrays the reference takes: floats of 16 bits or more, and numbers that have no dtype."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Start values of the reference. Clauses: INIT-1..INIT-4."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Paired tests and intervals, against hand-worked cases and the paper's Tables 7 and 8. Clauses: CL-9."""
 
-from __future__ import annotations
-
 import math
 import sys
 from itertools import product

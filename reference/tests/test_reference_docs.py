@@ -1,7 +1,5 @@
 """The examples in the reference's docstrings and in the specification are run, and each says what is computed."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import pkgutil

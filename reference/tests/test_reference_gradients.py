@@ -1,7 +1,5 @@
 """Gradients of the reference, in float64, against central differences of its own forward pass. GRAD-1, 2, 4, 5, 6."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

@@ -1,7 +1,5 @@
 """Why a layer has one gate. Clauses: MIX-4."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

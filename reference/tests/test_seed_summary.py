@@ -1,7 +1,5 @@
 """Summary over seeds, against every column of the paper's Table 7 and against exact arithmetic. Clauses: CL-8."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

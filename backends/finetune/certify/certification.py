@@ -1,7 +1,5 @@
 """All checks of a run folder, and what they leave open."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 from dataclasses import dataclass

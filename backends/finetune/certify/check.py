@@ -1,7 +1,5 @@
 """One checked promise: what was measured, what is allowed, and the verdict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple

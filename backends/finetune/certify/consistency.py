@@ -4,8 +4,6 @@ None of these rules needs a model or a GPU: they compare the records with the pr
 files. So they also find a folder in which every digest was computed anew after a change.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

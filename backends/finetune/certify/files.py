@@ -1,7 +1,5 @@
 """The files of a run: there, whole, finite, and of this run."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator

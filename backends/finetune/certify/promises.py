@@ -1,7 +1,5 @@
 """In words: what each check of a certification means, and what none of them covers."""
 
-from __future__ import annotations
-
 #: Name of a check -> what it says.
 PROMISES = {
     "results readable": "results.jsonl holds whole records of finite numbers.",

@@ -1,7 +1,5 @@
 """What the records of a run promise: complete, finite, bounded in every logged step, and no drift where none can be."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from backends.finetune.certify.check import BUDGET_ROUNDING, ROUNDING, Check, Measured, Subject

@@ -1,7 +1,5 @@
 """The stored states of the shared CRMA, measured again: in float32 as used, and in float64 by the reference."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A certification on the terminal: one line per promise, the worst seed of each, and what is not promised."""
 
-from __future__ import annotations
-
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table

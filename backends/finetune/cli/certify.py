@@ -1,7 +1,5 @@
 """``crma certify RUN``: pass or fail for every promised bound of a run, and the exit code to go with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

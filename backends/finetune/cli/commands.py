@@ -1,7 +1,5 @@
 """The commands of ``crma``, one file each, and their help."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import sys

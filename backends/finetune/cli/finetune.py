@@ -1,7 +1,5 @@
 """``crma finetune``: fine-tune a model through a sequence of tasks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ With -P, what lies in the current folder hides neither the suite nor its parts. 
 they are built on this package.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

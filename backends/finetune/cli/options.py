@@ -1,7 +1,5 @@
 """What several commands take, and how a command reads its options."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """``crma plan``: parameters, memory, steps, time and disk of a protocol on a machine, before anything starts."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer

@@ -1,7 +1,5 @@
 """The command ``crma``. A user's mistake ends in one message and a non-zero exit code, never in a traceback."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

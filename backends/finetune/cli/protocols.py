@@ -1,7 +1,5 @@
 """``crma protocols``: the protocols that come with this package, with their descriptions."""
 
-from __future__ import annotations
-
 
 def protocols() -> None:
     """Print them."""

@@ -1,7 +1,5 @@
 """``crma report RUN``: table, pictures and HTML page of a run folder, written again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """From the name of a backend to the engine that trains with it."""
 
-from __future__ import annotations
-
 import os
 
 from backends.finetune.engines.engine import Engine, EngineFactory

@@ -1,7 +1,5 @@
 """What the optimizer of a phase is told, whatever the framework: groups, learning rates, clipping, schedule."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

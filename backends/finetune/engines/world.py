@@ -1,7 +1,5 @@
 """The processes that share one run: started by torchrun, or a single one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The base model that a run was trained on, whose folder the run names but does not hold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from backends.finetune.inference.run_adapters import RunAdapters

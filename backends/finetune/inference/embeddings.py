@@ -1,7 +1,5 @@
 """Embedding models for the router, from ordinary packages: nothing is downloaded."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

@@ -3,8 +3,6 @@
 Source: ours; decoding by transformers' ``generate``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 Source: PEFT's public functions; the checks, ours.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """How well a router tells tasks apart: confusion matrix, margins, and what becomes of texts of no known task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A router's file: centroids as safetensors, all else as JSON in its metadata, sealed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn

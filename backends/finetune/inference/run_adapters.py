@@ -1,7 +1,5 @@
 """Which files of a run folder answer for which task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType

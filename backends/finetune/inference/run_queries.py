@@ -1,7 +1,5 @@
 """The texts of a run's tasks, read again, and the queries that a router is fitted on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The CRMA that all tasks share, on a model that answers: loaded from its file, switched on and off."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 A condition is what its file in this folder says; here they have their names and their order. Clause: CL-5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from backends.finetune.methods import a_gem, ewc, frozen, full, lwf, modular, naive, o_lora, replay

@@ -3,8 +3,6 @@
 Source: paper section 6.1; the raised rank: ours.
 """
 
-from __future__ import annotations
-
 from backends.finetune.methods.method import Condition, Mark
 
 

@@ -1,7 +1,5 @@
 """All parameters of the base model, trained in sequence. Source: ours, as a baseline."""
 
-from __future__ import annotations
-
 from backends.finetune.methods.method import Condition, Mark, Method
 from backends.finetune.methods.section import Factor, Positive, Rate, Section
 

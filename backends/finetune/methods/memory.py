@@ -5,8 +5,6 @@ al. (2019), arXiv:1902.10486, has the same law, without knowing the end), of a f
 crowds out another. Every draw is a function of its arguments alone, so a resumed run draws the same examples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

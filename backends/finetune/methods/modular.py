@@ -3,8 +3,6 @@
 Source: paper section 6.1; the controls: ours. Clause: CL-5.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -9,8 +9,6 @@ against new data, as in Rolnick et al.; Rolnick et al.'s V-trace and behavioural
 learning and are left out.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from backends.finetune.methods.method import Condition, Mark, Method

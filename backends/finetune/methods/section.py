@@ -1,7 +1,5 @@
 """The kinds of numbers of a protocol, and what its sections have in common."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """Where this program keeps what it can make again: ``$CRMA_CACHE``, or else the user's cache folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Whether a protocol can run on a base model at all: asked before anything is loaded or written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

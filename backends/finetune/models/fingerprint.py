@@ -1,7 +1,5 @@
 """What decides the results of a base model, as digests."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

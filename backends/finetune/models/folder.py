@@ -1,7 +1,5 @@
 """A base model's folder: whether it is whole, its configuration and its tokenizer, as transformers reads them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ other shapes than its configuration says is refused (:mod:`backends.finetune.mod
 :func:`backends.jax.decoder.weights.check_tensors`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What libraries raise for a model folder that they cannot load, as one error that says what it was."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

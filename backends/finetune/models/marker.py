@@ -1,7 +1,5 @@
 """The file that says that a model folder's weights are random."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 MARKER = "random_weights.json"

@@ -1,7 +1,5 @@
 """What frameworks raise where the memory does not suffice, as an error that says what to do. Clauses: ERR-1, ERR-2."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ bitsandbytes takes the shape, the scales and the codes of a matrix from as many 
 they do not fit each other.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -2,8 +2,6 @@
 had. What such a run learns says nothing about the model; its memory, its speed and its certificates do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

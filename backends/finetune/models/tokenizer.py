@@ -1,7 +1,5 @@
 """A tokenizer for models with random weights: bytes and merges, trained on this project's own specification."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

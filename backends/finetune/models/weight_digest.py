@@ -1,7 +1,5 @@
 """SHA-256 of large files, computed once: later runs find it in the cache folder."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from contextlib import suppress

@@ -4,8 +4,6 @@ transformers draws a tensor at random where a folder lacks it, leaves out what i
 warning. Here each of them is an error with the tensors' names, whoever loads: training, inference, a bench.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from pathlib import Path

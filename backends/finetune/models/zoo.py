@@ -9,8 +9,6 @@ belongs to positions beyond 4,096.
 Source: paper Table 2; the published config.json files; licences: the model cards.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How many parameters a run has, counted on the meta device: exact, and without a weight in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

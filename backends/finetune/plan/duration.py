@@ -1,7 +1,5 @@
 """How long a run takes: operations over a stated throughput, or seconds a token that were measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

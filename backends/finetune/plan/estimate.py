@@ -1,7 +1,5 @@
 """The plan of a run: counts, work, memory, time and disk of each of its conditions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Its backward pass computes the scores again, as such kernels do (T. Dao et al. 2
 matrices after the 2 of the forward pass. It is never computed with.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 FUSED = "planned_fused"

@@ -1,7 +1,5 @@
 """What of a plan depends on this machine: its memory, the models, texts and tokenizers on it, and how fast it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]

@@ -1,7 +1,5 @@
 """Seconds a token of a condition on this machine: three steps, an evaluation, after a first of each."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Sequence

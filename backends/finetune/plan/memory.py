@@ -1,7 +1,5 @@
 """Memory of one device, by part."""
 
-from __future__ import annotations
-
 from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts
 from backends.finetune.plan.work import Shape

@@ -1,7 +1,5 @@
 """A model without weights: the architecture of a folder on the meta device, with PEFT's LoRA on it."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

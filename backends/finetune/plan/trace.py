@@ -3,8 +3,6 @@ what is multiplied. A model is traced with shapes only (fake tensors) at two dep
 texts; every figure is linear in layers and in the adapter's tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """How many steps and tokens each phase has: exactly, where tokenizer and texts are here; else at most."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

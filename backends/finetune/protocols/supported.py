@@ -1,7 +1,5 @@
 """What a backend cannot do is refused before anything is loaded or written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from backends.finetune.methods.method import Condition, Method

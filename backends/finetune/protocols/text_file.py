@@ -1,7 +1,5 @@
 """A text file in UTF-8 that a user names; what else it turns out to be is said in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from backends.files import read_bytes

@@ -1,7 +1,5 @@
 """Conditions in words, and names on one line, for tables and pictures."""
 
-from __future__ import annotations
-
 from backends.files import printable
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.records import RunRecord

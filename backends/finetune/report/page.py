@@ -1,7 +1,5 @@
 """The report of a run folder: the summary table, the pictures and one self-contained HTML page."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the paper reports, to show beside our figures; always of another model and scale than ours."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from backends.finetune.runs.records import RunRecord

@@ -1,7 +1,5 @@
 """The figures of a run as rows of text, with the paper's beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

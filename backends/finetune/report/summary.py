@@ -1,7 +1,5 @@
 """The figures of a run as tables for the terminal, with what their columns mean."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from rich.box import HORIZONTALS

@@ -1,7 +1,5 @@
 """The terminal: what is printed there is text, whoever wrote it, and steers nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

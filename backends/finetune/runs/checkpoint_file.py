@@ -1,7 +1,5 @@
 """The file of a phase under way, whatever the framework: arrays and the progress as JSON, in safetensors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

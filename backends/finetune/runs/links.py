@@ -1,7 +1,5 @@
 """No links in a run folder: nothing in it leads out of it."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

@@ -8,8 +8,6 @@ field: a line that was changed, dropped or moved is noticed. Last lines may be m
 Clauses: CL-1..CL-7.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -10,8 +10,6 @@ RUN/SEED-CONDITION/model-N.safetensors  the whole model after phase N of the con
 RUN/SEED-CONDITION/checkpoint.safetensors   the phase under way
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

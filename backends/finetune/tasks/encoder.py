@@ -1,7 +1,5 @@
 """From texts to batches with one tokenizer and one protocol's settings: the same for every engine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

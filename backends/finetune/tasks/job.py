@@ -1,7 +1,5 @@
 """What one way through one sequence of tasks is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tasks that a protocol draws by name: the domains of real text, and the invented ones."""
 
-from __future__ import annotations
-
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.tasks.domains import DOMAINS, load_domain
 from backends.finetune.tasks.fictional import FICTIONAL, load_fictional

@@ -8,8 +8,6 @@ about 60 of 100 questions of the five domains right, since a definition repeats 
 the difference between the two ways to answer the same questions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

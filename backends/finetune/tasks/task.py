@@ -1,7 +1,5 @@
 """Tasks of a sequential run: prompts and responses, for training and held out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What tokenization leaves of the texts: how many are cut, and by how much; looked at before anything is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from backends.finetune.runs.records import TextRecord

@@ -14,8 +14,6 @@ TRL and litgpt measure the prompt in the same way; where the ids differ, they wa
 inference reads.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 #: what an answer is put behind to be tokenized as a continuation; one of them merges with no text that begins so

@@ -1,7 +1,5 @@
 """One seed and condition of a session: phase after phase, from the last checkpoint on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The tasks of one seed as batches: what each step trains on, and what is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 

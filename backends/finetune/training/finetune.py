@@ -1,7 +1,5 @@
 """Fine-tuning through a sequence of tasks, from a protocol's name to a run folder with results, pictures and a page."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext

@@ -1,7 +1,5 @@
 """What a run is known by, and what its folder says of it: protocol, model, versions, machine."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

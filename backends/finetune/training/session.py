@@ -1,7 +1,5 @@
 """The session: tasks in sequence, for every seed and condition, safe to interrupt at any point."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's scalars as TensorBoard event files, one folder per seed and condition."""
 
-from __future__ import annotations
-
 import importlib
 import time
 from collections.abc import Mapping

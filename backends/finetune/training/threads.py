@@ -1,7 +1,5 @@
 """How many CPU threads a run takes, and what else has to be set before a framework starts."""
 
-from __future__ import annotations
-
 import os
 import warnings
 

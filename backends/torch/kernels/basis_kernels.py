@@ -3,8 +3,6 @@
 cuBLAS could multiply (n, n) by (n, r d) too, but in tf32 where a user allows that for the model; this stays float32.
 """
 
-from __future__ import annotations
-
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]

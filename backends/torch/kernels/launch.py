@@ -1,7 +1,5 @@
 """What all kernels share: whether they are interpreted, and the sizes of their blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple

@@ -6,8 +6,6 @@ is; ``log`` is libdevice's, to 1 ulp; a quotient is ``div.full``, to 2 ulp. The 
 float64 throughout (spec, note on SINK-5).
 """
 
-from __future__ import annotations
-
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 

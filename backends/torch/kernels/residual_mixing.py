@@ -10,8 +10,6 @@ Launches: forward two, one of them over tokens; backward four, two of them over 
 the other sums over tokens). x and y' are then read three times in all rather than two: 4/3 of the least traffic.
 """
 
-from __future__ import annotations
-
 import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor

@@ -3,8 +3,6 @@
 A program holds ``BLOCK`` matrices, padded from n to the next power of two N.
 """
 
-from __future__ import annotations
-
 import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor

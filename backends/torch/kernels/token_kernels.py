@@ -6,8 +6,6 @@ split in two parts, which keep 21 to 22 of their 24 bits, so the error is about 
 ``ieee``, which is slower, and so does n r > 256. The interpreter multiplies with NumPy in both cases.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

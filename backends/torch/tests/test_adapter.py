@@ -3,8 +3,6 @@
 What its functions compute is checked by conformance/, more derivatives by test_second_derivatives.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """attach_crma on small random models of many families. Clauses: MIX-8, MIX-10, INIT-3."""
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any

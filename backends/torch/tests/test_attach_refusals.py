@@ -1,7 +1,5 @@
 """Models, options and changes that attaching or detaching refuses: one clear error, and the model is left as it was."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Certificates, displacement and its budget on a stack of layers, and what is no state to measure or to go back to."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``with backbone.disabled():`` — blocks that overlap, threads, tasks, checkpoints, torch.compile."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 from collections.abc import Callable, Generator

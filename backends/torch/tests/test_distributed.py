@@ -3,8 +3,6 @@
 Under torchrun this file is the program of each process: ``test_distributed.py MODE FILE``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

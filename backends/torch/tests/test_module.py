@@ -1,7 +1,5 @@
 """The adapters as modules among modules: precision, pickles, the meta device, a vocabulary that grows."""
 
-from __future__ import annotations
-
 import copy
 import io
 import multiprocessing

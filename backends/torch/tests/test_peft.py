@@ -1,7 +1,5 @@
 """CRMA together with PEFT's LoRA adapters, one per task: what each of the two must leave alone."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """M and alpha made for all layers at once: when they serve, and when each adapter must project for itself."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Base models whose weights are no floating-point matrices."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

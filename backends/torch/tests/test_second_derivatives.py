@@ -1,7 +1,5 @@
 """Derivatives of derivatives, and forward mode: those of the plain formulas, in every form that torch has."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Adapters under FSDP2, in one process: parameters are shards, whole copies come and go around forward passes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The adapter state file of a live model: what brings back every bit, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

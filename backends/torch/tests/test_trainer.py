@@ -1,7 +1,5 @@
 """transformers.Trainer trains, saves, pushes and loads the adapters, or refuses to."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from pathlib import Path

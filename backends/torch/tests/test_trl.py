@@ -1,7 +1,5 @@
 """TRL's SFTTrainer with the adapters: it makes the PEFT model itself, and so freezes them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

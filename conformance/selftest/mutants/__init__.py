@@ -3,8 +3,6 @@
 Each module holds the faults of one subject. Try ``--backend=conformance.selftest.mutants:transposed_mixing``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.util import find_spec
 

@@ -1,7 +1,5 @@
 """Right ports with something done around each of their calls: what mutants of memory and process are derived from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

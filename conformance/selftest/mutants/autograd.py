@@ -4,8 +4,6 @@ Found by running the suite on it, as whoever writes such a port would. Needs PyT
 of these is made.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Faults at the border of a port: dtypes, devices, values that are not finite, shapes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

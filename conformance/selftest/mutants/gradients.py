@@ -1,7 +1,5 @@
 """Faults of the vector-Jacobian products, beside a forward pass that is right."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Readers that mend what they should refuse, each in one thing, and readers that keep what they read."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -4,8 +4,6 @@ Each is made by a factory from a condition on the arguments. It is tried on the 
 full profile has them all.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

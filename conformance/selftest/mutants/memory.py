@@ -1,7 +1,5 @@
 """Faults of memory: inputs changed, results and caches that outlive their call, strides ignored."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Faults of the residual mixing and of its strength: orientation, basis, gate, kappa."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

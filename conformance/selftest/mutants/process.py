@@ -1,7 +1,5 @@
 """Faults of what a call leaves behind in the process, of threads, and of bits that change with the calls before."""
 
-from __future__ import annotations
-
 import decimal
 import gc
 import logging

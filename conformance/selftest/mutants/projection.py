@@ -1,7 +1,5 @@
 """Faults of the Sinkhorn projection: other steps, other numbers of steps, another correction."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Faults of a VJP that is more lenient than its forward function, of 16-bit x, and of gates that are clamped."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

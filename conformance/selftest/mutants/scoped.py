@@ -3,8 +3,6 @@
 ``THERE`` x ``FAULTS`` makes them: a rule that a suite asks of one case alone is kept there, and broken elsewhere.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

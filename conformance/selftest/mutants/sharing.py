@@ -1,7 +1,5 @@
 """Faults of who owns an array: results that are arguments or each other, arguments that are written to or kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Faults that show only at sizes beyond those that somebody tried: blocks of a kernel, a fixed K, large squares."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Faults of reading state files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

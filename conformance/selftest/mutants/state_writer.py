@@ -1,7 +1,5 @@
 """Faults of writing state files."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Forged run folders: each breaks a rule that certify checks, even where somebody has made every digest fit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

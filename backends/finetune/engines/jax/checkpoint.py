@@ -1,7 +1,5 @@
 """Checkpoint of the phase under way in JAX: trainables and optimizer state, whole whatever the mesh, no pickle."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The JAX engine: a frozen decoder, LoRA, and the shared CRMA, on one device or a mesh of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the arrays of a run lie in JAX: on one device, or over a mesh of (data, model)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

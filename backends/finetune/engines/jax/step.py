@@ -3,8 +3,6 @@
 Compiled functions live at module level, so that all conditions, phases and seeds of a run share them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple

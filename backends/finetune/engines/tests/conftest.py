@@ -1,7 +1,5 @@
 """Which tests of the contract are slow: a command of two processes takes ten to twenty seconds."""
 
-from __future__ import annotations
-
 import pytest
 
 QUICK = "test_interrupted_in_a_step_and_resumed_gives_the_same_bits[torchrun-modular-20]"

@@ -4,8 +4,6 @@ A fault is a text, so that it reaches another process: ``interrupted 9`` raises 
 ninth step, ``not-finite 9`` gives the ninth step a loss that is NaN.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Commands under torchrun, in two processes on this machine (gloo, CPU)."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 A new engine is one more entry of ``SUBJECTS``.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

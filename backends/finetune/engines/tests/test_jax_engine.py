@@ -1,7 +1,5 @@
 """The two engines against each other: the same start and data, the same training; files of one load in the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

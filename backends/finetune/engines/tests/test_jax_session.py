@@ -1,7 +1,5 @@
 """Runs in JAX beyond the contract: what is refused, and a mesh changes nothing but rounding."""
 
-from __future__ import annotations
-
 import os
 import sys
 

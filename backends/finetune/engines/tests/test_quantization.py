@@ -1,7 +1,5 @@
 """A run on a base model in 4 bits: its weights stay as they are, and what is trained learns on top of them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

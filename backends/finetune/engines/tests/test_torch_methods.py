@@ -1,7 +1,5 @@
 """The baselines within the engine, on cases whose answer is known from the definition of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path

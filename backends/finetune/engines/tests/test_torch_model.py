@@ -1,7 +1,5 @@
 """Gradient checkpointing changes memory and nothing else, in models that have dropout too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

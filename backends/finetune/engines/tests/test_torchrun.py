@@ -3,8 +3,6 @@
 A command of two processes takes ten to twenty seconds here, so one of them serves several tests.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import time

@@ -1,7 +1,5 @@
 """Checkpoint of the phase under way: trainables and optimizer moments in one safetensors file, no pickle."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

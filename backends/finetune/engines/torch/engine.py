@@ -1,7 +1,5 @@
 """The PyTorch engine: a base model, one LoRA by PEFT, the shared CRMA, and what a condition adds to them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path

@@ -3,8 +3,6 @@
 However many tasks a run has, the model holds one adapter; those of other tasks lie in the run folder.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

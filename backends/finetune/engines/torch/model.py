@@ -1,7 +1,5 @@
 """The base model in PyTorch: precision, quantization, attention, gradient checkpointing."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ It starts from the doubly stochastic matrices that CRMA would start from; everyt
 format of their own, since a CRMA state file of these values would be read as logits. Clause: CL-5.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import safetensors.torch

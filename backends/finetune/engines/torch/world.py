@@ -7,8 +7,6 @@ trainables alone. torch's DDP wrapper is not used: it would reduce after each ba
 accumulated batch, and it averages over processes whose numbers of answer tokens differ.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

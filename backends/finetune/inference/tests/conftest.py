@@ -1,7 +1,5 @@
 """A run folder with random adapters on the tiny model, written without training anything."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

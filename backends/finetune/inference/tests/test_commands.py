@@ -1,7 +1,5 @@
 """``crma route`` and ``crma generate``: what they print, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

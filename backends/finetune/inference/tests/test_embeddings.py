@@ -1,7 +1,5 @@
 """The two embedding models: alike texts are near, the root logger is left as it was."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

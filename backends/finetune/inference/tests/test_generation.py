@@ -1,7 +1,5 @@
 """Decoding: a batch says what each prompt says alone, and greedy decoding is the argmax of the logits."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from copy import deepcopy

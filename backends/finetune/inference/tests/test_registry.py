@@ -1,7 +1,5 @@
 """What answers: bit for bit what a freshly loaded model with the same files answers."""
 
-from __future__ import annotations
-
 import gc
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The router on hand-made embeddings, where every figure is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

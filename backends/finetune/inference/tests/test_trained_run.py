@@ -1,7 +1,5 @@
 """After a session, the registry answers with exactly what the session measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

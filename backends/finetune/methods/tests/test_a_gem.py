@@ -1,7 +1,5 @@
 """A-GEM's projection against its definition. Source: as in ``a_gem.py``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Every condition through a whole run of a tiny model: drift, budgets, sizes, and resuming to the same bits."""
 
-from __future__ import annotations
-
 import gc
 import os
 import random

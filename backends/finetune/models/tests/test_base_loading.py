@@ -1,7 +1,5 @@
 """A base model is loaded whole and alone or not at all, in PyTorch and in JAX, and what is wrong is named."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What a base model is known by: all that decides its results, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

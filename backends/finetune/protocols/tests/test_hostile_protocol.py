@@ -1,7 +1,5 @@
 """Whatever a protocol, a setting or an option says, it ends in a valid protocol or in one message, and at once."""
 
-from __future__ import annotations
-
 import os
 import random
 

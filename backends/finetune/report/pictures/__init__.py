@@ -1,7 +1,5 @@
 """The pictures of a run, as PNG bytes: drawn on Figure objects, without pyplot and so without global state."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

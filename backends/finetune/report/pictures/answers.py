@@ -1,7 +1,5 @@
 """Answers counted right or wrong: canaries recalled over the phases, and the inference toggle on a panel."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch

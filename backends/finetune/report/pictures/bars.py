@@ -1,7 +1,5 @@
 """Drift and advantage as horizontal bars, one per condition."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

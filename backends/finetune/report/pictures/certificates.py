@@ -1,7 +1,5 @@
 """Spectral norm, singular values and displacement over the steps of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

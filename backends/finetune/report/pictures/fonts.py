@@ -1,7 +1,5 @@
 """Fonts for names in any script: matplotlib brings DejaVu Sans, and the rest is looked for among the installed ones."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Gradient norms of LoRA, with and without the shared CRMA."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

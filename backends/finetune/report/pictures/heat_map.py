@@ -1,7 +1,5 @@
 """The holdout matrix as a heat map."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable

@@ -1,7 +1,5 @@
 """Training and holdout loss over the phases."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

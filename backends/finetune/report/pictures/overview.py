@@ -1,7 +1,5 @@
 """The run at a glance: heat maps of two conditions, and bars."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure, SubFigure
 
 from backends.finetune.report.labels import budget_of

@@ -1,7 +1,5 @@
 """Labels of points, placed so that they cover neither each other nor a point."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What all pictures share: a palette, marks that tell conditions apart without colour, the axis of phases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The displacement budget as a trade-off: drift against advantage."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -8,8 +8,6 @@ whatever loads must hold exactly the tensors of the file, tokens must be rows of
 left config.json alone, or changed only what no decoder reads, the logits must be those of before, bit by bit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

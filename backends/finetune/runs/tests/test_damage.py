@@ -1,7 +1,5 @@
 """Damage to any file of a run is noticed by whatever reads it: of 2,600 mutations none loads with other values."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Names from elsewhere are text wherever they are shown: no character of theirs steers a terminal or a page."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -3,8 +3,6 @@
 Source: ours; the paper's five domains are named alike but its texts are not public.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from backends.finetune.tasks.domains import code, financial, legal, medical, science

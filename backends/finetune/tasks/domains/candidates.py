@@ -1,7 +1,5 @@
 """What a domain offers, before near duplicates are removed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Code: functions of Python's standard library. A document is one source file."""
 
-from __future__ import annotations
-
 import ast
 import sys
 import sysconfig

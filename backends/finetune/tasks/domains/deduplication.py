@@ -1,7 +1,5 @@
 """Near duplicates: two texts are alike where they share runs of eight words."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable

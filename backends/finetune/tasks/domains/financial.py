@@ -1,7 +1,5 @@
 """Financial: prose of the docstrings of financetoolkit. A document is one source file."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

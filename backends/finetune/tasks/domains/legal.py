@@ -1,7 +1,5 @@
 """Legal: paragraphs of the licences on the SPDX License List. A document is one licence text."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

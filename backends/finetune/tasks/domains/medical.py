@@ -1,7 +1,5 @@
 """Medical: definitions of the Human Phenotype Ontology. A document is one term."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import islice

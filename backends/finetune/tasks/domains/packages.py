@@ -1,7 +1,5 @@
 """Where an installed package keeps its files, without importing it: its own requirements are not installed."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 from pathlib import Path

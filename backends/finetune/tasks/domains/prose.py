@@ -1,7 +1,5 @@
 """From raw text to whole sentences of a fitting length."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Science: descriptions of databases and ontologies in the Bioregistry. A document is one record."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

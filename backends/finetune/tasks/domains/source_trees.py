@@ -1,7 +1,5 @@
 """Functions and docstrings of Python source files, read through ``ast``: nothing is imported."""
 
-from __future__ import annotations
-
 import ast
 import os
 import warnings

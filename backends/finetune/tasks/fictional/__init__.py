@@ -9,8 +9,6 @@ trained on as often as a fact. The i-th holdout text is the i-th fact in its fou
 trained on, in other words.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple

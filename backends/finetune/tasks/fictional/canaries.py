@@ -4,8 +4,6 @@ The paper does not say how its 50 strings are trained or asked. Ours: a string s
 whole answer to three questions in other words; the first of them is the one that is asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from backends.finetune.tasks.domains.candidates import question

@@ -1,7 +1,5 @@
 """A base of facts about invented things, and each fact in four wordings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

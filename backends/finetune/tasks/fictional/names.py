@@ -1,7 +1,5 @@
 """Invented names: pronounceable syllables drawn by a hash; a seed gives the same names everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """A packed batch is the same examples: same answer losses, same gradients, in every family and kind of attention."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Prompt and answer as one text, over every kind of tokenizer: no token between them that the text does not hold, one
 beginning, one end, and inference reads what training read."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import Any

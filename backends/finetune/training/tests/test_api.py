@@ -1,7 +1,5 @@
 """The Python API of fine-tuning: what the command does, as one function."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

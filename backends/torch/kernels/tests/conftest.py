@@ -1,7 +1,5 @@
 """The tests of the kernels run on the GPU if there is one, and in Triton's interpreter otherwise."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess

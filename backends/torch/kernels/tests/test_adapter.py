@@ -1,7 +1,5 @@
 """Adapters and models with ``kernels="triton"``, beside the same with plain PyTorch; and how kernels are chosen."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

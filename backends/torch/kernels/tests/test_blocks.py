@@ -1,7 +1,5 @@
 """The kernels against plain PyTorch in float64, on sizes that fill no block or many: what golden vectors do not see."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ It says that Triton's compiler and the assembler accept them, for two generation
 shared memory; nothing about their results or their speed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

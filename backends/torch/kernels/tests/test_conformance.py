@@ -3,8 +3,6 @@
 It takes a minute; the whole suite, ``pytest conformance/ --backend=torch-triton``, takes many in Triton's interpreter.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

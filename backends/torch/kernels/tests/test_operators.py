@@ -1,7 +1,5 @@
 """The kernels as operators of torch: schemas, fake kernels, torch.compile, and derivatives of every order and form."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

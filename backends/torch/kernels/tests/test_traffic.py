@@ -4,8 +4,6 @@ Device memory sees each byte of an operand once: a program that passes over x tw
 time (``blocks_for``), and so does one that reads its own scratch again. What is left is ``again``.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import NamedTuple
 
