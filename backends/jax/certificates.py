@@ -6,8 +6,6 @@ the span of Q too, so one QR serves a whole search along the segment.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 from jax import Array
@@ -21,7 +19,6 @@ from reference.errors import DegenerateBasisError, NonFiniteError, ShapeError
 from reference.sinkhorn_projection import sinkhorn_projection
 
 Float64 = NDArray[np.float64]
-FIELDS = ("mix_logits", "gate_logit", "basis")
 
 
 def certificate(stack: CRMAAdapter, anchor: CRMAAdapter | None = None) -> Certificate:
@@ -87,19 +84,11 @@ def limit_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, delta: float) ->
     return jax.tree.map(blend, anchor, stack), fraction
 
 
-class _State(NamedTuple):
-    """Stacked parameters on the host: (L, n, n), (L,), (L, n, r, d) or (L, n, r, coordinates)."""
-
-    mix_logits: Float64
-    gate_logit: Float64
-    basis: Float64
-
-
 class _Segment:
     """States between two of one shape, in coordinates of the joint span of their bases."""
 
     def __init__(self, anchor: CRMAAdapter, stack: CRMAAdapter) -> None:
-        for field in FIELDS:
+        for field in AdapterParameters._fields:
             start, end = np.shape(getattr(anchor, field)), np.shape(getattr(stack, field))
             if start != end:
                 raise ShapeError(
@@ -124,13 +113,13 @@ class _Segment:
             t = fraction.reshape(-1, *[1] * (end.ndim - 1))
             return np.where(t == 1, end, start + t * (end - start))
 
-        state = _State(*map(between, self.start, self.end))
+        state = AdapterParameters(*map(between, self.start, self.end))
         lost = np.abs(state.basis).max((-2, -1)) == 0
         safe = state._replace(basis=np.where(lost[:, None, None], self.start.basis, state.basis))
         moved = np.linalg.norm(self._change_of(safe) - self.change_at_start, 2, axis=(-2, -1))
         return np.where(lost, np.inf, moved)
 
-    def _change_of(self, state: _State) -> Float64:
+    def _change_of(self, state: AdapterParameters) -> Float64:
         mixing = sinkhorn_projection(state.mix_logits, self.iterations)
         return _change(mixing, state.gate_logit, state.basis, self.rank)
 
@@ -149,9 +138,10 @@ def _change(mixing: Float64, gate_logit: Float64, coordinates: Float64, rank: in
     return changed
 
 
-def _host(stack: CRMAAdapter, of: str) -> _State:
-    state = _State(*(np.asarray(getattr(stack, field), np.float64) for field in FIELDS))
-    for field, value in zip(FIELDS, state, strict=True):
+def _host(stack: CRMAAdapter, of: str) -> AdapterParameters:
+    """The parameters of all layers, stacked, in float64."""
+    state = AdapterParameters(*(np.asarray(getattr(stack, field), np.float64) for field in AdapterParameters._fields))
+    for field, value in zip(AdapterParameters._fields, state, strict=True):
         if not np.isfinite(value).all():
             raise NonFiniteError(
                 field + of,

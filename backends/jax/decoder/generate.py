@@ -54,8 +54,9 @@ def generate(
     given_ids = np.asarray(input_ids) if hasattr(input_ids, "dtype") else input_ids
     ids, given_mask = (np.asarray(h) for h in check_tokens(config, given_ids, attention_mask))
     mask = np.ones(ids.shape, bool) if attention_mask is None else given_mask
-    if not mask[:, -1].all() or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
-        got = f"padding behind or within the tokens of row {int(np.argmin(_left_padded(mask)))}"
+    left_padded = mask[:, -1] & (np.diff(mask.astype(np.int8), axis=1) >= 0).all(axis=1)
+    if not left_padded.all():
+        got = f"padding behind or within the tokens of row {int(np.argmin(left_padded))}"
         allowed = "rows of 0 for padding, then 1 for at least one token"
         raise ConfigError("attention_mask", got=got, allowed=allowed, remedy="pad prompts on the left")
     eos = tuple(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
@@ -133,7 +134,3 @@ def _advance(steps: _Steps, given: _Given, state: _State, length: int) -> _State
     done = state.done | jnp.isin(chosen, given.eos)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, chosen[:, None], start + length, axis=1)
     return _State(tokens, state.mask, done, cache._replace(slot=start + length))
-
-
-def _left_padded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return mask[:, -1] & ~(np.diff(mask.astype(np.int8), axis=1) < 0).any(axis=1)

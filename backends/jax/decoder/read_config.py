@@ -23,7 +23,7 @@ class _Family(NamedTuple):
     head_dim: int | None = None
     kv_heads: int | None = None
     window: int | None = None
-    biases: bool = False
+    missing_biases: tuple[str, ...] = ("attention_bias", "mlp_bias")
     partial_rotary: bool = False
     activation_field: str = "hidden_act"
     activation: str = "silu"
@@ -31,14 +31,14 @@ class _Family(NamedTuple):
 
 FAMILIES: Mapping[str, _Family] = MappingProxyType(
     {
-        "llama": _Family(biases=True),
+        "llama": _Family(missing_biases=()),
         "mistral": _Family(kv_heads=8, window=4096),
         "gemma2": _Family(
             tied=True,
             head_dim=256,
             kv_heads=4,
             window=4096,
-            biases=True,
+            missing_biases=("mlp_bias",),
             activation_field="hidden_activation",
             activation="gelu_pytorch_tanh",
         ),
@@ -80,7 +80,7 @@ def read_config(folder: str | Path) -> DecoderConfig:
     sizes = _sizes(fields, family)
     gemma = model_type == "gemma2"
     scale = fields.number("query_pre_attn_scalar", 256) if gemma else sizes["head_dim"]
-    for name in () if family.biases else ("attention_bias", "mlp_bias"):
+    for name in family.missing_biases:
         fields.choice(name, (False,), False)
     return DecoderConfig(
         model_type=model_type,
@@ -97,9 +97,7 @@ def read_config(folder: str | Path) -> DecoderConfig:
         sandwich_norms=gemma,
         fused=model_type == "phi3",
         attention_bias=fields.flag("attention_bias", False),
-        mlp_bias=fields.flag("mlp_bias", False)
-        if model_type == "llama"
-        else fields.choice("mlp_bias", (False,), False),
+        mlp_bias=fields.flag("mlp_bias", False),
         tied=fields.flag("tie_word_embeddings", family.tied),
         dtype=fields.get("dtype", fields.get("torch_dtype")),
         **_token_ids(fields, Path(folder)),

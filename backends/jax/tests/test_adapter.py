@@ -196,6 +196,8 @@ def test_mistakes_are_named() -> None:
         make(layers=2)(jnp.zeros(24))
     with pytest.raises(ConfigError, match=r"streams \* rank"):
         CRMAAdapter.init(reference.AdapterConfig(8))
+    with pytest.raises(ShapeError, match="basis"):
+        adapter_strength(jnp.zeros(()), jnp.ones((2, 8)))
 
 
 def test_four_devices_give_what_one_gives() -> None:
@@ -207,9 +209,3 @@ def test_four_devices_give_what_one_gives() -> None:
     finished = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split() == ["4", "devices:", "same"]
-
-
-@pytest.mark.clause("MIX-1")
-def test_a_basis_without_streams_is_refused_by_name() -> None:
-    with pytest.raises(ShapeError, match="basis"):
-        adapter_strength(jnp.zeros(()), jnp.ones((2, 8)))

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 import reference
 from backends.jax import CRMAAdapter, adapter_forward, adapter_strength, residual_mixing, sinkhorn_projection
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.kernels.launch import interpreter
-from backends.jax.kernels.tests.conftest import QUICK
 from reference.errors import CRMAError, DtypeError
 
 REFUSED = (

@@ -14,8 +14,9 @@ peft = pytest.importorskip("peft")
 import safetensors.numpy
 
 from backends.adapter_folder import CONFIG, WEIGHTS
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.decoder import logits
-from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE, build_model
+from backends.jax.decoder.tests.conftest import TOLERANCE, build_model
 from backends.jax.lora import decoder_lora, init_lora, load_lora, save_lora, target_projections
 from reference.errors import ConfigError, ModelError
 
@@ -91,6 +92,7 @@ def test_what_is_saved_here_answers_the_same_in_peft(phi3, tmp_path):
 
 def test_start_values_are_spread_as_peft_spreads_them(phi3):
     path, _, config = phi3
+    torch.manual_seed(0)
     ours = init_lora(config, ["mlp.down_proj"], 8, np.random.default_rng(0))["mlp.down_proj"].down
     model = peft.get_peft_model(fresh(path), peft.LoraConfig(r=8, target_modules=["down_proj"]))
     theirs = torch.stack([v for name, v in model.named_parameters() if "lora_A" in name]).detach().numpy()

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from backends.jax import CRMAAdapter, adapter_forward, residual_mixing, sinkhorn_projection
 from backends.jax.autodiff import plain_adapter, plain_projection
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.kernels.launch import interpreter
-from backends.jax.kernels.tests.conftest import QUICK
 
 K = 3
 quick = partial(jax.jit, compiler_options=QUICK)

@@ -15,13 +15,6 @@ import pytest
 #: within 2e-5 of each other. ``test_parity`` shows that each switch of a configuration moves a logit by far more.
 TOLERANCE = 2e-5
 
-#: For tests of what is computed, not how fast: a third of the time to compile.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 64,

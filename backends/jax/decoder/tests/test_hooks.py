@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch", reason="the decoder is compared with transf
 
 import jax.numpy as jnp
 
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.decoder import generate, logits, loss
-from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE
+from backends.jax.decoder.tests.conftest import TOLERANCE
 from reference.errors import ConfigError, ShapeError
 
 RANK = 4

@@ -6,8 +6,9 @@ import pytest
 jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 torch = pytest.importorskip("torch", reason="the decoder is compared with transformers")
 
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.decoder import generate, logits, loss
-from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE
+from backends.jax.decoder.tests.conftest import TOLERANCE
 from reference.errors import ConfigError, ShapeError
 
 scores = jax.jit(logits, compiler_options=QUICK)

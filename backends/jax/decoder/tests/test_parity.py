@@ -9,8 +9,9 @@ import pytest
 jax = pytest.importorskip("jax", reason="pip install 'crma[jax]'")
 torch = pytest.importorskip("torch", reason="the decoder is compared with transformers")
 
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.decoder import logits, loss
-from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE
+from backends.jax.decoder.tests.conftest import TOLERANCE
 from backends.jax.decoder.weights import layout
 
 TOKENS = 60  # beyond each sliding window, and beyond the 40 tokens that phi4 was "first trained on"

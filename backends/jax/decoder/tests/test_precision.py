@@ -8,8 +8,9 @@ torch = pytest.importorskip("torch", reason="the decoder is compared with transf
 
 import jax.numpy as jnp
 
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.decoder import generate, load_decoder, logits, loss
-from backends.jax.decoder.tests.conftest import QUICK, TOLERANCE, build_model
+from backends.jax.decoder.tests.conftest import TOLERANCE, build_model
 
 scores = jax.jit(logits, static_argnames="matmul_dtype", compiler_options=QUICK)
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import reference
 from backends import load_backend
 from backends.jax import CRMAAdapter, adapter_forward, residual_mixing, sinkhorn_projection
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.kernels import sinkhorn_projection as kernels
-from backends.jax.kernels.tests.conftest import QUICK
 from reference.errors import ConfigError, DeviceUnavailableError
 
 CONFIG = reference.AdapterConfig(24, 3, 2, 3)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 import reference
 from backends.jax import adapter_forward, residual_mixing
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.kernels import residual_mixing as kernels
 from backends.jax.kernels import token_launch
-from backends.jax.kernels.tests.conftest import QUICK
 from reference.errors import ConfigError
 
 EPS = 2.0**-23

@@ -1,4 +1,7 @@
-"""The projection kernels against the float64 reference, on sizes that fill no block, and inside JAX's machinery."""
+"""The projection kernels against the float64 reference, on sizes that fill no block, and inside JAX's machinery.
+
+What must hold of plain JAX in the same words is asked of both here.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ import jax.numpy as jnp
 
 import reference
 from backends.jax import sinkhorn_projection
+from backends.jax.backend import COMPILER_OPTIONS as QUICK
 from backends.jax.kernels import launch
 from backends.jax.kernels import sinkhorn_projection as kernels
-from backends.jax.kernels.tests.conftest import QUICK
 from reference.errors import ConfigError
 
 EPS = 2.0**-23
@@ -28,10 +31,10 @@ def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Any:
     return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-@partial(quick, static_argnums=2)
-def both(logits: Any, cotangent: Any, iterations: int) -> Any:
+@partial(quick, static_argnums=(2, 3))
+def both(logits: Any, cotangent: Any, iterations: int, kernels: Any = "pallas") -> Any:
     """M, and the gradient."""
-    mixing, pull = jax.vjp(lambda s: project(s, iterations), logits)
+    mixing, pull = jax.vjp(lambda s: sinkhorn_projection(s, iterations, kernels), logits)
     return mixing, pull(cotangent)[0]
 
 
@@ -127,11 +130,12 @@ def test_first_of_equal_row_sums_takes_the_gradient() -> None:
 
 
 @pytest.mark.clause("SINK-9", "GRAD-8")
+@pytest.mark.parametrize("kernels", ["jax", "pallas"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_bad_logit_spoils_its_own_matrix_alone(bad: float) -> None:
+def test_one_bad_logit_spoils_its_own_matrix_alone(bad: float, kernels: str) -> None:
     logits = draw(3, 3, 3)
     logits[1, 2, 1] = bad
-    for result in both(logits, draw(3, 3, 3, seed=1), 2):
+    for result in both(logits, draw(3, 3, 3, seed=1), 2, kernels):
         assert np.isnan(result[1]).all()
         assert np.isfinite(result[np.array([0, 2])]).all()
 
@@ -192,9 +196,10 @@ def test_under_vmap_scan_and_remat() -> None:
 
 
 @pytest.mark.clause("GRAD-1")
-def test_only_the_logits_are_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize("kernels", ["jax", "pallas"])
+def test_only_the_logits_are_kept_for_the_backward_pass(kernels: Any) -> None:
     logits = draw(9, 3, 3)
-    kept = jax.tree.leaves(jax.vjp(lambda s: project(s, 2), logits)[1])
+    kept = jax.tree.leaves(jax.vjp(lambda s: sinkhorn_projection(s, 2, kernels), logits)[1])
     assert sum(np.size(leaf) for leaf in kept) == logits.size
 
 
