@@ -6,8 +6,6 @@ themselves. The twins compute the same values and have that too. They are slower
 pass, and miss the last digits of SINK-5 at n > 8. They check the closed forms (BACK-6).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

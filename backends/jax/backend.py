@@ -1,7 +1,5 @@
 """JAX behind the backend interface: gradients come out of ``jax.vjp``, as a user would get them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -7,8 +7,6 @@ P, of P / m and of M, relative to numbers that add up to 1: at most 3e-7 for eve
 Matrices lie (n, n, batch) here and in the modules of the iteration: one step is then one vectorised loop.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array
 

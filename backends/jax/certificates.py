@@ -4,8 +4,6 @@ With the two states' bases stacked, ``[A_p; A_q]^T = Q R``, every state on the s
 the span of Q too, so one QR serves a whole search along the segment.
 """
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 from jax import Array

@@ -1,7 +1,5 @@
 """Every test of this folder runs as in a program that forbids JAX to promote dtypes by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

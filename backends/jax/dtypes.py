@@ -3,8 +3,6 @@
 A program may set ``jax_numpy_dtype_promotion`` to "strict". JAX then mixes no dtypes by itself, so it is done by name.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -12,8 +12,6 @@ derivative of the K steps, found by running them again: nothing but S is kept be
 n, batch). Clauses: SINK-3, SINK-9, GRAD-1, GRAD-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax.numpy as jnp

@@ -4,8 +4,6 @@
 >>> logits(params, config, ids, lora=decoder_lora(factors, scale))                             # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

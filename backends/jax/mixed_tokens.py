@@ -3,8 +3,6 @@
 Clauses: MIX-2, MIX-3, MIX-10, GRAD-4..GRAD-7.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array, lax
 

@@ -4,8 +4,6 @@
 not depend on the loop out of it, and JAX has no reverse mode of the second. A primitive stays what it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The backend ``jax-pallas``: the kernels on a GPU, or, where there is none, in Pallas' interpreter, for tests."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 

@@ -4,8 +4,6 @@ Written as slices that are combined pair by pair, which XLA fuses with what come
 batch. Its own reduction over an axis that is not the last one takes up to fifteen times as long on a CPU (n = 16).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Residual mixing in JAX: one layer's streams, with the gradient in closed form, and the gate's strength."""
 
-from __future__ import annotations
-
 import jax
 from jax import Array, lax
 

@@ -1,7 +1,5 @@
 """Sinkhorn projection in JAX: all matrices in one call, gradient in closed form."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 

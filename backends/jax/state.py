@@ -1,7 +1,5 @@
 """The adapter state file of a stack of layers, which PyTorch reads and writes too."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Both derivatives are custom JVPs in closed form, so forward and reverse mode work, and so do second derivatives.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

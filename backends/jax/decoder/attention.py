@@ -3,8 +3,6 @@
 Source: GQA (arXiv 2305.13245), Mistral (arXiv 2310.06825) for the window, Gemma-2 (arXiv 2408.00118) for the soft cap.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -3,8 +3,6 @@
 Source: what transformers computes for the families Llama, Mistral, Gemma-2 and Phi-3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

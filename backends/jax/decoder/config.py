@@ -1,7 +1,5 @@
 """What a decoder computes besides its weights, as one hashable value, static under ``jax.jit``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

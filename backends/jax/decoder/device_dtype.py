@@ -1,7 +1,5 @@
 """The dtype that weights are loaded in, and whether the device computes with it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

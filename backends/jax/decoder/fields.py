@@ -1,7 +1,5 @@
 """Take fields out of a config.json, each with its type checked and its name in the error."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Greedy generation with a cache of keys and values of fixed length, in one compiled loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@
 >>> jax.jit(logits)(params, config, input_ids)                                                  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -3,8 +3,6 @@
 What the decoder cannot compute is refused by the name of its field; nothing is ignored that would change a logit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType

@@ -4,8 +4,6 @@ Version 4 writes rope_theta, rope_scaling (with "type" or "rope_type") and parti
 puts all of them into rope_parameters.
 """
 
-from __future__ import annotations
-
 import math
 
 from backends.jax.decoder.config import RopeConfig

@@ -3,8 +3,6 @@
 Source: RoFormer (arXiv 2104.09864), LongRoPE (arXiv 2402.13753); names and orders of operation as in transformers.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -6,8 +6,6 @@ into the compiled program (GSPMD, arXiv 2105.04663), so the decoder itself knows
 cost time but never changes what is computed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

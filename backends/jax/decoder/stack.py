@@ -1,7 +1,5 @@
 """All layers by one ``jax.lax.scan`` over stacked weights, so that compile time does not depend on the depth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Load a Hugging Face folder into stacked weights, tensor by tensor, so that the host holds one stacked projection."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Nothing of Pallas is imported before ``kernels="pallas"`` is asked for.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from reference.errors import ConfigError

@@ -3,8 +3,6 @@
 As :mod:`backends.jax.birkhoff`, with padded rows left out.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array, lax
 

@@ -3,8 +3,6 @@
 No step relies on a product being rounded before it is added to something, so fused multiply-adds change nothing.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array, lax
 

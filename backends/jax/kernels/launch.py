@@ -4,8 +4,6 @@ The kernels are written for Pallas' lowering to Triton, in ``jax.experimental.pa
 it deprecated; a JAX without it is refused by name.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

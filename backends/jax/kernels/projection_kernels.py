@@ -4,8 +4,6 @@ The steps are the logarithmic ones, for every finite S. Each matrix is padded by
 -inf beside it: a step then needs no mask and makes no NaN.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

@@ -5,8 +5,6 @@
 of the parameters' size is plain JAX (:mod:`backends.jax.mixed_tokens`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any

@@ -5,8 +5,6 @@ d to whole blocks. Arithmetic is in the dtype of the parameters, products in ful
 hang over its edges, so x is read and written under a mask.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

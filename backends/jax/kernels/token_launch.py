@@ -1,7 +1,5 @@
 """How the kernels over tokens are dealt out: blocks, padding and the sums in parts."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple, cast
 

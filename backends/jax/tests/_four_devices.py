@@ -1,7 +1,5 @@
 """Run by test_adapter.py in a process of its own: four host devices must give what one gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 What it computes is checked by conformance/.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The backend as an object: devices, x64, and what it leaves alone. What it computes is checked by conformance/."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

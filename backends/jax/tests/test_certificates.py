@@ -1,7 +1,5 @@
 """Certificates and the displacement budget of a stack, against the float64 reference layer by layer."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -3,8 +3,6 @@
 ``conftest.py`` makes every test of this folder strict; here the results are those of the standard rules, to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial

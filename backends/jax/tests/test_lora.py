@@ -1,7 +1,5 @@
 """LoRA in PEFT's file format: what PEFT writes is read, what is written here PEFT loads, the rest is refused."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

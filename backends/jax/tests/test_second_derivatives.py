@@ -4,8 +4,6 @@ In float64, where rounding does not hide a wrong formula. Products with a direct
 one: they take seconds to compile less.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any

@@ -3,8 +3,6 @@
 Agreement with the reference over all sizes and magnitudes is checked by conformance/.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The state file of a stack: written and read in JAX, and the same bytes in PyTorch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

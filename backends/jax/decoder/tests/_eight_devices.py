@@ -1,7 +1,5 @@
 """Run by test_sharding.py in a process of its own: every mesh of eight host devices must give what one device gives."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Model folders with random weights, written without transformers, for the tests of sharding."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

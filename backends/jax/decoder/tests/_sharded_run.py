@@ -1,7 +1,5 @@
 """A small fine-tuning run on a mesh, or on one device: LoRA on every projection, CRMA behind every block, AdamW."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small random models of each family, saved as transformers saves them, for the tests of this folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The tests of the kernels run in Pallas' interpreter, or on the GPU if there is one."""
 
-from __future__ import annotations
-
 import pytest
 
 

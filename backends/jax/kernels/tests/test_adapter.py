@@ -1,7 +1,5 @@
 """CRMAAdapter with ``kernels="pallas"`` beside plain JAX, and how the choice is made and refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sums and quotients of the kernels against wider arithmetic."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

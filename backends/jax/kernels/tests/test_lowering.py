@@ -4,8 +4,6 @@ That says nothing about their results on a GPU or their speed, but that no opera
 sizes that Triton knows, and that shared memory suffices.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The kernels over tokens against the float64 reference, on sizes that fill no block, and inside JAX's machinery."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

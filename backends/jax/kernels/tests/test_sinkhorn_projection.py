@@ -3,8 +3,6 @@
 What must hold of plain JAX in the same words is asked of both here.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
