@@ -74,10 +74,11 @@ def limit_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, delta: float) ->
     fraction = np.where(within, 1.0, inside)
 
     def blend(start: Array, end: Array) -> Array:
-        t = fraction.astype(end.dtype).reshape(-1, *[1] * (end.ndim - 1))
-        host_start, host_end = np.asarray(start), np.asarray(end)
+        """In float64, rounded once: near a basis of zeros the difference of two large numbers loses its direction."""
+        t = fraction.reshape(-1, *[1] * (end.ndim - 1))
+        host_start, host_end = np.asarray(start, np.float64), np.asarray(end, np.float64)
         blended = np.where(t == 1, host_end, host_start + t * (host_end - host_start))
-        return jax.device_put(blended, end.sharding)
+        return jax.device_put(blended.astype(end.dtype), end.sharding)
 
     return jax.tree.map(blend, anchor, stack), fraction
 

@@ -88,11 +88,14 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
 
 
 def interpolate(anchor: AdapterState, now: AdapterState, fraction: Tensor) -> AdapterState:
-    """``anchor + t (now - anchor)`` per layer; exactly ``now`` where t = 1."""
+    """``anchor + t (now - anchor)`` per layer; exactly ``now`` where t = 1.
+
+    In float64, rounded once: near a basis of zeros the difference of two large numbers would lose its direction.
+    """
 
     def blend(start: Tensor, end: Tensor) -> Tensor:
-        t = fraction.to(end.dtype).view(-1, *[1] * (end.ndim - 1))
-        return torch.where(t == 1, end, start + t * (end - start))
+        t = fraction.view(-1, *[1] * (end.ndim - 1))
+        return torch.where(t == 1, end, (start.double() + t * (end.double() - start.double())).to(end.dtype))
 
     return AdapterState(*(blend(start, end) for start, end in zip(anchor, now, strict=True)))
 

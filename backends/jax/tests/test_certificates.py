@@ -102,8 +102,10 @@ def test_what_cannot_be_measured_is_refused(states):
 
 @pytest.mark.clause("BUDGET-2")
 def test_a_state_without_a_basis_is_outside_of_every_budget(states):
-    anchor, _ = states
+    start, _ = states
+    anchor = CRMAAdapter(start.mix_logits, start.gate_logit * 0 + 1, start.basis)  # open: a lost direction would show
     zero = CRMAAdapter(anchor.mix_logits, anchor.gate_logit, anchor.basis * 0)
-    limited, fraction = limit_displacement(anchor, zero, 10.0)
-    assert (fraction < 1).all()
-    assert np.isfinite(displacement(anchor, limited)).all()
+    for delta in (10.0, 1e-3):
+        limited, fraction = limit_displacement(anchor, zero, delta)
+        assert (fraction < 1).all()
+        assert (displacement(anchor, limited) <= delta + 1e-6).all()
