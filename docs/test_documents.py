@@ -8,6 +8,7 @@ compiled.
 
 import json
 import os
+import pkgutil
 import re
 import runpy
 import shlex
@@ -87,6 +88,16 @@ def test_commands_have_the_options_that_they_are_given(command: str) -> None:
         return
     group = typer.main.get_command(app)
     group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+
+
+def test_the_walks_of_contributing_name_what_exists() -> None:
+    """Each dotted name in backticks of the two walks is a module of backends.finetune, or stands in one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walks = text[text.index("**One example, from its file") : text.index("**A port in another framework**")]
+    names = re.findall(r"`([a-z_]+(?:\.\w+)+)`", walks)
+    assert len(names) > 12
+    for name in names:
+        pkgutil.resolve_name(f"backends.finetune.{name}")
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:
