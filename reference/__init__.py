@@ -18,6 +18,7 @@ from reference.continual_metrics import (
 from reference.displacement_budget import limit_displacement
 from reference.initialization import init_parameters
 from reference.paired_tests import PairedTTest, mcnemar_exact, paired_t_test, sign_flip_test, wilson_interval
+from reference.ratchet import broken_promises, ratchet_moves
 from reference.seed_summary import SeedSummary, seed_summary
 from reference.sinkhorn_projection import sinkhorn_projection, sinkhorn_projection_vjp
 
@@ -35,6 +36,7 @@ __all__ = [
     "adapter_spectrum",
     "adapter_vjp",
     "advantage",
+    "broken_promises",
     "continual_metrics",
     "displacement",
     "exact_match_transfer",
@@ -43,6 +45,7 @@ __all__ = [
     "limit_displacement",
     "mcnemar_exact",
     "paired_t_test",
+    "ratchet_moves",
     "seed_summary",
     "sign_flip_test",
     "sinkhorn_projection",
