@@ -32,7 +32,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     def run(program: str, *options: str) -> tuple[int, list[str]]:
         commands: list[list[str]] = []
 
-        def replaced(command: list[str], **kwargs: Any) -> subprocess.Popen[Any]:
+        def replaced(command: list[str], **kwargs: Any) -> Any:
             commands.append(command)
             return start([sys.executable, "-c", program], **kwargs)
 

@@ -325,7 +325,7 @@ def test_a_crma_of_another_model_is_refused(registry: AdapterRegistry, tiny_mode
         LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=9)
     )
     attach_crma(other, AdapterConfig(16, 2, 2)).save(tmp_path / "crma.safetensors")
-    with pytest.raises(StateFileError, match="base_model_sha256"):
+    with pytest.raises(StateFileError, match="got base_model"):
         registry.add("new", folder, tmp_path / "crma.safetensors")
     crma = save_random_crma(tiny_model, tmp_path / "own.safetensors", seed=8)
     registry.add("new", folder, crma)
