@@ -69,9 +69,7 @@ def test_without_a_budget_the_shared_crma_goes_further(finished):
     "name",
     [
         "modular",
-        "ewc",
-        "o-lora",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("naive", "modular-pinned", "lwf")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("ewc", "o-lora", "naive", "modular-pinned", "lwf")),
     ],
 )
 def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, finetune_command, monkeypatch, name):
