@@ -70,7 +70,10 @@ def test_the_facade_has_the_same_objects(programs: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [("--version",), ("protocols",)])
+@pytest.mark.parametrize(
+    "command",
+    [("--version",), ("protocols",), ("tolerances",), ("golden-vectors", "--check"), ("bench", "table", "--help")],
+)
 def test_commands_do_not_see_the_current_folder(programs: Path, clashing: Path, command: tuple[str, ...]) -> None:
     done = call(programs / "crma", *command, folder=clashing)
     assert (done.returncode, done.stderr) == (0, "")
@@ -103,7 +106,8 @@ def test_a_name_that_hides_ours_is_named(programs: Path, tmp_path: Path, module:
     file.parent.mkdir(exist_ok=True)
     file.touch()
     done = call(programs / "python", "-c", f"import {module}", folder=tmp_path)
-    if form == "folder" and done.returncode == 0:  # one without __init__.py comes after an installed wheel
+    if form == "folder" and "wheel" in str(programs):  # one without __init__.py comes after an installed wheel
+        assert (done.returncode, done.stderr) == (0, "")
         return
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: package {hiding}: got {file.parent if separator else file}")

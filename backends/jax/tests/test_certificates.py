@@ -104,8 +104,8 @@ def test_what_cannot_be_measured_is_refused(states):
 def test_a_state_without_a_basis_is_outside_of_every_budget(states):
     start, _ = states
     anchor = CRMAAdapter(start.mix_logits, start.gate_logit * 0 + 1, start.basis)  # open: a lost direction would show
-    zero = CRMAAdapter(anchor.mix_logits, anchor.gate_logit, anchor.basis * 0)
-    for delta in (10.0, 1e-3):
-        limited, fraction = limit_displacement(anchor, zero, delta)
+    for factor, delta in ((0, 10.0), (0, 1e-3), (-1e-6, 1e-3), (-1, 1e-3)):
+        changed = CRMAAdapter(anchor.mix_logits + jnp.eye(3), anchor.gate_logit, anchor.basis * factor)
+        limited, fraction = limit_displacement(anchor, changed, delta)
         assert (fraction < 1).all()
         assert (displacement(anchor, limited) <= delta + 1e-6).all()
