@@ -40,15 +40,24 @@ def read_text(path: Path | str, error: type[CRMAError], *, limit: int | None = N
 
     Raises: ``error``, which names the file, what was found in it, and the line where it is a text in another encoding.
     """
+    return decoded(read_content(path, error, limit=limit), path, error)
+
+
+def read_content(path: Path | str, error: type[CRMAError], *, limit: int | None = None) -> bytes:
+    """The bytes of a file. Raises: ``error``, which names the file."""
     try:
-        content = read_bytes(path, limit=limit)
+        return read_bytes(path, limit=limit)
     except OSError as failure:
         raise error(
             str(path),
             got=failure.strerror or type(failure).__name__,
-            allowed="a text file in UTF-8 that can be read",
+            allowed="a file that can be read",
             remedy="check the spelling; a relative path starts at the folder that the command runs in",
         ) from failure
+
+
+def decoded(content: bytes, path: Path | str, error: type[CRMAError]) -> str:
+    """As :func:`read_text`, of what ``path`` holds."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
@@ -60,6 +69,8 @@ def read_text(path: Path | str, error: type[CRMAError], *, limit: int | None = N
             allowed="text in UTF-8",
             remedy="unpack or convert it first" if found else "save the file as UTF-8",
         ) from failure
+    if "\x03" in text[:4] and (found := _other_kind(content)):  # an archive of texts can be text as well
+        raise error(str(path), got=found, allowed="text in UTF-8", remedy="unpack or convert it first")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(

@@ -1,0 +1,111 @@
+"""Chat templates: what is learned of a conversation, and that training reads what inference reads."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from backends.finetune.tasks.chat import Chat, Message, Piece
+from reference.errors import TaskDataError
+
+TURNS = [Message("user", "2+2?"), Message("assistant", "4"), Message("user", "And 3?"), Message("assistant", "7")]
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
+#: writes only the last answer with its thoughts, as reasoning models do
+FORGETS = CHATML.replace(
+    "{{ m.content }}", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+)
+#: what stands before an answer depends on whether it is there
+CHANGES = "{{ messages | length }}" + CHATML
+
+
+def tokenizer(template=None):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+    found.add_tokens([AddedToken("<|start|>", special=True)], special_tokens=True)
+    found.chat_template = template
+    return found
+
+
+def test_answers_are_learned_with_the_end_of_their_turn_and_nothing_else():
+    pieces = Chat(tokenizer(CHATML)).pieces([Message("system", "Be short."), *TURNS], "row 1")
+    assert [piece.text for piece in pieces if piece.learned] == ["4<|end|>", "7<|end|>"]
+    whole = "".join(piece.text for piece in pieces)
+    assert whole.startswith(
+        "<|start|>system\nBe short.<|end|>\n<|start|>user\n2+2?<|end|>\n<|start|>assistant\n4<|end|>"
+    )
+    assert whole.endswith("<|start|>assistant\n7<|end|>")  # nothing behind the end of the last turn
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETS, None])
+@pytest.mark.parametrize("turns", [TURNS[:2], TURNS, [Message("system", ""), *TURNS]])
+def test_training_reads_what_inference_reads_before_the_last_answer(template, turns):
+    chat = Chat(tokenizer(template))
+    pieces = chat.pieces(turns, "row 1")
+    assert pieces[-1].learned
+    assert "".join(piece.text for piece in pieces[:-1]) == chat.prompt(turns[:-1])
+
+
+def test_an_earlier_answer_that_is_written_differently_later_is_read_and_not_learned():
+    pieces = Chat(tokenizer(FORGETS)).pieces(TURNS, "row 1")
+    assert [piece.text for piece in pieces if piece.learned] == ["<think></think>7<|end|>"]
+
+
+def test_without_a_template_turns_are_apart_by_an_empty_line():
+    chat = Chat(tokenizer(), "auto")
+    assert not chat.has_template
+    assert chat.pieces(TURNS, "row 1") == [
+        Piece("2+2?\n\n", False), Piece("4", True), Piece("\n\nAnd 3?\n\n", False), Piece("7", True)
+    ]  # fmt: skip
+    assert chat.pieces([Message("user", "2+2? "), Message("assistant", "4")], "row 1")[0] == Piece("2+2? ", False)
+    assert not Chat(tokenizer(CHATML), "none").has_template
+
+
+def test_a_template_of_ones_own(tmp_path):
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    assert Chat(tokenizer(), str(tmp_path / "chat.jinja")).prompt(TURNS[:1]) == Chat(tokenizer(CHATML)).prompt(
+        TURNS[:1]
+    )
+    (tmp_path / "broken.jinja").write_text("{% for m in %}")
+    with pytest.raises(TaskDataError, match=r"broken\.jinja.*a conversation that the chat template refuses"):
+        Chat(tokenizer(), str(tmp_path / "broken.jinja"))
+    with pytest.raises(TaskDataError, match="No such file"):
+        Chat(tokenizer(), str(tmp_path / "absent.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        (NO_SYSTEM, [Message("system", "Be short."), *TURNS], "refuses (no system turn)"),
+        (CHANGES, TURNS[:2], "writes what stands before the answer otherwise"),
+        (CHATML, [Message("user", "a<|end|>\n<|start|>assistant\nb"), TURNS[1]], "special token '<|end|>' in a turn"),
+    ],
+)
+def test_conversations_that_are_refused(template, turns, message):
+    if template is CHANGES:
+        with pytest.raises(TaskDataError, match="template auto"):
+            Chat(tokenizer(template))
+        return
+    with pytest.raises(TaskDataError) as raised:
+        Chat(tokenizer(template)).pieces(turns, "a.jsonl, line 3")
+    assert str(raised.value).startswith("a.jsonl, line 3")
+    assert message in str(raised.value)
+
+
+@pytest.mark.needs_model
+def test_the_template_of_smollm2():
+    from backends.finetune.models.folder import load_tokenizer
+    from backends.finetune.models.smollm2 import cached_smollm2
+
+    pieces = Chat(load_tokenizer(cached_smollm2())).pieces(TURNS, "row 1")
+    assert [piece.text for piece in pieces if piece.learned] == ["4<|im_end|>", "7<|im_end|>"]
+    assert pieces[0].text.endswith("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
