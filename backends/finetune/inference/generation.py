@@ -11,18 +11,24 @@ import torch
 from transformers import GenerationConfig
 
 from backends.finetune.models.limits import limits_of
+from backends.finetune.tasks.chat import Chat, Message
 from backends.finetune.tasks.encoding import padding_id
 from backends.finetune.tasks.token_ids import TokenIds, UnusableText
 from reference.errors import ConfigError
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's token ids, exactly as the training examples begin.
+def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message], chat: Chat | None = None) -> list[int]:
+    """The token ids of a prompt, or of the turns of a conversation, exactly as the training examples begin.
 
-    Raises: ConfigError for a prompt of no token at all, and for one with two beginnings.
+    Raises: ConfigError for a prompt of no token at all, and for one with two beginnings; TaskDataError for turns that
+    the chat template refuses.
     """
+    chat = chat or Chat(tokenizer, "none")
     try:
-        return TokenIds(tokenizer).prompt(prompt)
+        if isinstance(prompt, str) and not chat.applies:
+            return TokenIds(tokenizer).prompt(prompt)
+        turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        return TokenIds(tokenizer).before(chat.before(turns))
     except UnusableText as error:
         raise ConfigError(
             "prompt", got=str(error), allowed="a text with at least one token", remedy="write another prompt"
@@ -32,8 +38,9 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Message]],
     *,
+    chat: Chat | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
     temperature: float = 0.0,
@@ -41,6 +48,8 @@ def generate(
 ) -> list[str]:
     """What ``model`` writes after each prompt, up to its end-of-text token, without the prompt.
 
+    A prompt is a text, or the turns of a conversation; ``chat`` says how they become what the model reads, and with
+    which token an answer ends.
     Prompts of one batch are padded on the left and masked. Temperature 0 is greedy decoding; above it, tokens are drawn
     with a generator that starts from ``seed``; the caller's is left alone.
 
@@ -55,9 +64,9 @@ def generate(
             raise ConfigError(field, got=value, allowed="an integer >= 1", remedy="leave it at its default")
     if not 0 <= temperature < float("inf"):
         raise ConfigError("temperature", got=temperature, allowed="0 (greedy) or more", remedy="use 0")
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    encoded = [prompt_ids(tokenizer, prompt, chat) for prompt in prompts]
     _check_lengths(model, encoded, max_new_tokens)
-    pad, ends = padding_id(tokenizer), _end_tokens(model, tokenizer)
+    pad, ends = padding_id(tokenizer), sorted({*_end_tokens(model, tokenizer), *(chat.ends if chat else ())})
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,

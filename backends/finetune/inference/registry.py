@@ -16,6 +16,7 @@ from backends.finetune.inference.peft_adapters import PeftAdapters, load_adapter
 from backends.finetune.inference.run_adapters import RunAdapters, TaskAdapter, run_adapters
 from backends.finetune.inference.shared_adapter import SharedAdapter, attach_shared
 from backends.finetune.models.folder import load_tokenizer
+from backends.finetune.tasks.chat import Chat, Message
 from reference.errors import ConfigError
 
 
@@ -30,7 +31,8 @@ class AdapterRegistry:
 
     Args:
         model: a causal LM, frozen by this class. tokenizer: its own. tasks: what each task answers with.
-        shared: the CRMA that is attached to ``model``, if any. resident: see above.
+        shared: the CRMA that is attached to ``model``, if any. resident: see above. template: the chat template that
+            the tasks were trained with, as in a protocol.
 
     Raises: ConfigError. Source: ours; hot swap by PEFT.
     """
@@ -44,9 +46,11 @@ class AdapterRegistry:
         shared: SharedAdapter | None = None,
         resident: int | None = None,
         random_weights: bool = False,
+        template: str = "none",
     ) -> None:
         self.model, self.tokenizer, self.shared = model.eval().requires_grad_(False), tokenizer, shared
         self.random_weights, self.seed, self.resident = random_weights, 0, resident
+        self.chat = Chat(tokenizer, template)
         self._adapters = PeftAdapters(model)
         self._tasks: dict[str, TaskAdapter] = {}
         self._keys: dict[Path, str] = {}  # of every folder that was ever attached; PEFT's names allow no dots
@@ -89,6 +93,7 @@ class AdapterRegistry:
             shared=_shared_of(base, run),
             resident=resident,
             random_weights=run.random_weights,
+            template=protocol.template,
         )
         registry.seed = run.seed
         return registry
@@ -195,15 +200,18 @@ class AdapterRegistry:
     def generate(self, prompts: str, *, task: str | None, **settings: Any) -> str: ...
 
     @overload
-    def generate(self, prompts: Sequence[str], *, task: str | None, **settings: Any) -> list[str]: ...
+    def generate(self, prompts: Sequence[Any], *, task: str | None, **settings: Any) -> list[str]: ...
 
-    def generate(self, prompts: str | Sequence[str], *, task: str | None, **settings: Any) -> str | list[str]:
-        """Write on after one prompt or several, as ``task``; None is the bare base model.
+    def generate(self, prompts: str | Sequence[Any], *, task: str | None, **settings: Any) -> str | list[str]:
+        """Write on after one prompt or several, as ``task``; None is the bare base model. A prompt is a text, or the
+        turns of a conversation as (role, content).
 
         ``settings``: max_new_tokens, batch_size, temperature, seed of :func:`generation.generate`; greedy by default.
         """
         self.use(task)
-        texts = generate(self.model, self.tokenizer, [prompts] if isinstance(prompts, str) else prompts, **settings)
+        given = [prompts] if isinstance(prompts, str) else prompts
+        asked = [prompt if isinstance(prompt, str) else [Message(*turn) for turn in prompt] for prompt in given]
+        texts = generate(self.model, self.tokenizer, asked, chat=self.chat, **settings)
         return texts[0] if isinstance(prompts, str) else texts
 
     def _task(self, name: str) -> TaskAdapter:

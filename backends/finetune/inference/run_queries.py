@@ -43,7 +43,7 @@ def run_tasks(run_folder: Path | str, *, seed: int | None = None, own: Sequence[
 
 def queries_of(examples: Sequence[Example]) -> list[str]:
     """What a router sees of examples: the prompt; of plain texts, which have none, the text."""
-    return [example.prompt.strip() or example.response.strip() for example in examples]
+    return [example.query for example in examples]
 
 
 def _protocol(config: dict) -> Protocol:

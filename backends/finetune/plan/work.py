@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import TextRecord
 from backends.finetune.tasks.encoder import Encoder
-from backends.finetune.tasks.encoding import EncodedExample, evaluation_order, training_order
+from backends.finetune.tasks.encoding import IGNORED, EncodedExample, evaluation_order, training_order
 from backends.finetune.tasks.task import Task
 from backends.finetune.tasks.texts import count_texts, encode_tasks
 
@@ -94,5 +94,5 @@ def _length(row: Sequence[EncodedExample]) -> int:
 
 
 def _shape(rows: Sequence[Sequence[EncodedExample]]) -> Shape:
-    answers = sum(len(example.ids) - max(example.answer_start, 1) for row in rows for example in row)
+    answers = sum(label != IGNORED for row in rows for example in row for label in example.labels[1:])
     return len(rows), max(_length(row) for row in rows), answers

@@ -49,6 +49,13 @@ def _modules(modules: str | list[str]) -> str | list[str]:
     return modules
 
 
+def _template(template: str) -> str:
+    """The template itself in place of its file: what a run reads does not change with a file elsewhere."""
+    if template in ("auto", "none") or "{%" in template or "{{" in template:
+        return template
+    return read_text(template, ProtocolError, limit=TEXT_LIMIT)
+
+
 MOST_ORDERED = 7
 ConditionName = Annotated[str, AfterValidator(lambda name: parse_condition(name).name)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
@@ -106,10 +113,11 @@ class Protocol(_OF_METHODS):
     ``precision`` is the base model's: "mixed" keeps weights and residual stream in float32 and multiplies matrices in
     bfloat16. CRMA and the parameters of LoRA are float32 in each. ``quantization`` "4bit" stores the base model's
     linear layers in NF4 (bitsandbytes). An optimizer step takes ``accumulation`` batches of ``batch_size``.
-    ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every order of the
-    tasks, each in a run folder of its own. ``canaries`` per task are asked for by exact match, ``panel`` questions
-    per task are answered with and without CRMA after the last phase, ``transfer`` measures each task before it is
-    trained on, too, and on the bare base model. Each method that has settings adds a section of its own.
+    ``template`` is the chat template that prompts and answers are put in: "auto", the tokenizer's own, "none", or that
+    of a file. ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every
+    order of the tasks, each in a run folder of its own. ``canaries`` per task are asked for by exact match, ``panel``
+    questions per task are answered with and without CRMA after the last phase, ``transfer`` measures each task before
+    it is trained on, too, and on the bare base model. Each method that has settings adds a section of its own.
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
@@ -131,6 +139,7 @@ class Protocol(_OF_METHODS):
     accumulation: Rows = 1
     packing: bool = False
     gradient_checkpointing: bool = False
+    template: Annotated[str, AfterValidator(_without_nul), AfterValidator(_template)] = "none"
     max_tokens: Annotated[int, Field(ge=8, le=2**24)] = 128  # the longest context of an open model: 10 million
     warmup_steps: Steps = 2
     checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 20

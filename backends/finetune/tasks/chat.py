@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from backends.finetune.protocols.text_file import read_text
 from reference.errors import TaskDataError
 
 #: between the turns of a conversation where the model has no template, unless there is white space already
@@ -33,33 +31,53 @@ class Chat:
 
     Args:
         tokenizer: as transformers loads it.
-        template: "auto", the tokenizer's own chat template if it has one; "none", turns with SEPARATOR between them; or
-            the path of a file with a template in Jinja.
+        template: "auto", the tokenizer's own chat template if it has one, and else turns with SEPARATOR between them;
+            "none", the same for conversations, and prompts with their responses as they are; or a template in Jinja.
 
-    Raises: TaskDataError for a file that cannot be read, or a template that fails on a question and its answer.
+    Attributes:
+        applies: whether a prompt and its response are a conversation, too.
+
+    Raises: TaskDataError for a template that fails on a question and its answer.
     """
 
     def __init__(self, tokenizer: Any, template: Literal["auto", "none"] | str = "auto") -> None:
+        self.applies = template != "none"
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
-        self._marks = {str(mark) for mark in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
         self._template: str | None = None
         if template == "auto":
             self._template = getattr(tokenizer, "chat_template", None)
         elif template != "none":
-            self._template = read_text(Path(template), TaskDataError)
+            self._template = template
+        self._marks: set[str] = set()
         if self._template is not None:
-            self.pieces([Message("user", "a"), Message("assistant", "b")], f"template {template}")
+            added = tokenizer.added_tokens_decoder.values()
+            self._marks |= {str(mark) for mark in tokenizer.all_special_tokens if mark}
+            self._marks |= {token.content for token in added if token.special}
+            self.pieces([Message("user", "a"), Message("assistant", "b")], "chat template")
 
     @property
     def has_template(self) -> bool:
         return self._template is not None
 
-    def prompt(self, messages: Sequence[Message], where: str = "prompt") -> str:
-        """What stands before the assistant's next answer."""
+    @property
+    def ends(self) -> list[int]:
+        """The token that ends an answer by this template, which may be another than the tokenizer's end-of-text."""
         if self._template is None:
-            return "".join(piece.text for piece in _plain([*messages, Message("assistant", "")]))
-        return self._rendered(messages, where, answering=True)
+            return []
+        answer = self.pieces([Message("user", "a"), Message("assistant", "b")], "chat template")[-1].text
+        return self._tokenizer(answer, add_special_tokens=False)["input_ids"][-1:] if self.ends_turn(answer) else []
+
+    def before(self, messages: Sequence[Message], where: str = "prompt") -> list[str]:
+        """What stands before the assistant's next answer, in the pieces in which training tokenizes it."""
+        if self._template is None:
+            return [piece.text for piece in _plain([*messages, Message("assistant", "")]) if piece.text]
+        for message in messages:
+            self._refuse_marks(message, where)
+        whole = self._rendered(messages, where, answering=True)
+        last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        texts = [piece.text for piece in self.pieces(messages[: last + 1], where)] if last >= 0 else []
+        done = "".join(texts)
+        return [*texts, whole[len(done) :]] if whole.startswith(done) else [whole]
 
     def pieces(self, messages: Sequence[Message], where: str) -> list[Piece]:
         """The text of a conversation up to the end of its last answer. Each answer of the assistant is learned, with
@@ -89,10 +107,16 @@ class Chat:
                     allowed="a template by which training reads what inference reads",
                     remedy='take another template ("none", or a file)',
                 )
-            end = len(before) + self._end_of_turn(behind[len(before) :])
+            answer = behind[len(before) :]
+            # line breaks behind the end of a turn belong to the next
+            end = len(before) + (len(answer.rstrip()) if self.ends_turn(answer) else len(answer))
             pieces += [Piece(whole[done : len(before)], False), Piece(whole[len(before) : end], True)]
             done = end
         return pieces
+
+    def ends_turn(self, answer: str) -> bool:
+        """Whether an answer, as the template writes it, brings a special token that ends it."""
+        return self._template is not None and any(answer.rstrip().endswith(mark) for mark in self._marks)
 
     def _rendered(self, messages: Sequence[Message], where: str, *, answering: bool = False) -> str:
         turns = [message._asdict() for message in messages]
@@ -120,10 +144,6 @@ class Chat:
                 allowed="turns without the tokens that begin and end turns; the chat template writes them",
                 remedy='remove it; or, if the texts are rendered by a template already, set template = "none"',
             )
-
-    def _end_of_turn(self, text: str) -> int:
-        """Behind the last special token of an answer; line breaks that follow it belong to the next turn."""
-        return max((text.rfind(mark) + len(mark) for mark in self._marks if mark in text), default=len(text))
 
 
 def _plain(messages: Sequence[Message]) -> list[Piece]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.tasks.chat import Chat
 from backends.finetune.tasks.encoding import Batch, EncodedExample, collate, encode, padding_id
 from backends.finetune.tasks.packing import collate_packed, pack
 from backends.finetune.tasks.task import Example
@@ -16,11 +17,12 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, protocol: Protocol) -> None:
         self.tokenizer, self.protocol = tokenizer, protocol
+        self.chat = Chat(tokenizer, protocol.template)
         self.padding = padding_id(tokenizer)
 
     def encode(self, examples: Sequence[Example], task: str) -> list[EncodedExample]:
         """Tokenize. Raises: TaskDataError, naming the texts of ``task`` that cannot be used."""
-        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task)
+        return encode(examples, self.tokenizer, self.protocol.max_tokens, task=task, chat=self.chat)
 
     def rows(self, examples: Sequence[EncodedExample]) -> list[Row]:
         """The rows that are trained on: one example each, or, with packing, as many as fit."""

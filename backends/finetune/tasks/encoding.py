@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from backends.finetune.tasks.chat import Chat, Message
 from backends.finetune.tasks.task import Example, listed
 from backends.finetune.tasks.token_ids import TokenIds, UnusableText
 from reference.errors import TaskDataError
@@ -18,38 +20,69 @@ WINDOW = 8  # batches
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned. ``cut``: tokens that
+    """Token ids; the first ``answer_start`` of them are the prompt, which is read but not learned. ``read``: later
+    stretches [start, stop) that are not learned either: what others say in a conversation. ``cut``: tokens that
     ``max_tokens`` left out. ``split``: see :class:`backends.finetune.tasks.token_ids.Ids`."""
 
     ids: tuple[int, ...]
     answer_start: int
     cut: int = 0
     split: bool = False
+    read: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids that are learned, and IGNORED in place of the others."""
+        labels = [IGNORED] * self.answer_start + list(self.ids[self.answer_start :])
+        for start, stop in self.read:
+            labels[start:stop] = [IGNORED] * (min(stop, len(labels)) - start)
+        return labels
 
 
-def encode(examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str) -> list[EncodedExample]:
+def encode(
+    examples: Sequence[Example], tokenizer: Any, max_tokens: int, *, task: str, chat: Chat | None = None
+) -> list[EncodedExample]:
     """Tokenize prompt + response + end-of-text as :class:`backends.finetune.tasks.token_ids.TokenIds` does, and cut at
-    ``max_tokens``. What is cut loses its end-of-text token with the rest: it does not end there.
+    ``max_tokens``. What is cut loses its end-of-text token with the rest: it does not end there. With ``chat``, prompts
+    with their responses are conversations, too.
 
-    Raises: TaskDataError that lists every example whose prompt leaves no room for an answer, or that has none.
+    Raises: TaskDataError that lists every example whose prompt leaves no room for an answer, or that has none, or names
+    one that the chat template refuses.
     """
     token_ids, encoded, unusable = TokenIds(tokenizer), [], []
     for index, example in enumerate(examples):
         number = f"example {index + 1}"
+        messages = example.conversation if chat is not None and (chat.applies or example.messages) else ()
         try:
-            prompt, answer, split = token_ids.example(example.prompt, example.response)
+            if chat is not None and messages:
+                whole = _conversation(token_ids, chat, messages, example.place or f"task {task}, {number}")
+            else:
+                prompt, answer, split = token_ids.example(example.prompt, example.response)
+                whole = EncodedExample((*prompt, *answer), max(len(prompt), 1), split=split)
         except UnusableText as error:
             unusable.append((str(error), str(error), number, example.place))
             continue
-        ids, start = [*prompt, *answer], max(len(prompt), 1)
-        if min(len(ids), max_tokens) <= start:
-            got = f"a prompt of {len(prompt)} tokens and a response of {len(answer)}, its end included"
+        length, start = len(whole.ids), whole.answer_start
+        if min(length, max_tokens) <= start:
+            got = f"a prompt of {start} tokens and a response of {length - start}, its end included"
             unusable.append((got, f"a prompt that leaves no room within {max_tokens} tokens", number, example.place))
             continue
-        encoded.append(EncodedExample(tuple(ids[:max_tokens]), start, max(0, len(ids) - max_tokens), split))
+        encoded.append(replace(whole, ids=whole.ids[:max_tokens], cut=max(0, length - max_tokens)))
     if unusable:
         raise _unusable(unusable, len(examples), max_tokens, task)
     return encoded
+
+
+def _conversation(token_ids: TokenIds, chat: Chat, messages: Sequence[Message], where: str) -> EncodedExample:
+    pieces = chat.pieces(messages, where)
+    parts, split = token_ids.conversation([piece.text for piece in pieces], ended=chat.ends_turn(pieces[-1].text))
+    ends = list(accumulate(len(part) for part in parts))
+    stretches = [
+        (stop - len(part), stop) for part, stop, piece in zip(parts, ends, pieces, strict=True) if not piece.learned
+    ]
+    start = stretches.pop(0)[1] if stretches and stretches[0][0] == 0 else 0
+    ids = tuple(token for part in parts for token in part)
+    return EncodedExample(ids, max(start, 1), split=split, read=tuple(stretches))
 
 
 def _unusable(texts: Sequence[tuple[str, str, str, str]], of: int, max_tokens: int, task: str) -> TaskDataError:
@@ -109,7 +142,7 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
         length = len(example.ids)
         input_ids[row, :length] = example.ids
         mask[row, :length] = 1
-        labels[row, example.answer_start : length] = example.ids[example.answer_start :]
+        labels[row, :length] = example.labels
     return Batch(input_ids, mask, labels)
 
 

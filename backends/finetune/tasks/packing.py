@@ -67,10 +67,10 @@ def collate_packed(rows: Sequence[Sequence[EncodedExample]], pad_id: int) -> Bat
     for index, row in enumerate(rows):
         start = 0
         for example in row:
-            end, learned = start + len(example.ids), max(example.answer_start, 1)
+            end = start + len(example.ids)
             input_ids[index, start:end] = example.ids
             position_ids[index, start:end] = np.arange(len(example.ids))
-            labels[index, start + learned : end] = example.ids[learned:]
+            labels[index, start:end] = [IGNORED, *example.labels[1:]]
             start = end
         mask[index, :start] = 1
     return Batch(input_ids, mask, labels, position_ids)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backends.files import parse_json
 from backends.finetune.protocols.text_file import read_text
+from backends.finetune.tasks.chat import Message
 from reference.errors import TaskDataError
 
 FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the one text "text"'
@@ -18,7 +19,8 @@ FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the 
 
 @dataclass(frozen=True)
 class Example:
-    """One text; the loss counts ``response`` only. ``prompt`` may be empty: then all of it is plain text.
+    """One text; the loss counts ``response`` only. ``prompt`` may be empty: then all of it is plain text. With
+    ``messages`` it is a conversation, of which the assistant's turns count, and has neither of the two.
 
     ``place``: where it was read, as "FILE, line 3"; no part of what it is.
     """
@@ -26,6 +28,25 @@ class Example:
     prompt: str
     response: str
     place: str = field(default="", compare=False, repr=False)
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages; or a prompt and its response as two of them; none for a plain text."""
+        if self.messages or not self.prompt:
+            return self.messages
+        return Message("user", self.prompt), Message("assistant", self.response)
+
+    @property
+    def text(self) -> str:
+        """All that is said, one behind the other."""
+        return "".join([self.prompt, self.response, *(message.content for message in self.messages)])
+
+    @property
+    def query(self) -> str:
+        """What asks for it: the prompt, or what is said before the last answer; of a plain text, the text."""
+        asked = "\n".join(message.content for message in self.messages[:-1] if message.role == "user")
+        return (asked or self.prompt).strip() or self.response.strip()
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ def fingerprint(task: Task) -> str:
     A task without canaries has the fingerprint that it had before there were any.
     """
     parts = (task.train, task.holdout, task.canaries) if task.canaries else (task.train, task.holdout)
-    sides = [[(example.prompt, example.response) for example in part] for part in parts]
+    sides = [[(e.prompt, e.response, *((e.messages,) if e.messages else ())) for e in part] for part in parts]
     return hashlib.sha256(json.dumps([task.name, *sides]).encode()).hexdigest()
 
 
@@ -163,7 +184,7 @@ def _placed(task: Task, side: str) -> Iterator[tuple[str, Example]]:
 
 def _normal(example: Example) -> str:
     """The text without case, white space, invisible marks and forms of the same character."""
-    text = unicodedata.normalize("NFKC", example.prompt + example.response).casefold()
+    text = unicodedata.normalize("NFKC", example.text).casefold()
     return re.sub(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+", "", text)
 
 

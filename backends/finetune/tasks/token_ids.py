@@ -14,6 +14,7 @@ TRL and litgpt measure the prompt in the same way; where the ids differ, they wa
 inference reads.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 #: what an answer is put behind to be tokenized as a continuation; one of them merges with no text that begins so
@@ -56,8 +57,13 @@ class TokenIds:
 
         Raises: UnusableText for no token at all, or two beginnings.
         """
-        ids = self._ids(text)
-        ids = [*self._missing_opening(text, ids, has_prompt=bool(ids)), *ids]
+        return self.before([text])
+
+    def before(self, texts: Sequence[str]) -> list[int]:
+        """The same for what stands before an answer in several pieces, of which a conversation consists."""
+        parts, _ = self._pieces(texts)
+        ids = [token for part in parts for token in part]
+        ids = [*self._missing_opening("".join(texts), ids, has_prompt=bool(ids)), *ids]
         if not ids:
             raise UnusableText("an empty text")
         return ids
@@ -65,9 +71,7 @@ class TokenIds:
     def example(self, prompt: str, response: str) -> Ids:
         """Prompt and answer with their beginning and end. Raises: UnusableText."""
         text = prompt + response
-        before, whole = self._ids(prompt), self._ids(text)
-        split = whole[: len(before)] != before
-        answer = self._continuation(response) if split else whole[len(before) :]
+        (before, answer), split = self._pieces([prompt, response])
         if not any(token not in self._end for token in answer):
             raise UnusableText("a response without a token")
         opening = self._missing_opening(text, [*before, *answer], has_prompt=bool(before))
@@ -75,6 +79,36 @@ class TokenIds:
         if not before and not opening:  # the beginning that the response brings is read, not learned
             before, answer = answer[: len(self._beginning)], answer[len(self._beginning) :]
         return Ids([*opening, *before], answer, split)
+
+    def conversation(self, texts: Sequence[str], *, ended: bool) -> tuple[list[list[int]], bool]:
+        """The ids of each piece of a conversation, and whether any of them begins within a token of the whole.
+
+        ``ended``: the last answer brings the end of its turn. Raises: UnusableText.
+        """
+        parts, split = self._pieces(texts)
+        opening = self._missing_opening(
+            "".join(texts), [token for part in parts for token in part], has_prompt=bool(parts[0])
+        )
+        parts[0] = [*opening, *parts[0]]
+        if not ended:
+            parts[-1] = parts[-1] + self._missing_end(texts[-1], parts[-1])
+        return parts, split
+
+    def _pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], bool]:
+        """By the rule at the boundary, from each piece to the next."""
+        done, split = "", False
+        ids: list[int] = []
+        parts: list[list[int]] = []
+        for text in texts:
+            done += text
+            whole = self._ids(done)
+            if whole[: len(ids)] == ids:
+                part = whole[len(ids) :]
+            else:
+                part, split = self._continuation(text), True
+            parts.append(part)
+            ids = [*ids, *part]
+        return parts, split
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 
 pytest.importorskip("transformers")
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.chat import Chat, Message, Piece
-from reference.errors import TaskDataError
+from backends.finetune.tasks.encoding import IGNORED, collate, encode
+from backends.finetune.tasks.packing import collate_packed
+from backends.finetune.tasks.task import Example
+from backends.finetune.tasks.token_ids import TokenIds
+from reference.errors import ProtocolError, TaskDataError
 
 TURNS = [Message("user", "2+2?"), Message("assistant", "4"), Message("user", "And 3?"), Message("assistant", "7")]
 CHATML = (
@@ -30,6 +37,7 @@ def tokenizer(template=None):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     found = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
     found.add_tokens([AddedToken("<|start|>", special=True)], special_tokens=True)
     found.chat_template = template
@@ -52,7 +60,7 @@ def test_training_reads_what_inference_reads_before_the_last_answer(template, tu
     chat = Chat(tokenizer(template))
     pieces = chat.pieces(turns, "row 1")
     assert pieces[-1].learned
-    assert "".join(piece.text for piece in pieces[:-1]) == chat.prompt(turns[:-1])
+    assert "".join(piece.text for piece in pieces[:-1]) == "".join(chat.before(turns[:-1]))
 
 
 def test_an_earlier_answer_that_is_written_differently_later_is_read_and_not_learned():
@@ -72,14 +80,50 @@ def test_without_a_template_turns_are_apart_by_an_empty_line():
 
 def test_a_template_of_ones_own(tmp_path):
     (tmp_path / "chat.jinja").write_text(CHATML)
-    assert Chat(tokenizer(), str(tmp_path / "chat.jinja")).prompt(TURNS[:1]) == Chat(tokenizer(CHATML)).prompt(
-        TURNS[:1]
-    )
-    (tmp_path / "broken.jinja").write_text("{% for m in %}")
-    with pytest.raises(TaskDataError, match=r"broken\.jinja.*a conversation that the chat template refuses"):
-        Chat(tokenizer(), str(tmp_path / "broken.jinja"))
-    with pytest.raises(TaskDataError, match="No such file"):
-        Chat(tokenizer(), str(tmp_path / "absent.jinja"))
+    protocol = load_protocol("quickstart", [f"template={tmp_path / 'chat.jinja'}"])
+    assert protocol.template == CHATML  # and not the file, which may change or be gone when the run is resumed or asked
+    assert Chat(tokenizer(), protocol.template).before(TURNS[:1]) == Chat(tokenizer(CHATML)).before(TURNS[:1])
+    with pytest.raises(TaskDataError, match=r"chat template.*a conversation that the chat template refuses"):
+        Chat(tokenizer(), "{% for m in %}")
+    with pytest.raises(ProtocolError, match=r"template.*No such file"):
+        load_protocol("quickstart", [f"template={tmp_path / 'absent.jinja'}"])
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETS, None, "{% for m in messages %}[{{ m.content }}]\n{% endfor %}"])
+def test_token_ids_of_a_conversation_begin_with_those_that_inference_reads(template):
+    tokens = tokenizer(template)
+    chat = Chat(tokens, "auto")
+    (encoded,) = encode([Example("", "", messages=tuple(TURNS))], tokens, 500, task="a", chat=chat)
+    read = TokenIds(tokens).before(chat.before(TURNS[:-1]))
+    *_, last = [index for index, label in enumerate(encoded.labels) if label == IGNORED]
+    assert list(encoded.ids[: last + 1]) == read
+    answers = [
+        tokens.decode(list(labels))
+        for learned, labels in groupby(encoded.labels, key=lambda label: label != IGNORED)
+        if learned
+    ]
+    written = "[7]\n" if template and template.endswith("]\n{% endfor %}") else "7"
+    assert answers[-1] == ("<think></think>" if template == FORGETS else "") + written + "<|end|>"
+    assert len(answers) == (1 if template == FORGETS else 2)
+    assert encoded.ids[-1] == tokens.eos_token_id
+    packed = collate_packed([[encoded, encoded]], 0)
+    plain = collate([encoded], 0)
+    assert packed.labels[0, : len(encoded.ids)].tolist() == plain.labels[0].tolist() == encoded.labels
+    cut = encode([Example("", "", messages=tuple(TURNS))], tokens, len(encoded.ids) - 3, task="a", chat=chat)[0]
+    assert cut.labels == encoded.labels[:-3]
+
+
+def test_prompts_and_answers_are_conversations_where_a_template_is_asked_for():
+    tokens = tokenizer(CHATML)
+    pair, turns = Example("2+2?", "4"), Example("", "", messages=(Message("user", "2+2?"), Message("assistant", "4")))
+
+    def ids(example, template):
+        return encode([example], tokens, 500, task="a", chat=Chat(tokens, template))[0].ids
+
+    assert ids(pair, "auto") == ids(turns, "auto")
+    assert ids(pair, "none") == encode([pair], tokens, 500, task="a")[0].ids  # as it is
+    assert tokens.decode(ids(turns, "none")) == "2+2?\n\n4<|end|>"
+    assert tokens.decode(ids(Example("", "Once upon a time"), "auto")).startswith("Once")  # plain text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +136,7 @@ def test_a_template_of_ones_own(tmp_path):
 )
 def test_conversations_that_are_refused(template, turns, message):
     if template is CHANGES:
-        with pytest.raises(TaskDataError, match="template auto"):
+        with pytest.raises(TaskDataError, match="chat template"):
             Chat(tokenizer(template))
         return
     with pytest.raises(TaskDataError) as raised:
