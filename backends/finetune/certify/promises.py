@@ -14,6 +14,8 @@ PROMISES = {
     "holdout matrix complete": "Every phase is recorded, with a positive finite holdout loss of every task seen.",
     "drift exactly 0, nats": "The largest |H[p, j] - H[j, j]| over all phases p and tasks j is 0, bit for bit.",
     "drift of every task, %": "No prior task's holdout loss rose by more than the limit asked for with --max-drift.",
+    "versions as decided": "Each task answers with the version of the CRMA that the losses on its decision split "
+    "choose: it moves to a later one exactly where its loss there is not higher.",
     "drift, %": "Mean drift over the prior tasks: shown, not promised.",
     "certificates logged": "Every phase logged the spectrum of the shared adapter (with a budget, its displacement).",
     "norm of M, logged": "Largest spectral norm of the mixing matrix over layers and logged steps.",

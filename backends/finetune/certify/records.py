@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import reference
 from backends.finetune.certify.check import BUDGET_ROUNDING, ROUNDING, Check, Measured, Subject
 from backends.finetune.methods.method import Condition
 from backends.finetune.runs.records import PhaseRecord
@@ -14,6 +15,7 @@ def record_checks(results: RunResults, condition: Condition, seed: int, budget: 
     return [
         _complete(of, phases, len(results.tasks)),
         *_drift(of, results, condition, seed),
+        *([_ratchet(of, phases)] if condition.ratchet else []),
         *_logged(of, phases, condition, budget),
     ]
 
@@ -51,6 +53,26 @@ def _drift(of: Subject, results: RunResults, condition: Condition, seed: int) ->
         if np.isfinite(matrix[phase, task])
     ]
     return [of.at_most("drift exactly 0, nats", "CL-2, CL-5", moved, 0.0)] if moved else []
+
+
+def _ratchet(of: Subject, phases: list[PhaseRecord]) -> Check:
+    """Each task answers with the version that the recorded losses choose."""
+    faults: list[str] = []
+    versions: dict[str, int] = {}
+    for record in phases:
+        place = f"phase {record.phase + 1}"
+        if list(record.decision) != list(versions):
+            faults.append(f"{place}: decided for {list(record.decision)}, while the earlier tasks are {list(versions)}")
+            break
+        losses = [record.decision[task] for task in versions]
+        moves = reference.ratchet_moves([before for before, _ in losses], [after for _, after in losses])
+        versions = {
+            task: record.phase if moved else version
+            for (task, version), moved in zip(versions.items(), moves, strict=True)
+        } | {record.task: record.phase}
+        if record.versions != versions:
+            faults.append(f"{place}: versions {record.versions}, while the losses choose {versions}")
+    return of.holds("versions as decided", "CL-11", faults)
 
 
 def _why_it_drifts(condition: Condition) -> str:

@@ -61,6 +61,10 @@ class Engine(Protocol):
         """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
         ...
 
+    def start_from(self, files: PhaseFiles) -> None:
+        """Begin the phase with the LoRA of a finished one instead of a fresh draw."""
+        ...
+
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         """One optimizer step on all of ``batches``; ``memory``: examples beside them, for a method that asks.
 

@@ -86,7 +86,10 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
     tasks = {}
     for phase, name in enumerate(results.tasks[: last + 1]):
         own_lora = {"per-task": (lora[phase],), "shared": (lora[last],), "summed": tuple(lora)}[kind.trains]
-        files = folder.files(chosen, condition, phase if kind.pinned else last)
+        version = phase if kind.pinned else last
+        if kind.ratchet:
+            version = results.phases[condition, chosen, last].versions.get(name, phase)
+        files = folder.files(chosen, condition, version)
         shared = {"none": None, "doubly-stochastic": files.crma, "unconstrained": files.mixing}[kind.crma]
         tasks[name] = TaskAdapter(own_lora, shared, digests)
     return RunAdapters(protocol, results.run.model, kind, chosen, results.run.random_weights, tasks)

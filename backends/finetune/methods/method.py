@@ -135,6 +135,9 @@ class Condition:
         crma: whether there is a shared CRMA, with a doubly stochastic mixing matrix or an unconstrained one.
         trains_crma: whether it goes on training after the first task.
         pinned: whether a task answers with the CRMA as it was after its own phase, rather than as it is now.
+        ratchet: whether a pinned task moves to a later version that does not serve it worse (CL-11).
+        start: where the LoRA of a later task starts: from a fresh draw, from the last task's, or from that of the
+            earlier task which gives the new texts the lowest loss.
         budget: displacement budget: a number (infinity = none), or None for the protocol's.
         raised_rank: whether LoRA's rank is raised until it has as many parameters as MODULAR's LoRA and CRMA.
         method: the published method that is added.
@@ -147,6 +150,8 @@ class Condition:
     crma: Literal["none", "doubly-stochastic", "unconstrained"] = "none"
     trains_crma: Literal["always", "first-task"] = "always"
     pinned: bool = False
+    ratchet: bool = False
+    start: Literal["fresh", "last", "nearest"] = "fresh"
     budget: float | None = None
     raised_rank: bool = False
     method: type[Method] = Method
@@ -154,7 +159,8 @@ class Condition:
     @property
     def never_drifts(self) -> bool:
         """Whether nothing that a finished task answers with ever changes, so that its drift is exactly 0."""
-        return self.trains == "per-task" and (self.crma == "none" or self.pinned or self.trains_crma == "first-task")
+        is_kept = self.pinned and not self.ratchet
+        return self.trains == "per-task" and (self.crma == "none" or is_kept or self.trains_crma == "first-task")
 
     def limit(self, default: float | None) -> float | None:
         """delta, the most that a layer of the shared CRMA may move after the first task; None where nothing limits it.

@@ -9,6 +9,9 @@ from dataclasses import replace
 from backends.finetune.methods.method import Condition, Mark
 
 MODULAR = Condition("modular", "MODULAR", Mark("#009E73", "-", "D"), crma="doubly-stochastic")
+PINNED = replace(
+    MODULAR, name="modular-pinned", label="MODULAR, pinned", mark=Mark("#20B2AA", (0, (8, 1.5)), "p"), pinned=True
+)
 CONDITIONS = (
     MODULAR,
     replace(
@@ -26,8 +29,27 @@ CONDITIONS = (
         crma="unconstrained",
         budget=math.inf,
     ),
+    PINNED,
     replace(
-        MODULAR, name="modular-pinned", label="MODULAR, pinned", mark=Mark("#20B2AA", (0, (8, 1.5)), "p"), pinned=True
+        PINNED,
+        name="modular-ratchet",
+        label="MODULAR, ratchet",
+        mark=Mark("#6A3D9A", (0, (10, 2)), "h"),
+        ratchet=True,
+    ),
+    replace(
+        MODULAR,
+        name="modular-inherit",
+        label="MODULAR, inherit",
+        mark=Mark("#117733", (0, (3, 1)), "<"),
+        start="last",
+    ),
+    replace(
+        MODULAR,
+        name="modular-nearest",
+        label="MODULAR, nearest",
+        mark=Mark("#44AA99", (0, (3, 1, 1, 1)), ">"),
+        start="nearest",
     ),
 )
 

@@ -115,9 +115,11 @@ class Protocol(_OF_METHODS):
     linear layers in NF4 (bitsandbytes). An optimizer step takes ``accumulation`` batches of ``batch_size``.
     ``template`` is the chat template that prompts and answers are put in: "auto", the tokenizer's own, "none", or that
     of a file. ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every
-    order of the tasks, each in a run folder of its own. ``canaries`` per task are asked for by exact match, ``panel``
-    questions per task are answered with and without CRMA after the last phase, ``transfer`` measures each task before
-    it is trained on, too, and on the bare base model. Each method that has settings adds a section of its own.
+    order of the tasks, each in a run folder of its own. ``decision`` texts per task, beside those held
+    out, decide which version of a shared state it answers with. ``canaries`` per task are asked for by exact match,
+    ``panel`` questions per task are answered with and without CRMA after the last phase, ``transfer`` measures each
+    task before it is trained on, too, and on the bare base model. Each method that has settings adds a
+    section of its own.
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
@@ -131,6 +133,7 @@ class Protocol(_OF_METHODS):
     orderings: Literal["given", "all"] = "given"
     train: Count | None
     holdout: Count | None
+    decision: CountOrNone = 0
     canaries: CountOrNone = 0
     panel: CountOrNone = 0
     transfer: bool = False

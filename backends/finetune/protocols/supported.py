@@ -30,6 +30,15 @@ def check_supported(
         cannot run; ConfigError for random weights that it cannot have.
     """
     check_backend(backend)
+    conditions = list(conditions)
+    for condition in conditions:
+        if condition.ratchet and not protocol.decision:
+            raise ProtocolError(
+                "decision",
+                got=f"0 with {condition.name}",
+                allowed="texts by which each task's version is chosen, which are not those that are reported",
+                remedy="add --set decision=32",
+            )
     if backend.startswith("jax-"):
         _check_jax(protocol, conditions)
     else:

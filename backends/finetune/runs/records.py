@@ -84,7 +84,10 @@ class PhaseRecord(BaseModel):
     of trainable values. ``before``: mean loss of the phase's own task just before it was trained on. ``exact_match``:
     per task seen, the fraction of its canaries that greedy decoding recalls. ``memory_bytes``: peak on a GPU, resident
     on a CPU. ``texts``: of the phase's own task, by side ("train", "holdout", "canaries"); files of earlier versions
-    lack it. ``files``: SHA-256 of every file that the phase has written, by its path within the run folder."""
+    lack it. ``start``: the earlier task whose LoRA it started from. ``versions``: per task seen, the phase whose CRMA
+    it answers with, and ``decision``: per earlier task, the losses on its decision split with the version that it had
+    answered with and with this phase's, where a ratchet decides (CL-11). ``files``: SHA-256 of every file that the
+    phase has written, by its path within the run folder."""
 
     condition: str
     seed: int
@@ -101,6 +104,9 @@ class PhaseRecord(BaseModel):
     exact_match: dict[str, FiniteFloat] = {}
     memory_bytes: int | None = None
     texts: dict[str, TextRecord] = {}
+    start: str | None = None
+    versions: dict[str, NonNegativeInt] = {}
+    decision: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
     files: Files = {}
 
     @model_validator(mode="after")

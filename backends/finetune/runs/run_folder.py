@@ -199,7 +199,9 @@ class RunFolder:
         if visible and not self._is_ours():
             raise RunFolderError(
                 str(self.path),
-                got=f"a folder with other files in it ({', '.join(visible[:3])})",
+                got=f"a {self.identity.name} that this program did not write, or that is damaged"
+                if self.identity.exists()
+                else f"a folder with other files in it ({', '.join(visible[:3])})",
                 allowed="a new or empty folder, or one that `crma finetune` made",
                 remedy="choose another --out",
             )

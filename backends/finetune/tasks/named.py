@@ -3,7 +3,7 @@
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.tasks.domains import DOMAINS, load_domain
 from backends.finetune.tasks.fictional import FICTIONAL, load_fictional
-from backends.finetune.tasks.task import Task
+from backends.finetune.tasks.task import Task, with_decision
 from reference.errors import TaskDataError
 
 NAMED = (*DOMAINS, *FICTIONAL)
@@ -21,7 +21,9 @@ def named_task(protocol: Protocol, name: str, seed: int) -> Task:
             allowed="the files of the run",
             remedy=f"give them again: --task {name}=TRAIN.jsonl:HOLDOUT.jsonl",
         )
-    counts = {"train": protocol.train, "holdout": protocol.holdout, "seed": seed}
+    counts = {"train": protocol.train, "holdout": protocol.holdout + protocol.decision, "seed": seed}
     if name in FICTIONAL:
-        return load_fictional(name, canaries=protocol.canaries, **counts)
-    return load_domain(name, **counts)
+        task = load_fictional(name, canaries=protocol.canaries, **counts)
+    else:
+        task = load_domain(name, **counts)
+    return with_decision(task, protocol.decision)

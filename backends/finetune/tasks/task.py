@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backends.files import parse_json
@@ -54,20 +54,37 @@ class Task:
     """One step of the sequence: what is trained on, and what measures how much of it is kept.
 
     ``canaries``: examples whose response is recalled exactly or not at all, asked with the prompt alone.
+    ``decision``: held out as well, to choose by; what is reported is measured on ``holdout``.
     """
 
     name: str
     train: tuple[Example, ...]
     holdout: tuple[Example, ...]
     canaries: tuple[Example, ...] = ()
+    decision: tuple[Example, ...] = ()
+
+
+def with_decision(task: Task, count: int) -> Task:
+    """The last ``count`` of the holdout examples set apart to decide by. Raises: TaskDataError where none remain."""
+    if count >= len(task.holdout):
+        raise TaskDataError(
+            f"holdout examples of {task.name}",
+            got=f"{len(task.holdout)}, of which {count} are to decide by",
+            allowed="more than those, since what is reported is measured on the others",
+            remedy="hold out more examples, or lower decision in the protocol",
+        )
+    kept = len(task.holdout) - count
+    return replace(task, holdout=task.holdout[:kept], decision=task.holdout[kept:])
 
 
 def fingerprint(task: Task) -> str:
     """SHA-256 of a task's name and texts, in order: equal exactly where the data are equal.
 
-    A task without canaries has the fingerprint that it had before there were any.
+    A task without canaries and decision split has the fingerprint that it had before there were any.
     """
-    parts = (task.train, task.holdout, task.canaries) if task.canaries else (task.train, task.holdout)
+    parts = [task.train, task.holdout]
+    if task.canaries or task.decision:
+        parts += [task.canaries, *([task.decision] if task.decision else [])]
     sides = [[(e.prompt, e.response, *((e.messages,) if e.messages else ())) for e in part] for part in parts]
     return hashlib.sha256(json.dumps([task.name, *sides]).encode()).hexdigest()
 
@@ -164,7 +181,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             trained.setdefault(_normal(example), {}).setdefault(task.name, place)
     for task in tasks:
         held_out: dict[str, str] = {}
-        for place, example in _placed(task, "holdout"):
+        for place, example in (*_placed(task, "holdout"), *_placed(task, "decision")):
             text = _normal(example)
             for where in trained.get(text, {}).values():
                 raise _repeated(place, f"the text of {where}, which is trained on")

@@ -8,7 +8,7 @@ from backends.finetune.tasks.encoding import EncodedExample
 from backends.finetune.tasks.task import Task
 from reference.errors import TaskDataError
 
-SIDES = ("train", "holdout", "canaries")
+SIDES = ("train", "holdout", "canaries", "decision")
 Sides = dict[str, list[EncodedExample]]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from backends.finetune.engines.engine import Engine
 from backends.finetune.models.memory_errors import memory_errors
+from backends.finetune.runs.records import PhaseRecord
 from backends.finetune.runs.results import append_record
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import Batch
@@ -14,6 +15,7 @@ from backends.finetune.tasks.questions import Question, draw_panel, grade
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.tensorboard import Log
+from reference.ratchet import ratchet_moves
 
 EVALUATION_COST = 1 / 3  # of a token that is read, beside one that is trained on
 
@@ -25,9 +27,13 @@ class Branch:
         self.protocol, self.tasks, self.condition, self.seed = job.protocol, job.tasks, job.condition, job.seed
         self.engine, self.folder, self.progress, self.log = engine, folder, progress, log
         self.data = EncodedTasks(job)
+        self.versions: list[int] = []  # the phase whose CRMA each task answers with, where a ratchet decides
 
-    def run(self, done: int, *, panel: bool) -> None:
-        """Phases ``done`` and later; and, with ``panel``, the questions of the inference toggle."""
+    def run(self, finished: Sequence[PhaseRecord], *, panel: bool) -> None:
+        """The phases behind the ``finished`` ones; and, with ``panel``, the questions of the inference toggle."""
+        done = len(finished)
+        if finished:
+            self.versions = [finished[-1].versions.get(task.name, 0) for task in self.tasks[:done]]
         self.progress.start_branch(f"seed {self.seed} {self.condition.name}", self._work(range(len(self.tasks))))
         self.engine.restore([self._files(phase) for phase in range(done)])
         self.progress.skip(self._work(range(done)))
@@ -51,6 +57,7 @@ class Branch:
         record = self.engine.load_checkpoint(checkpoint, phase)
         if record is None:
             record = self._new_record(phase)
+            record["start"] = self._start(phase)
             if self.protocol.transfer:
                 record["before"] = self.engine.holdout_loss(self.data.holdout[phase])
         earlier_steps = sum(len(self.data.order(before)) for before in range(phase))
@@ -82,6 +89,21 @@ class Branch:
             self.folder.forget(self.seed, self.condition.name, phase + 1)
         self.engine.world.barrier()
 
+    def _start(self, phase: int) -> str | None:
+        """Start from an earlier task's LoRA where the condition says so, and return the task's name."""
+        if phase == 0 or self.condition.start == "fresh":
+            return None
+        chosen = phase - 1
+        if self.condition.start == "nearest":
+            sample = self.data.sample(phase)
+            losses = []
+            for earlier in range(phase):
+                self.engine.start_from(self._files(earlier))
+                losses.append(self.engine.holdout_loss(sample))
+            chosen = losses.index(min(losses))
+        self.engine.start_from(self._files(chosen))
+        return self.tasks[chosen].name
+
     def _step(self, phase: int, index: int, rows: Sequence[Sequence[int]], steps: int, record: dict[str, Any]) -> None:
         batches, memory = self.data.batches(phase, index, rows), self.data.memory(phase, index)
         shapes = " and ".join(dict.fromkeys(f"{b.input_ids.shape[0]} x {b.input_ids.shape[1]}" for b in batches))
@@ -110,15 +132,33 @@ class Branch:
 
     def _evaluate(self, phase: int, record: dict[str, Any]) -> None:
         """Every task seen so far, each with what it answers with; the last of them is what trains on."""
+        if self.condition.ratchet:
+            self._turn_ratchet(phase, record)
         for seen in range(phase + 1):
             name = self.tasks[seen].name
             self.progress.describe(f"{self.tasks[phase].name}, holdout {seen + 1}/{phase + 1}")
-            self.engine.answer_with(seen, self._files(seen))
+            self.engine.answer_with(seen, self._answering(seen))
             with memory_errors(f"evaluation of task {name}"):
                 record["holdout"][name] = self.engine.holdout_loss(self.data.holdout[seen])
                 if self.tasks[seen].canaries:
                     record["exact_match"][name] = self.data.exact_match(self.engine, seen)
             self.progress.advance(EVALUATION_COST * self.data.holdout_tokens(seen))
+
+    def _turn_ratchet(self, phase: int, record: dict[str, Any]) -> None:
+        """Which earlier tasks move to the CRMA of this phase. Clause: CL-11."""
+        losses = []
+        for seen, version in enumerate(self.versions):
+            self.progress.describe(f"{self.tasks[phase].name}, decision {seen + 1}/{phase}")
+            of_task = []
+            for candidate in (version, phase):
+                self.engine.answer_with(seen, self._answering(seen, candidate))
+                of_task.append(self.engine.holdout_loss(self.data.decision[seen]))
+            losses.append(of_task)
+        moves = ratchet_moves([old for old, _ in losses], [new for _, new in losses])
+        self.versions = [phase if moved else old for moved, old in zip(moves, self.versions, strict=True)] + [phase]
+        names = [task.name for task in self.tasks]
+        record["versions"] = dict(zip(names, self.versions, strict=False))
+        record["decision"] = dict(zip(names, losses, strict=False))
 
     def _answer_panel(self) -> None:
         questions = draw_panel(self.tasks, self.protocol.panel, seed=self.seed)
@@ -126,7 +166,7 @@ class Branch:
         without_crma: list[bool] = []
         cut = 0
         for index, task in enumerate(self.tasks):
-            self.engine.answer_with(index, self._files(index))
+            self.engine.answer_with(index, self._answering(index))
             for question in (question for question in questions if question.task == task.name):
                 self.progress.describe(f"panel, question {len(with_crma) + 1}/{len(questions)}")
                 options = self.data.encoder.encode(question.examples, f"{question.task}, panel")
@@ -170,6 +210,12 @@ class Branch:
 
     def _files(self, phase: int) -> PhaseFiles:
         return self.folder.files(self.seed, self.condition.name, phase)
+
+    def _answering(self, seen: int, version: int | None = None) -> PhaseFiles:
+        """What a task answers with: its own files, and, where a ratchet decides, the CRMA of a version."""
+        if not self.condition.ratchet:
+            return self._files(seen)
+        return self._files(seen)._replace(crma=self._files(self.versions[seen] if version is None else version).crma)
 
     def _work(self, phases: range) -> float:
         """Tokens to train on and, at their lower cost, to evaluate on in ``phases``."""

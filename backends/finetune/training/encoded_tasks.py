@@ -11,6 +11,8 @@ from backends.finetune.tasks.encoding import Batch, EncodedExample, evaluation_o
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.texts import count_texts, encode_tasks
 
+NEAREST_BY = 32  # training examples
+
 
 class EncodedTasks:
     """Tokenized once. Every draw is a function of seed, phase and step. Raises: TaskDataError."""
@@ -23,11 +25,17 @@ class EncodedTasks:
         self.train = [sides["train"] for sides in encoded]
         self.rows: list[list[Row]] = [self.encoder.rows(examples) for examples in self.train]
         self.holdout = [self._evaluation(sides["holdout"]) for sides in encoded]
+        self.decision = [self._evaluation(sides["decision"]) for sides in encoded]
         self._canaries = [sides["canaries"] for sides in encoded]
 
     def _evaluation(self, examples: Sequence[EncodedExample]) -> list[Batch]:
         order = evaluation_order(examples, self.protocol.batch_size)
         return [self.encoder.batch([[examples[index]] for index in batch]) for batch in order]
+
+    def sample(self, phase: int) -> list[Batch]:
+        """Some of the training examples of a phase, by which the nearest earlier task is found."""
+        chosen = memory_indices(len(self.train[phase]), NEAREST_BY, seed=self.seed, task=phase)
+        return self._evaluation([self.train[phase][index] for index in chosen])
 
     def order(self, phase: int) -> list[list[list[int]]]:
         """Per optimizer step of a phase: the rows of each of its batches."""

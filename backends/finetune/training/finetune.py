@@ -28,7 +28,7 @@ from backends.finetune.runs.results import RunResults, append_record, read_resul
 from backends.finetune.runs.run_folder import RunFolder
 from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.named import named_task
-from backends.finetune.tasks.task import Task, check_task_names, check_tasks, fingerprint
+from backends.finetune.tasks.task import Task, check_task_names, check_tasks, fingerprint, with_decision
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
 from backends.finetune.training.branch import EVALUATION_COST
 from backends.finetune.training.progress import Progress
@@ -138,6 +138,7 @@ class _Run:
     def in_every_order(self, out: Path, own_tasks: Sequence[Task]) -> RunResults:
         """In the given order, or in each into a folder of its own; then the table of all. Returns the first one's."""
         protocol, names = self.protocol, [] if own_tasks else self.protocol.tasks
+        own_tasks = [with_decision(task, protocol.decision) for task in own_tasks]
         tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
         console = Terminal(quiet=self.quiet or self.world.rank > 0)
         named = {"": own_tasks} if own_tasks else {f"seed {seed}: ": of for seed, of in tasks.items()}

@@ -52,13 +52,13 @@ def run_session(
             gc.collect()
         for name in protocol.conditions:
             results = read_results(folder.results)
-            done = len(results.phases_of(name, seed))
+            finished = results.phases_of(name, seed)
             condition = parse_condition(name)
             panel = protocol.panel > 0 and condition.crma != "none" and (name, seed) not in results.panels
-            if done == len(tasks[seed]) and not panel:
-                folder.forget(seed, name, done)  # killed between its last record and this
+            if len(finished) == len(tasks[seed]) and not panel:
+                folder.forget(seed, name, len(finished))  # killed between its last record and this
             else:
-                branch(condition, seed).run(done, panel=panel)
+                branch(condition, seed).run(finished, panel=panel)
                 gc.collect()  # a model and its hooks form cycles; two base models at once may not fit
             progress.finish_branch()
     return read_results(folder.results)

@@ -92,6 +92,9 @@ class JaxEngine:
         self.state = self.placement.replicated(self.compute.optimizer.init(self._trainables()))
         self.steps = steps
 
+    def start_from(self, files: PhaseFiles) -> None:
+        self._load_lora(files.lora)
+
     def _set_compute(self, phase: int) -> None:
         self.settings = group_settings(self.protocol, self.condition, phase)
         self.compute = Compute(

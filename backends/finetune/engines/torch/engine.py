@@ -115,6 +115,11 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
+    def start_from(self, files: PhaseFiles) -> None:
+        assert self.slot is not None
+        self.slot.load(files.lora)
+        self._allow_training(self.phase)
+
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         answer_tokens = sum(batch.answer_tokens for batch in batches)
         loss_sum = 0.0

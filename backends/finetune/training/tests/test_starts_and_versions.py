@@ -1,0 +1,119 @@
+"""Where a task's LoRA starts, and which version of the shared CRMA it answers with: whole runs on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+
+import reference
+from backends.finetune.certify.certification import certify_run
+from backends.finetune.conftest import adapters, measured, results_lines, rewrite_results
+from backends.finetune.runs.results import read_results
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+CONDITIONS = ("naive", "frozen-inherit", "frozen-nearest", "modular-inherit", "modular-ratchet")
+
+
+@pytest.fixture(scope="module", params=["torch-cpu", "jax-cpu"])
+def run(request, tmp_path_factory, tiny_command):
+    from backends.finetune.cli import main
+
+    if request.param == "jax-cpu":
+        pytest.importorskip("optax")
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    arguments = ["--set", "decision=2", "--backend", request.param, "--conditions", *CONDITIONS]
+    assert main(tiny_command(folder, *arguments)) == 0
+    return folder
+
+
+def test_frozen_inherit_is_the_diagonal_of_naive(run):
+    """NAIVE's one LoRA goes on from task to task; with a copy kept of each, that is FROZEN with an inherited start."""
+    results = read_results(run)
+    naive, inherit = (results.holdout_matrix(name, 0) for name in ("naive", "frozen-inherit"))
+    assert np.diag(naive).tolist() == np.diag(inherit).tolist()
+    assert results.metrics("frozen-inherit", 0).drift == 0
+    assert [record.start for record in results.phases_of("modular-inherit", 0)] == [None, "alpha", "beta"]
+
+
+def test_nearest_starts_from_the_task_that_fits_the_new_texts_best(run):
+    starts = [record.start for record in read_results(run).phases_of("frozen-nearest", 0)]
+    assert starts[:2] == [None, "alpha"]
+    assert starts[2] in ("alpha", "beta")
+
+
+def test_each_task_answers_with_the_version_that_its_decision_split_chose(run):
+    results = read_results(run)
+    records, versions = results.phases_of("modular-ratchet", 0), {}
+    for before, record in zip([None, *records], records, strict=False):
+        losses = [record.decision[task] for task in versions]
+        moves = reference.ratchet_moves([old for old, _ in losses], [new for _, new in losses])
+        for task, moved in zip(list(versions), moves, strict=True):
+            if moved:
+                versions[task] = record.phase
+            else:  # it answers as before, to the bit
+                assert record.holdout[task] == before.holdout[task]
+        versions[record.task] = record.phase
+        assert record.versions == versions
+    from backends.finetune.inference.run_adapters import run_adapters
+
+    answering = run_adapters(run, condition="modular-ratchet").tasks
+    assert {name: task.crma.name for name, task in answering.items()} == {
+        name: f"crma-{version}.safetensors" for name, version in versions.items()
+    }
+
+
+def test_certify_finds_a_version_that_the_losses_do_not_choose(run):
+    assert certify_run(run).passed
+    lines = results_lines(run)
+    last = next(line for line in reversed(lines) if line.get("condition") == "modular-ratchet")
+    last["versions"]["alpha"] = 1 if last["versions"]["alpha"] != 1 else 0
+    kept = (run / "results.jsonl").read_bytes()
+    rewrite_results(run, lines)
+    failed = [check.name for check in certify_run(run).checks if check.verdict == "fail"]
+    (run / "results.jsonl").write_bytes(kept)
+    assert failed == ["versions as decided"]
+
+
+def test_a_stopped_run_goes_on_with_the_same_versions_and_starts(run, tmp_path, tiny_command, monkeypatch):
+    from backends.finetune.cli import main
+    from backends.finetune.training.branch import Branch
+
+    backend = json.loads((run / "run.json").read_text())["backend"]
+    given = tiny_command(
+        tmp_path / "again",
+        "--set",
+        "decision=2",
+        "--backend",
+        backend,
+        "--conditions",
+        "modular-ratchet",
+        "frozen-nearest",
+    )
+    evaluate = Branch._evaluate
+    for phase in (1, 2):
+
+        def stopped(self, at, record, phase=phase):
+            evaluate(self, at, record)
+            if at == phase:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Branch, "_evaluate", stopped)
+        assert main(given) == 130
+    monkeypatch.undo()
+    assert main(given) == 0
+    again = {line["condition"] for line in measured(tmp_path / "again")}
+    wanted = [line for line in measured(run) if line["condition"] in again]
+    by_condition = sorted(wanted, key=lambda line: line["condition"])
+    assert sorted(measured(tmp_path / "again"), key=lambda line: line["condition"]) == by_condition
+    assert adapters(tmp_path / "again").items() <= adapters(run).items()
+
+
+def test_a_ratchet_without_texts_to_decide_by_is_refused(crma, finetune_command, tmp_path):
+    code, _, error = crma(finetune_command(tmp_path / "run", "--conditions", "modular-ratchet"))
+    assert code == 2
+    assert "decision: got 0 with modular-ratchet" in error
+    code, _, error = crma(finetune_command(tmp_path / "run", "--conditions", "modular-ratchet", "--set", "decision=4"))
+    assert code == 2
+    assert "holdout examples of alpha" in error
