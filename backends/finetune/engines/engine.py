@@ -103,6 +103,11 @@ class Engine(Protocol):
         """Read what :meth:`save_phase` wrote for the finished phases, in their order."""
         ...
 
+    def continue_from(self, anchor: Path, now: Path) -> None:
+        """Go on with a shared CRMA from elsewhere: its state after its first task, from which displacement counts, and
+        its state now. Before the first phase that is begun."""
+        ...
+
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
         """Write trainables, optimizer state and ``progress`` to one file, atomically."""
         ...

@@ -16,7 +16,7 @@ def refuse_links(folder: Path) -> None:
     may have links in it. A folder that is no run folder is left to the reader, which says so; one that
     holds a run for every order of the tasks counts as a run folder.
     """
-    ours = any(os.path.lexists(folder / name) for name in ("run.json", "results.jsonl", ".lock"))
+    ours = any(os.path.lexists(folder / name) for name in ("run.json", "results.jsonl", "assistant.json", ".lock"))
     if not os.path.isdir(folder) or not (ours or any(folder.glob("order-*"))):
         return
     waiting = [folder]

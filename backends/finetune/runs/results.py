@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -144,29 +144,13 @@ def read_results(path: Path | str) -> RunResults:
     if os.path.isdir(file):  # unlike Path.is_dir, False for a name that is too long
         refuse_links(file)
         file = file / RESULTS_NAME
-    try:
-        *lines, tail = read_bytes(file, follow_links=False).split(b"\n")
-    except OSError as error:
-        raise RunFolderError(
-            str(file),
-            got=error.strerror or str(error),
-            allowed="a results file that can be read",
-            remedy="name a folder in which `crma finetune` was started",
-        ) from error
-    if _is_whole(tail):
-        lines.append(tail)
-    digest = ""
     runs: list[RunRecord] = []
     phases: dict[tuple[str, int, int], PhaseRecord] = {}
     base: dict[int, BaseRecord] = {}
     panels: dict[tuple[str, int], PanelRecord] = {}
     files: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        digest, entry = _verified(line, digest, place)
-        match _validated(entry, place):
+    for place, record in read_records(file):
+        match record:
             case RunRecord() as run:
                 runs.append(run)
                 files |= run.files
@@ -185,6 +169,32 @@ def read_results(path: Path | str) -> RunResults:
     conditions = {name: None for run in runs for name in run.conditions} | {key[0]: None for key in phases}
     seeds = {seed: None for run in runs for seed in run.seeds} | {key[1]: None for key in phases}
     return RunResults(runs[-1], in_order(conditions), tuple(seeds), phases, base, panels, files)
+
+
+def read_records(file: Path) -> Iterator[tuple[str, BaseModel]]:
+    """The records of a file that :func:`append_record` has written, each with its place. A last line cut short by a
+    crash is left out, and so are records of kinds that this version does not know.
+
+    Raises: RunFolderError if the file cannot be read, or naming the line that is damaged.
+    """
+    try:
+        *lines, tail = read_bytes(file, follow_links=False).split(b"\n")
+    except OSError as error:
+        raise RunFolderError(
+            str(file),
+            got=error.strerror or str(error),
+            allowed=f"a {file.name} that can be read",
+            remedy="name a folder in which `crma finetune` or `crma learn` was started",
+        ) from error
+    if _is_whole(tail):
+        lines.append(tail)
+    digest = ""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{file}, line {number}"
+            digest, entry = _verified(line, digest, place)
+            if (record := _validated(entry, place)) is not None:
+                yield place, record
 
 
 def append_record(path: Path | str, record: Mapping[str, Any]) -> None:

@@ -12,20 +12,15 @@ RUN/SEED-CONDITION/checkpoint.safetensors   the phase under way
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from backends.adapter_folder import CONFIG, WEIGHTS
-from backends.atomic import atomic_write, disk_space_errors
+from backends.atomic import atomic_write
 from backends.files import read_bytes, read_json, sha256_of
-from backends.finetune.runs.links import refuse_links
+from backends.finetune.runs.locked_folder import LockedFolder
 from backends.finetune.runs.results import RunResults, read_results
-from reference.errors import DiskSpaceError, RunFolderError
-
-OWN_PLACES = ("", "*-*/", "*-*/task-*/", "pictures/")  # where a killed process can have left a temporary file
+from reference.errors import RunFolderError
 
 
 class PhaseFiles(NamedTuple):
@@ -38,13 +33,15 @@ class PhaseFiles(NamedTuple):
     model: Path
 
 
-class RunFolder:
+class RunFolder(LockedFolder):
     """Paths in a run folder, and the check that it is ours and leads nowhere else. Raises: RunFolderError."""
 
+    IDENTITY, FIELDS = "run.json", frozenset({"protocol", "backend", "model"})
+    PLACES = ("", "*-*/", "*-*/task-*/", "pictures/")
+
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        refuse_links(self.path)
-        self.results, self.identity = self.path / "results.jsonl", self.path / "run.json"
+        super().__init__(path)
+        self.results = self.path / "results.jsonl"
 
     def branch(self, seed: int, condition: str) -> Path:
         """Folder of one seed and condition."""
@@ -120,44 +117,6 @@ class RunFolder:
             for path in (files.consolidated, files.model):
                 path.unlink(missing_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process, and clear away what a killed one was writing.
-
-        Raises: RunFolderError for a folder in use, and for one with files in it that is no run folder.
-        """
-        lock = FileLock(self.path / ".lock")
-        try:
-            with disk_space_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._refuse_foreign_folder()
-                self._refuse_full_lock()
-                lock.acquire(timeout=0)
-        except DiskSpaceError:
-            raise
-        except Timeout as error:
-            raise RunFolderError(
-                str(self.path),
-                got="a folder that another process is working in",
-                allowed="one process per run folder",
-                remedy="wait for the other process, or choose another --out",
-            ) from error
-        except OSError as error:
-            raise RunFolderError(
-                str(self.path),
-                got=error.strerror or str(error),
-                allowed="a folder that can be written",
-                remedy="choose another --out",
-            ) from error
-        try:
-            if self._is_ours():
-                for place in OWN_PLACES:
-                    for leftover in self.path.glob(f"{place}.*.tmp"):
-                        leftover.unlink(missing_ok=True)
-            yield
-        finally:
-            lock.release()
-
     def claim(self, name: str, identity: dict[str, Any]) -> None:
         """Write ``identity`` to the file ``name``; where work was done under another one, refuse.
 
@@ -193,36 +152,6 @@ class RunFolder:
                 allowed="the configuration that the folder was started with",
                 remedy="choose another --out, or start the command as it was started first",
             )
-
-    def _refuse_foreign_folder(self) -> None:
-        visible = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        if visible and not self._is_ours():
-            raise RunFolderError(
-                str(self.path),
-                got=f"a {self.identity.name} that this program did not write, or that is damaged"
-                if self.identity.exists()
-                else f"a folder with other files in it ({', '.join(visible[:3])})",
-                allowed="a new or empty folder, or one that `crma finetune` made",
-                remedy="choose another --out",
-            )
-
-    def _refuse_full_lock(self) -> None:
-        """The lock is emptied when it is taken: under its name, a hard link could hold somebody's work."""
-        file = self.path / ".lock"
-        if file.exists() and file.stat().st_size:
-            raise RunFolderError(
-                str(file),
-                got=f"{file.stat().st_size:,} bytes",
-                allowed="the empty file by which `crma finetune` holds its folder",
-                remedy="choose another --out, or move the file away if it is yours",
-            )
-
-    def _is_ours(self) -> bool:
-        try:
-            identity = read_json(self.identity)
-        except (OSError, ValueError):
-            return False
-        return isinstance(identity, dict) and {"protocol", "backend", "model"} <= identity.keys()
 
     def _holds_work(self) -> bool:
         recorded = self.results.exists() and b'"kind": "phase"' in read_bytes(self.results, follow_links=False)

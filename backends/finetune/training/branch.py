@@ -1,6 +1,5 @@
 """One seed and condition of a session: phase after phase, from the last checkpoint on."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from backends.finetune.tasks.encoding import Batch
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.questions import Question, draw_panel, grade
 from backends.finetune.training.encoded_tasks import EncodedTasks
+from backends.finetune.training.phase import PhaseTraining, new_record
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.tensorboard import Log
 from reference.ratchet import ratchet_moves
@@ -50,30 +50,10 @@ class Branch:
         self._append({"kind": "base", "seed": self.seed, "holdout": holdout, "exact_match": exact})
 
     def _run_phase(self, phase: int) -> None:
-        order = self.data.order(phase)
         checkpoint = self.folder.checkpoint(self.seed, self.condition.name)
-        self.progress.describe(self.tasks[phase].name)
-        self.engine.begin_phase(phase, len(order))
-        record = self.engine.load_checkpoint(checkpoint, phase)
-        if record is None:
-            record = self._new_record(phase)
-            record["start"] = self._start(phase)
-            if self.protocol.transfer:
-                record["before"] = self.engine.holdout_loss(self.data.holdout[phase])
+        training = PhaseTraining(self.engine, self.data, self.progress, self.log, self.condition.name)
         earlier_steps = sum(len(self.data.order(before)) for before in range(phase))
-        self.log.start(self.seed, self.condition.name, earlier_steps + len(record["losses"]))
-        started, seconds_before = time.monotonic(), record["seconds"]
-        for index, rows in enumerate(order):
-            tokens = sum(len(example.ids) for batch in rows for row in batch for example in self.data.rows[phase][row])
-            if index < len(record["losses"]):
-                self.progress.skip(tokens)
-                continue
-            self._step(phase, index, rows, len(order), record)
-            record["seconds"] = seconds_before + time.monotonic() - started
-            self._log_step(record, earlier_steps + index + 1)
-            if (index + 1) % self.protocol.checkpoint_every == 0:
-                self.engine.save_checkpoint(checkpoint, record)
-            self.progress.advance(tokens, trained=tokens)
+        record = training.run(phase, checkpoint, lambda: self._new_record(phase), earlier_steps=earlier_steps)
         if examples := self.condition.method.examples(self.condition.settings(self.protocol)):
             self.progress.describe(f"{self.tasks[phase].name}, what {self.condition.label} keeps of it")
             self.engine.finish_phase(phase, self.data.examples_of(phase, examples))
@@ -103,32 +83,6 @@ class Branch:
             chosen = losses.index(min(losses))
         self.engine.start_from(self._files(chosen))
         return self.tasks[chosen].name
-
-    def _step(self, phase: int, index: int, rows: Sequence[Sequence[int]], steps: int, record: dict[str, Any]) -> None:
-        batches, memory = self.data.batches(phase, index, rows), self.data.memory(phase, index)
-        shapes = " and ".join(dict.fromkeys(f"{b.input_ids.shape[0]} x {b.input_ids.shape[1]}" for b in batches))
-        with memory_errors(f"step {index + 1} on {shapes} tokens"):
-            report = self.engine.step(batches, index, memory)
-        record["losses"].append(report.loss)
-        record["tokens"] += sum(batch.tokens for batch in batches)
-        for name, norm in report.gradient_norms.items():
-            record["gradient_norms"].setdefault(name, []).append(norm)
-        if (index + 1) % self.protocol.crma.log_every == 0 or index + 1 == steps:
-            spectrum = self.engine.spectrum()
-            if spectrum is not None:
-                log = record["spectral"] = record["spectral"] or {"steps": [], **{key: [] for key in spectrum._fields}}
-                log["steps"].append(index + 1)
-                for key, value in spectrum._asdict().items():
-                    log[key].append(value)
-
-    def _log_step(self, record: dict[str, Any], global_step: int) -> None:
-        norms = {name: values[-1] for name, values in record["gradient_norms"].items()}
-        rate = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
-        self.log.step(self.seed, self.condition.name, global_step, record["losses"][-1], norms, rate)
-        spectral = record["spectral"]
-        if spectral and spectral["steps"][-1] == len(record["losses"]):
-            last = {key: values[-1] for key, values in spectral.items() if key != "steps"}
-            self.log.spectrum(self.seed, self.condition.name, global_step, last)
 
     def _evaluate(self, phase: int, record: dict[str, Any]) -> None:
         """Every task seen so far, each with what it answers with; the last of them is what trains on."""
@@ -184,23 +138,21 @@ class Branch:
         return grade([score.loss / score.tokens for score in scores]) == question.answer
 
     def _new_record(self, phase: int) -> dict[str, Any]:
-        return {
+        record = new_record(self.engine) | {
             "kind": "phase",
             "condition": self.condition.name,
             "seed": self.seed,
             "phase": phase,
             "task": self.tasks[phase].name,
-            "losses": [],
-            "gradient_norms": {},
             "holdout": {},
             "exact_match": {},
+            "start": self._start(phase),
             "before": None,
-            "seconds": 0.0,
-            "tokens": 0,
-            "parameters": self.engine.parameter_counts(),
-            "spectral": None,
             "files": {},
         }
+        if self.protocol.transfer:
+            record["before"] = self.engine.holdout_loss(self.data.holdout[phase])
+        return record
 
     def _append(self, record: dict[str, Any]) -> None:
         """One process writes; the others wait until they can read it."""

@@ -21,6 +21,7 @@ class EncodedTasks:
         self.protocol, self.condition, self.seed = job.protocol, job.condition, job.seed
         self.encoder = Encoder(load_tokenizer(job.model), job.protocol)
         encoded = encode_tasks(job.tasks, self.encoder)
+        self.names = [task.name for task in job.tasks]
         self.texts = [count_texts(sides) for sides in encoded]
         self.train = [sides["train"] for sides in encoded]
         self.rows: list[list[Row]] = [self.encoder.rows(examples) for examples in self.train]

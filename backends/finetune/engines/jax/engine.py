@@ -252,9 +252,14 @@ class JaxEngine:
         self.phase = len(phases) - 1
         self._load_lora(phases[-1].lora)
         if self.crma:
-            self._load_crma(phases[0].crma)
-            self.anchor = self._stack() if len(phases) > 1 else None
-            self._load_crma(phases[-1].crma)
+            self.continue_from(phases[0].crma, phases[-1].crma)
+            self.anchor = self.anchor if len(phases) > 1 else None
+
+    def continue_from(self, anchor: Path, now: Path) -> None:
+        if self.crma:
+            self._load_crma(anchor)
+            self.anchor = self._stack()
+            self._load_crma(now)
 
     def _load_lora(self, folder: Path) -> None:
         try:

@@ -322,9 +322,14 @@ class TorchEngine:
         if self.condition.crma == "unconstrained":
             self.backbone.load_state(load_unconstrained(phases[-1].mixing))
         else:
-            self._load_crma(self.backbone, phases[0].crma)
-            self.anchor = self.backbone.state() if len(phases) > 1 else None
-            self._load_crma(self.backbone, phases[-1].crma)
+            self.continue_from(phases[0].crma, phases[-1].crma)
+            self.anchor = self.anchor if len(phases) > 1 else None
+
+    def continue_from(self, anchor: Path, now: Path) -> None:
+        if self.backbone is not None:
+            self._load_crma(self.backbone, anchor)
+            self.anchor = self.backbone.state()
+            self._load_crma(self.backbone, now)
 
     def _load_crma(self, backbone: CRMABackbone, path: Path) -> None:
         with phase_state(path):
