@@ -77,7 +77,7 @@ class Branch:
         record["memory_bytes"] = self.engine.memory_bytes()
         record["texts"] = {side: counts.model_dump() for side, counts in self.data.texts[phase].items()}
         self._append(record)
-        self.log.holdout(self.seed, self.condition.name, phase, record["holdout"])
+        self.log.holdout(phase, record["holdout"])
         if self.engine.world.rank == 0:
             self.folder.forget(self.seed, self.condition.name, phase + 1)
         self.engine.world.barrier()
@@ -102,11 +102,11 @@ class Branch:
     def _log_step(self, record: dict[str, Any], global_step: int) -> None:
         norms = {name: values[-1] for name, values in record["gradient_norms"].items()}
         rate = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
-        self.log.step(self.seed, self.condition.name, global_step, record["losses"][-1], norms, rate)
+        self.log.step(global_step, record["losses"][-1], norms, rate)
         spectral = record["spectral"]
         if spectral and spectral["steps"][-1] == len(record["losses"]):
             last = {key: values[-1] for key, values in spectral.items() if key != "steps"}
-            self.log.spectrum(self.seed, self.condition.name, global_step, last)
+            self.log.spectrum(global_step, last)
 
     def _evaluate(self, phase: int, record: dict[str, Any]) -> None:
         """Every task seen so far, each with what it answers with; the last of them is what trains on."""

@@ -25,7 +25,7 @@ from backends.finetune.conftest import Arguments, adapters, measured
 from backends.finetune.engines.tests.processes import TIME_LIMIT, Ended, end, family, start, torchrun
 from backends.finetune.engines.torch import engine as torch_engine
 from backends.finetune.engines.torch.world import TorchWorld
-from backends.finetune.engines.world import SINGLE, SingleProcess
+from backends.finetune.engines.world import SINGLE, World
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.run_folder import RunFolder
 from conformance.compare import assert_close
@@ -131,7 +131,7 @@ def test_the_same_sums_in_one_process_give_the_same_bits(together, tmp_path, arg
     backward = torch_engine.TorchEngine._backward
     gradients: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
 
-    class Share(SingleProcess):
+    class Share(World):
         size = 2
 
     def by_shares(self, batch, answer_tokens):

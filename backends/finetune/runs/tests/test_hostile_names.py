@@ -146,7 +146,8 @@ def test_a_label_is_the_escape_in_pictures_too():
 def test_tags_of_the_log_are_escaped(tmp_path):
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     log = TensorBoardLog(tmp_path)
-    log.holdout(0, "naive", 0, {HOSTILE: 1.0, "\ud800": 1.0})
+    log.start(0, "naive", 0)
+    log.holdout(0, {HOSTILE: 1.0, "\ud800": 1.0})
     log.close()
     (file,) = tmp_path.rglob("events.*")
     tags = [value.tag for event in loader.LegacyEventFileLoader(str(file)).Load() for value in event.summary.value]
