@@ -127,7 +127,7 @@ def test_what_is_no_text_of_the_program_is_no_markup_of_the_terminal():
     table.add_row(HOSTILE, style="bold")
     screen.print(table)
     screen.print(HOSTILE)
-    with Progress(screen, branches=1) as progress:
+    with Progress(screen, [1.0]) as progress:
         progress.start_branch(HOSTILE, 10)
         progress.describe(HOSTILE)
         progress.advance(1, trained=1)
