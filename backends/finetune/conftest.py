@@ -1,8 +1,6 @@
 """A model and tasks so small that a whole run of three conditions takes seconds."""
 
 import json
-import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,40 +172,3 @@ def measured(run: Path) -> list[dict[str, Any]]:
         {key: value for key, value in line.items() if key not in ("seconds", "memory_bytes", "sha256")}
         for line in phases
     ]
-
-
-KILLING = """
-import os, signal
-from backends.finetune.cli import main
-from MODULE import CLASS as engine
-countdown = [COUNT]
-def dying(function):
-    def wrapper(*args, **kwargs):
-        countdown[0] -= 1
-        if countdown[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-os.replace = dying(os.replace); os.rename = dying(os.rename); os.fsync = dying(os.fsync); os.unlink = dying(os.unlink)
-engine.step = dying(engine.step); engine.holdout_loss = dying(engine.holdout_loss)
-"""
-
-
-def run_with_kills(start: Callable[..., subprocess.Popen[str]], arguments: list[str], engine: str, kills: int) -> str:
-    """Run the command to its end, killed up to ``kills`` times at random inside a write, a rename, a step or an
-    evaluation of the class ``engine``. Says where it was killed.
-    """
-    counts = []
-    module, _, name = engine.rpartition(".")
-    program = KILLING.replace("MODULE", module).replace("CLASS", name)
-    for _ in range(kills):
-        counts.append(random.Random().randrange(1, 90))  # a fresh draw each time
-        process = start(arguments, program.replace("COUNT", str(counts[-1])))
-        _, error = process.communicate(timeout=300)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, error
-    process = start(arguments)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, f"{error}, killed at {counts}"
-    return f"killed at {counts}"

@@ -59,7 +59,6 @@ class Engine(Protocol):
 
     def begin_phase(self, phase: int, steps: int) -> None:
         """Make ready what the phase trains (a fresh LoRA, or the shared one), with a new optimizer."""
-        ...
 
     def start_from(self, files: PhaseFiles) -> None:
         """Begin the phase with the LoRA of a finished one instead of a fresh draw."""
@@ -69,39 +68,30 @@ class Engine(Protocol):
         """One optimizer step on all of ``batches``; ``memory``: examples beside them, for a method that asks.
 
         Raises: TrainingDivergedError before any parameter is changed."""
-        ...
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         """What a method learns from a finished phase; ``examples`` are batches of one."""
-        ...
 
     def spectrum(self) -> SpectralReport | None:
         """Certificates of the shared CRMA as it is now; None without one."""
-        ...
 
     def answer_with(self, phase: int, files: PhaseFiles) -> None:
         """Answer from now on as the task of a finished ``phase`` does: with its LoRA, and, where pinned, its CRMA."""
-        ...
 
     def holdout_loss(self, batches: Sequence[Batch]) -> float:
         """Mean loss in nats per answer token, with what answers now."""
-        ...
 
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
         """Every row of every batch by itself, with what answers now."""
-        ...
 
     def without_crma(self) -> AbstractContextManager[None]:
         """Answer without the shared CRMA inside the block."""
-        ...
 
     def save_phase(self, phase: int, files: PhaseFiles) -> None:
         """Write what the phase trained."""
-        ...
 
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         """Read what :meth:`save_phase` wrote for the finished phases, in their order."""
-        ...
 
     def continue_from(self, anchor: Path, now: Path) -> None:
         """Go on with a shared CRMA from elsewhere: its state after its first task, from which displacement counts, and
@@ -110,22 +100,18 @@ class Engine(Protocol):
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
         """Write trainables, optimizer state and ``progress`` to one file, atomically."""
-        ...
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
         """Restore a checkpoint of ``phase`` and return its progress; None, changing nothing, if there is none of it.
 
         Raises: RunFolderError for a damaged file."""
-        ...
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable values: {"lora": ..., "crma": ...} or {"full": ...}."""
-        ...
 
     def memory_bytes(self) -> int:
         """On a GPU the peak since the phase began, or, with JAX, which cannot forget one, since the process began;
         resident, on a CPU."""
-        ...
 
 
 EngineFactory = Callable[[Job], Engine]

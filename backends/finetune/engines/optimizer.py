@@ -1,6 +1,8 @@
 """What the optimizer of a phase is told, whatever the framework: groups, learning rates, clipping, schedule."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from backends.finetune.engines.engine import StepReport
@@ -74,8 +76,11 @@ def check_holdout(total: float, phase: int) -> None:
         )
 
 
-def diverged(error: NonFiniteError, phase: int) -> TrainingDivergedError:
-    """The parameters of the CRMA are no longer finite."""
-    return TrainingDivergedError(
-        f"phase {phase}: {error.field}", got=error.got, allowed=error.allowed, remedy=error.remedy
-    )
+@contextmanager
+def divergence(phase: int) -> Iterator[None]:
+    """Where parameters of the CRMA turn out not to be finite, the training diverged. Raises: TrainingDivergedError."""
+    try:
+        yield
+    except NonFiniteError as error:
+        field = f"phase {phase}: {error.field}"
+        raise TrainingDivergedError(field, got=error.got, allowed=error.allowed, remedy=error.remedy) from error

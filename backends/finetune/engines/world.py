@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 
-class World(Protocol):
-    """``rank`` of this process, ``size`` = number of processes."""
+class World:
+    """A world of one process, and what is asked of one of several. ``rank`` of this process, ``size`` = how many."""
 
-    rank: int
-    size: int
+    rank, size = 0, 1
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        ...
 
     def agree(self, parts: Mapping[str, str]) -> None:
         """Compare what this process is about to work on with every other one's, before anything is computed.
@@ -24,29 +21,13 @@ class World(Protocol):
         Raises: BackendError in every process, naming the processes and the parts that differ; and where one does not
             answer in time.
         """
-        ...
 
     def joined(self) -> AbstractContextManager[None]:
         """The block in which the processes work together; behind it they part.
 
         Raises: BackendError if another process has ended before its time.
         """
-        ...
-
-
-class SingleProcess:
-    """A world of one."""
-
-    rank, size = 0, 1
-
-    def barrier(self) -> None:
-        return None
-
-    def agree(self, parts: Mapping[str, str]) -> None:
-        return None
-
-    def joined(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-SINGLE: World = SingleProcess()
+SINGLE = World()

@@ -12,7 +12,7 @@ mix steps, so the promise to first order is that of g~, not of the update.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends.finetune.methods.method import Condition, Mark, Method
 from backends.finetune.methods.section import MemorySection
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 class AveragedGradientEpisodicMemory(Method):
     section = MemorySection
     memory = "beside"
-
-    @staticmethod
-    def work(settings: Any, batch_size: int, evaluation: float) -> float:
-        return 1 + float(settings.batch_size) / batch_size
 
     @staticmethod
     def held_bytes(lora: float, phases: int, answered: float) -> float:

@@ -129,7 +129,7 @@ class ConsolidatedWeights:
         self._importance, self._centre, self._rest = importance, centre, rest.float()
 
     def penalty(self, parameters: Tensors, strength: float) -> Tensor:
-        """``lambda/2 sum_t sum_i F_t,i (theta_i - theta_t,i)^2``, 0-d and differentiable; 0 before the first task.
+        """``lambda/2 sum_t sum_i F_t,i (theta_i - theta_t,i)^2``, 0-d and differentiable, from the first task on.
 
         Args:
             parameters: theta, the names and shapes of :meth:`add`. strength: lambda >= 0.
@@ -138,12 +138,6 @@ class ConsolidatedWeights:
         """
         import torch
 
-        if not 0 <= strength < float("inf"):
-            raise ConfigError(
-                "ewc strength", got=strength, allowed="a number of at least 0", remedy="try values from 1 to 10,000"
-            )
-        if not self._importance:
-            return next(iter(parameters.values())).float().flatten()[:0].sum()  # 0, with a gradient of 0
         _check_layout(self._importance, parameters)
         terms = []
         for name, parameter in parameters.items():

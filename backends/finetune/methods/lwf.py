@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.finetune.methods.method import Condition, Mark, Method, Training
 from backends.finetune.methods.section import Factor, Positive, Section
-from reference.errors import ConfigError, ShapeError
+from reference.errors import ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,8 +38,8 @@ class LearningWithoutForgetting(Method):
         super().__init__(settings, training)
         self.teacher: dict[str, Tensor] | None = None
 
-    @staticmethod
-    def work(settings: LwfSection, batch_size: int, evaluation: float) -> float:
+    @classmethod
+    def work(cls, settings: LwfSection, batch_size: int, evaluation: float) -> float:
         return 1 + evaluation
 
     @staticmethod
@@ -91,7 +91,7 @@ def distillation_loss(logits: Tensor, old_logits: Tensor, temperature: float = 2
     Returns:
         The sum over tokens in nats, 0-d, computed in float32 (float64 for float64 logits).
 
-    Raises: ShapeError, ConfigError.
+    Raises: ShapeError.
     """
     from torch import nn
 
@@ -102,8 +102,6 @@ def distillation_loss(logits: Tensor, old_logits: Tensor, temperature: float = 2
             allowed="two tensors of one shape (tokens, vocabulary)",
             remedy="take the logits of the same answer tokens from both models",
         )
-    if not temperature > 0:
-        raise ConfigError("temperature", got=temperature, allowed="a positive number", remedy="use 2, as published")
     new, old = (each if each.dtype.itemsize == 8 else each.float() for each in (logits, old_logits.detach()))
     return nn.functional.cross_entropy(new / temperature, (old / temperature).softmax(-1), reduction="sum")
 

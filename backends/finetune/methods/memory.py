@@ -10,8 +10,6 @@ from itertools import accumulate
 
 import numpy as np
 
-from reference.errors import ConfigError
-
 # Keep these generators apart from each other and from that of the training order, [seed, phase, epoch].
 _MEMORY, _DRAW = 0x4D454D, 0x44524157
 
@@ -20,16 +18,7 @@ def memory_indices(count: int, memory_per_task: int, *, seed: int, task: int) ->
     """Which of the ``count`` training examples of a finished task are kept, in increasing order.
 
     A uniform draw of ``min(count, memory_per_task)`` without replacement. ``task`` counts from 0.
-
-    Raises: ConfigError if ``memory_per_task`` is less than 1.
     """
-    if memory_per_task < 1:
-        raise ConfigError(
-            "memory_per_task",
-            got=memory_per_task,
-            allowed="a whole number of at least 1",
-            remedy="keep a few examples of each task, or choose the condition naive",
-        )
     rng = np.random.default_rng([_MEMORY, seed, task])
     return sorted(rng.choice(count, min(count, memory_per_task), replace=False).tolist())
 
@@ -44,16 +33,7 @@ def replay_draw(sizes: Sequence[int], batch_size: int, *, seed: int, phase: int,
     Returns:
         ``batch_size`` pairs, uniform over the union of the memories and without replacement. A union smaller than the
         batch is taken whole, as often as it fits, and the rest is drawn without replacement. Empty if the union is.
-
-    Raises: ConfigError if ``batch_size`` is less than 1.
     """
-    if batch_size < 1:
-        raise ConfigError(
-            "replay batch_size",
-            got=batch_size,
-            allowed="a whole number of at least 1",
-            remedy="replay as many examples as a batch of the current task has",
-        )
     starts = [0, *accumulate(sizes)]
     total = starts[-1]
     if total == 0:

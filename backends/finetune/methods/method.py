@@ -36,7 +36,6 @@ class Slot(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]: ...
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, in) and B (out, r) of every layer."""
-        ...
 
     def load(self, folder: Path) -> None: ...
 
@@ -70,10 +69,10 @@ class Method:
         """How many training examples of a finished phase :meth:`finish_phase` looks at."""
         return 0
 
-    @staticmethod
-    def work(settings: Any, batch_size: int, evaluation: float) -> float:
+    @classmethod
+    def work(cls, settings: Any, batch_size: int, evaluation: float) -> float:
         """A step's cost from the second task on, in steps without it; a forward pass alone costs ``evaluation``."""
-        return 1.0
+        return 1.0 if cls.memory == "none" else 1 + float(settings.batch_size) / batch_size
 
     @staticmethod
     def held_bytes(lora: float, phases: int, answered: float) -> float:

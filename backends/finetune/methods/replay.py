@@ -9,8 +9,6 @@ against new data, as in Rolnick et al.; Rolnick et al.'s V-trace and behavioural
 learning and are left out.
 """
 
-from typing import Any
-
 from backends.finetune.methods.method import Condition, Mark, Method
 from backends.finetune.methods.section import MemorySection
 
@@ -20,10 +18,6 @@ class ExperienceReplay(Method):
 
     section = MemorySection
     memory = "joined"
-
-    @staticmethod
-    def work(settings: Any, batch_size: int, evaluation: float) -> float:
-        return 1 + float(settings.batch_size) / batch_size
 
 
 CONDITIONS = (

@@ -64,7 +64,7 @@ class Branch:
         record["memory_bytes"] = self.engine.memory_bytes()
         record["texts"] = {side: counts.model_dump() for side, counts in self.data.texts[phase].items()}
         self._append(record)
-        self.log.holdout(self.seed, self.condition.name, phase, record["holdout"])
+        self.log.holdout(phase, record["holdout"])
         if self.engine.world.rank == 0:
             self.folder.forget(self.seed, self.condition.name, phase + 1)
         self.engine.world.barrier()

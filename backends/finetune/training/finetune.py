@@ -183,7 +183,7 @@ class _Run:
             self.world.barrier()
             weights = [_cost(protocol, name) for _ in protocol.seeds for name in protocol.conditions]
             log = TensorBoardLog(folder.path / "tensorboard") if self.tensorboard and is_first else NO_LOG
-            with closing(log), Progress(console, branches=len(weights), weights=weights) as progress:
+            with closing(log), Progress(console, weights) as progress:
                 run_session(protocol, tasks, self.model, self.make_engine, folder, progress, log)
             if is_first:
                 show_report(folder.path, console)

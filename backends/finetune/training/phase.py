@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.engines.engine import Engine
+from backends.finetune.engines.engine import Engine, SpectralReport, StepReport
 from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.progress import Progress
@@ -61,15 +61,20 @@ class PhaseTraining:
             if step < len(record["losses"]):
                 self.progress.skip(tokens)
                 continue
-            self._step(task, step, rows, len(order), record)
+            report, spectrum = self._step(task, step, rows, len(order), record)
             record["seconds"] = seconds_before + time.monotonic() - started
-            self._log_step(record, earlier_steps + step + 1)
+            rate = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
+            self.log.step(earlier_steps + step + 1, report.loss, report.gradient_norms, rate)
+            if spectrum is not None:
+                self.log.spectrum(earlier_steps + step + 1, spectrum._asdict())
             if (step + 1) % self.protocol.checkpoint_every == 0:
                 self.engine.save_checkpoint(checkpoint, record)
             self.progress.advance(tokens, trained=tokens)
         return record
 
-    def _step(self, task: int, index: int, rows: Sequence[Sequence[int]], steps: int, record: dict[str, Any]) -> None:
+    def _step(
+        self, task: int, index: int, rows: Sequence[Sequence[int]], steps: int, record: dict[str, Any]
+    ) -> tuple[StepReport, SpectralReport | None]:
         batches, memory = self.data.batches(task, index, rows), self.data.memory(task, index)
         shapes = " and ".join(dict.fromkeys(f"{b.input_ids.shape[0]} x {b.input_ids.shape[1]}" for b in batches))
         with memory_errors(f"step {index + 1} on {shapes} tokens"):
@@ -78,19 +83,10 @@ class PhaseTraining:
         record["tokens"] += sum(batch.tokens for batch in batches)
         for name, norm in report.gradient_norms.items():
             record["gradient_norms"].setdefault(name, []).append(norm)
-        if (index + 1) % self.protocol.crma.log_every == 0 or index + 1 == steps:
-            spectrum = self.engine.spectrum()
-            if spectrum is not None:
-                log = record["spectral"] = record["spectral"] or {"steps": [], **{key: [] for key in spectrum._fields}}
-                log["steps"].append(index + 1)
-                for key, value in spectrum._asdict().items():
-                    log[key].append(value)
-
-    def _log_step(self, record: dict[str, Any], global_step: int) -> None:
-        norms = {name: values[-1] for name, values in record["gradient_norms"].items()}
-        rate = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
-        self.log.step(self.seed, self.name, global_step, record["losses"][-1], norms, rate)
-        spectral = record["spectral"]
-        if spectral and spectral["steps"][-1] == len(record["losses"]):
-            last = {key: values[-1] for key, values in spectral.items() if key != "steps"}
-            self.log.spectrum(self.seed, self.name, global_step, last)
+        is_logged = (index + 1) % self.protocol.crma.log_every == 0 or index + 1 == steps
+        spectrum = self.engine.spectrum() if is_logged else None
+        if spectrum is not None:
+            log = record["spectral"] = record["spectral"] or {"steps": [], **{key: [] for key in spectrum._fields}}
+            for key, value in {"steps": index + 1, **spectrum._asdict()}.items():
+                log[key].append(value)
+        return report, spectrum

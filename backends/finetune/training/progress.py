@@ -22,13 +22,13 @@ class Progress:
     """One bar over all seeds and conditions. Work is counted in tokens trained on; reading one costs a third.
 
     Args:
-        branches: how many seeds and conditions. weights: the cost of a token in each of them, relative to the others;
-            the bar and the time left count tokens times weight. Without them all cost the same.
+        weights: of each seed and condition, the cost of a token relative to the others; the bar and the time left
+            count tokens times weight.
 
     Without a terminal, one line is printed per seed and condition instead.
     """
 
-    def __init__(self, console: Console, branches: int, weights: Sequence[float] | None = None) -> None:
+    def __init__(self, console: Console, weights: Sequence[float]) -> None:
         self._bar = RichProgress(
             SpinnerColumn(),
             TextColumn("{task.fields[branch]}: {task.description}", style="bold", markup=False),
@@ -40,10 +40,7 @@ class Progress:
             console=console,
             speed_estimate_period=120,
         )
-        self._console, self._branches = console, branches
-        self._weights = [1.0] * branches if weights is None else [float(weight) for weight in weights]
-        if len(self._weights) != branches:
-            raise ValueError(f"{len(self._weights)} weights for {branches} branches")
+        self._console, self._weights = console, weights
         self._finished: list[float | None] = []  # tokens of each; None where it was finished by an earlier start
         self._work, self._done, self._trained, self._training_seconds = 0.0, 0.0, 0, 0.0
         self._last = time.monotonic()
@@ -56,17 +53,11 @@ class Progress:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._bar.stop()
 
-    @property
-    def fraction(self) -> float | None:
-        """How much is done, 0 to 1; None before the first branch has said how much it is."""
-        task = self._bar.tasks[0]
-        return None if not task.total else task.completed / task.total
-
     def start_branch(self, name: str, work: float) -> None:
         """A seed and condition begins, with ``work`` tokens. Those still to come are taken to have as many."""
         place = len(self._finished)
         if not self._console.is_terminal:
-            self._console.print(f"{name} ({place + 1} of {self._branches})", markup=False)
+            self._console.print(f"{name} ({place + 1} of {len(self._weights)})", markup=False)
         self._work, self._done, self._last = work, 0.0, time.monotonic()
         total = self._before() + work * sum(self._weights[place:])
         if None in self._finished or not self._finished:
@@ -111,4 +102,4 @@ class Progress:
         return sum(weight * size for weight, size in zip(self._weights, sizes, strict=False))
 
     def _completed(self) -> float:
-        return self._before() + self._weights[min(len(self._finished), self._branches - 1)] * self._done
+        return self._before() + self._weights[min(len(self._finished), len(self._weights) - 1)] * self._done

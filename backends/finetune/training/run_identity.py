@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -23,9 +24,7 @@ PACKAGES = {
 
 def identity_of(protocol: Protocol, backend: str, model_path: Path) -> dict[str, Any]:
     """What must not change within a run folder. Seeds and conditions may be added later."""
-    content = protocol.model_dump(
-        mode="json", exclude={"seeds", "conditions", "description", "source", "model", "models", "checkpoint_every"}
-    )
+    content = protocol.model_dump(mode="json", exclude={"seeds", "conditions", "checkpoint_every", *WORDS})
     return {"protocol": content, "backend": backend, "model": model_fingerprint(model_path)}
 
 
@@ -66,10 +65,7 @@ def digest_of(content: Any) -> str:
 
 def _processor() -> str:
     """The processor's model in words."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError):
+        if model := re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+            return model[1].strip()
     return platform.processor() or platform.machine()

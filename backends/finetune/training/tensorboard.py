@@ -4,47 +4,35 @@ import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from backends.atomic import disk_space_errors
 from backends.files import printable
 from reference.errors import MissingPackageError
 
 
-class Log(Protocol):
-    """What a session tells a log. ``global_step`` counts the optimizer steps of a seed and condition from 1 on, through
-    all phases."""
+class Log:
+    """What a session tells a log; this one keeps nothing. ``global_step`` counts the optimizer steps of a seed and
+    condition from 1 on, through all phases."""
 
     def start(self, seed: int, condition: str, global_step: int) -> None:
-        """Steps up to ``global_step`` are done and keep their points; later ones are about to be written (again)."""
-        ...
+        """What follows is of this seed and condition. Steps up to ``global_step`` are done and keep their points;
+        later ones are about to be written (again)."""
 
-    def step(
-        self,
-        seed: int,
-        condition: str,
-        global_step: int,
-        loss: float,
-        gradient_norms: Mapping[str, float],
-        tokens_per_second: float,
-    ) -> None:
-        """After an optimizer step: loss in nats per answer token, gradient norms before clipping."""
-        ...
+    def step(self, global_step: int, loss: float, norms: Mapping[str, float], tokens_per_second: float) -> None:
+        """After an optimizer step: loss in nats per answer token, gradient ``norms`` before clipping."""
 
-    def spectrum(self, seed: int, condition: str, global_step: int, values: Mapping[str, float | None]) -> None:
+    def spectrum(self, global_step: int, values: Mapping[str, float | None]) -> None:
         """Certificates over the layers; None is left out."""
-        ...
 
-    def holdout(self, seed: int, condition: str, phase: int, losses: Mapping[str, float]) -> None:
+    def holdout(self, phase: int, losses: Mapping[str, float]) -> None:
         """After phase ``phase``, from 0: the holdout loss of every task seen. Stands at the last step written."""
-        ...
 
     def close(self) -> None:
         """Write what is waiting."""
-        ...
 
 
-class TensorBoardLog:
+class TensorBoardLog(Log):
     """Event files under ``folder/SEED-CONDITION``. A resumed run continues them without repeating or losing a point.
 
     Every point is handed to the system before its call returns, so a checkpoint never runs ahead of the log. On resume
@@ -74,29 +62,20 @@ class TensorBoardLog:
         self.close()
         place = self.folder / f"{seed}-{condition}"
         earlier = sorted(place.glob("events.*"))
-        resumed = bool(earlier)
         _await_next_second(earlier)
         # A phase that ended at this very step may have its holdout losses already, without being recorded yet.
-        self._held = frozenset(_tags_at(place, global_step)) if resumed and global_step else frozenset()
+        self._held = frozenset(_tags_at(place, global_step) if global_step else ())
         with disk_space_errors(place):
             # TensorBoard drops everything from the purged step on.
-            self._writer = self._open(str(place), purge_step=(global_step and global_step + 1) if resumed else None)
+            self._writer = self._open(str(place), purge_step=(global_step and global_step + 1) if earlier else None)
         self._owner, self._step = (seed, condition), global_step
 
-    def step(
-        self,
-        seed: int,
-        condition: str,
-        global_step: int,
-        loss: float,
-        gradient_norms: Mapping[str, float],
-        tokens_per_second: float,
-    ) -> None:
+    def step(self, global_step: int, loss: float, norms: Mapping[str, float], tokens_per_second: float) -> None:
         values = {"loss/train": loss, "speed/tokens_per_second": tokens_per_second}
-        values |= {f"gradient_norm/{name}": norm for name, norm in gradient_norms.items()}
-        self._write(seed, condition, global_step, values)
+        values |= {f"gradient_norm/{name}": norm for name, norm in norms.items()}
+        self._write(global_step, values)
 
-    def spectrum(self, seed: int, condition: str, global_step: int, values: Mapping[str, float | None]) -> None:
+    def spectrum(self, global_step: int, values: Mapping[str, float | None]) -> None:
         known = {name: value for name, value in values.items() if value is not None}
         points = {f"spectrum/{name}": value for name, value in known.items()}
         # TensorBoard stores float32, whose steps at 1 are as large as what is to be seen there.
@@ -105,12 +84,14 @@ class TensorBoardLog:
             for name, value in known.items()
             if name in ("norm_max", "norm_min", "adapter_max")
         }
-        self._write(seed, condition, global_step, points)
+        self._write(global_step, points)
 
-    def holdout(self, seed: int, condition: str, phase: int, losses: Mapping[str, float]) -> None:
-        points = {f"holdout/{_tag(task)}": loss for task, loss in losses.items()} | {"holdout_phase": float(phase + 1)}
+    def holdout(self, phase: int, losses: Mapping[str, float]) -> None:
+        # A lone surrogate, which JSON can smuggle into a name, has no UTF-8 form.
+        points = {f"holdout/{printable(task)}": loss for task, loss in losses.items()}
+        points["holdout_phase"] = float(phase + 1)
         missing = {tag: value for tag, value in points.items() if tag not in self._held}
-        self._write(seed, condition, self._step, missing)
+        self._write(self._step, missing)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -118,9 +99,7 @@ class TensorBoardLog:
                 self._writer.close()
             self._writer = None
 
-    def _write(self, seed: int, condition: str, global_step: int, values: Mapping[str, float]) -> None:
-        if self._writer is None or self._owner != (seed, condition):
-            self.start(seed, condition, global_step - 1)
+    def _write(self, global_step: int, values: Mapping[str, float]) -> None:
         if global_step != self._step:
             self._held = frozenset()
         self._step = global_step
@@ -131,26 +110,7 @@ class TensorBoardLog:
             writer.flush()
 
 
-class _NoLog:
-    """A log that keeps nothing."""
-
-    def start(self, *_: object) -> None: ...
-
-    def step(self, *_: object) -> None: ...
-
-    def spectrum(self, *_: object) -> None: ...
-
-    def holdout(self, *_: object) -> None: ...
-
-    def close(self) -> None: ...
-
-
-NO_LOG: Log = _NoLog()
-
-
-def _tag(name: str) -> str:
-    """Without what steers a page; a lone surrogate, which JSON can smuggle into a name, has no UTF-8 form either."""
-    return printable(name)
+NO_LOG = Log()
 
 
 def _await_next_second(files: list[Path]) -> None:

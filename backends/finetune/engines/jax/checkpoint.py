@@ -16,7 +16,7 @@ from backends.sealed import seal
 
 def save_checkpoint(path: Path, tree: Any, progress: dict[str, Any]) -> None:
     """Write the arrays of ``tree`` and ``progress`` (JSON) atomically. Raises: DiskSpaceError."""
-    arrays = {name: np.array(leaf, order="C") for name, leaf in _named(tree).items()}
+    arrays = {name: np.array(leaf, order="C") for name, leaf in named(tree).items()}
     atomic_write(path, seal(safetensors.numpy.save(arrays), {"progress": json.dumps(progress)}))
 
 
@@ -29,7 +29,7 @@ def load_checkpoint(data: bytes, path: Path, like: Any) -> Any:
         stored = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
-    wanted = _named(like)
+    wanted = named(like)
     for name, leaf in wanted.items():
         found = stored.get(name)
         if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
@@ -38,7 +38,7 @@ def load_checkpoint(data: bytes, path: Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _named(tree: Any) -> dict[str, jax.Array]:
+def named(tree: Any) -> dict[str, jax.Array]:
     """Leaves by their paths; in the order of the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

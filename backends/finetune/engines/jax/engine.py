@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
@@ -19,14 +20,13 @@ from backends.finetune.engines.jax.step import (
     answer_loss,
     answer_scores,
     padded,
-    rate_arrays,
     stack_of,
     train_step,
 )
 from backends.finetune.engines.optimizer import (
     check_holdout,
     check_step,
-    diverged,
+    divergence,
     group_settings,
     rate_factor,
     trains_crma,
@@ -45,7 +45,7 @@ from backends.jax.decoder import load_decoder
 from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
 from backends.jax.state import load_state, save_state
 from reference import AdapterConfig
-from reference.errors import ConfigError, ModelError, NonFiniteError, ProtocolError
+from reference.errors import ConfigError, ModelError, ProtocolError
 
 
 class JaxEngine:
@@ -110,7 +110,8 @@ class JaxEngine:
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         (batch,) = batches
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
-        rates = rate_arrays({name: group.learning_rate * factor for name, group in self.settings.items()})
+        # as arrays, so that another rate compiles nothing
+        rates = {name: jnp.float32(group.learning_rate * factor) for name, group in self.settings.items()}
         given = self.state, self._on_device(batch), self.placement.replicated(rates)
         result = train_step(self.compute, self.params, self._trainables(), self._still(), *given)
         norms = {name: float(result.norms[name]) for name in self.settings}
@@ -120,19 +121,15 @@ class JaxEngine:
         self.state = result.state
         budget = self.condition.limit(self.protocol.crma.displacement_budget)
         if self.anchor is not None and budget is not None and trains_crma(self.condition, self.phase):
-            try:
+            with divergence(self.phase):
                 self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
-            except NonFiniteError as error:
-                raise diverged(error, self.phase) from error
         return report
 
     def spectrum(self) -> SpectralReport | None:
         if not self.crma:
             return None
-        try:
+        with divergence(self.phase):
             bounds = certificate(self._stack(), self.anchor)
-        except NonFiniteError as error:
-            raise diverged(error, self.phase) from error
         return SpectralReport.of(bounds, bounds.displacement)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
@@ -300,5 +297,4 @@ class JaxEngine:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+    return {name: leaf.shape for name, leaf in jax_checkpoint.named(tree).items()}

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from jax import Array
@@ -129,15 +128,11 @@ def _logits(compute: Compute, params: Any, trainables: Trainables, batch: dict[s
         batch["input_ids"],
         batch["attention_mask"],
         lora=decoder_lora(trainables["lora"], compute.lora_scale),
-        adapter=None if prepared is None else _adapt,
+        adapter=None if prepared is None else PreparedAdapter.__call__,
         adapter_params=prepared,
         matmul_dtype=compute.matmul_dtype,
         remat=compute.remat,
     )
-
-
-def _adapt(layer: PreparedAdapter, x: Array) -> Array:
-    return layer(x)
 
 
 def padded(batch: Batch, rows: int, longest: int) -> dict[str, NDArray[np.int32]]:
@@ -158,8 +153,3 @@ def padded(batch: Batch, rows: int, longest: int) -> dict[str, NDArray[np.int32]
         "labels": np.pad(batch.labels, room, constant_values=IGNORED),
     }
     return {name: array.astype(np.int32) for name, array in arrays.items()}
-
-
-def rate_arrays(rates: dict[str, float]) -> dict[str, Array]:
-    """Learning rates as arrays, so that another rate compiles nothing."""
-    return {name: jnp.float32(rate) for name, rate in rates.items()}

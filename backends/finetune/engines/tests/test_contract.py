@@ -3,7 +3,11 @@
 A new engine is one more entry of ``SUBJECTS``.
 """
 
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +19,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from backends.finetune.conftest import Arguments, adapters, measured, results_lines, rewrite_results, run_with_kills
-from backends.finetune.engines.tests.faults import ENGINES, spoil
-from backends.finetune.engines.tests.processes import Ended, torchrun
+from backends.finetune.conftest import Arguments, adapters, measured, results_lines, rewrite_results
+from backends.finetune.engines.tests.faults import spoil, torchrun_with, with_fault
+from backends.finetune.engines.tests.processes import REPOSITORY, TIME_LIMIT, Ended, torchrun
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder
 from backends.state_file import decode_state
@@ -81,7 +85,7 @@ def run(subject: Subject, crma: Callable[..., tuple[int, str, str]], tmp_path: P
     def run(*conditions: str, fault: str = "") -> Ended:
         arguments = subject.arguments(tmp_path / "run", conditions=conditions)
         if subject.is_distributed:
-            return torchrun(*([fault, *arguments], ("-m", spoil.__module__)) if fault else (arguments,))
+            return torchrun_with(fault, arguments) if fault else torchrun(arguments)
         with pytest.MonkeyPatch.context() as patch:
             if fault:
                 spoil(subject.engine, fault, patch.setattr)
@@ -191,13 +195,22 @@ def test_the_same_command_again_gives_the_same_bits(subject, run, tmp_path):
 
 
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in range(1, 8))])
-def test_killed_anywhere_and_resumed_gives_the_same_bits(subject, tmp_path, crma_process, attempt):
+def test_killed_anywhere_and_resumed_gives_the_same_bits(subject, run, tmp_path, attempt):
     """Kills inside a write, a rename, a step or an evaluation; several times in one run."""
     if subject.is_distributed:
         pytest.skip("test_torchrun kills one process and all")
     arguments = subject.arguments(tmp_path / "run", conditions=("modular",))
-    kills = run_with_kills(crma_process, arguments, ENGINES[subject.engine], 4 if attempt else 1)
-    assert_same_bits(tmp_path / "run", subject.finished, "modular", note=kills)
+    counts = []
+    for _ in range(4 if attempt else 1):
+        counts.append(random.Random().randrange(1, 90))  # a fresh draw each time
+        command = [sys.executable, *with_fault(subject.engine, f"killed-anywhere {counts[-1]}"), *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    ended = run("modular")
+    assert ended.code == 0, (ended.error, counts)
+    assert_same_bits(tmp_path / "run", subject.finished, "modular", note=f"killed at {counts}")
 
 
 @pytest.mark.parametrize(("condition", "call"), [("modular", STEPS + 8), ("modular-still", 2 * STEPS + 8)])

@@ -80,6 +80,16 @@ def arrays(engine: Any, folder: Path) -> dict[str, np.ndarray]:
     return found | (load_file(crma) if crma.exists() else {})
 
 
+def assert_same_way(ours: Any, theirs: Any, start: dict[str, np.ndarray], folder: Path, moves: str = "") -> None:
+    """Both have gone the same way from ``start``, on which only what has ``moves`` in its name has moved at all."""
+    end, other = arrays(ours, folder / "ours"), arrays(theirs, folder / "theirs")
+    assert end.keys() == other.keys()
+    for name, before in start.items():
+        moved, apart = np.linalg.norm(end[name] - before), np.linalg.norm(other[name] - end[name])
+        assert (moved > 0) == (moves in name), name
+        assert apart <= PARAMETER_TOLERANCE * moved, name
+
+
 @pytest.mark.parametrize("condition", ["frozen", "modular", "frozen-raised"])
 def test_twenty_steps_from_the_same_start_are_the_same_training(engines, encoder, condition, tmp_path):
     ours, theirs = engines(condition)
@@ -94,12 +104,7 @@ def test_twenty_steps_from_the_same_start_are_the_same_training(engines, encoder
     assert np.ptp(losses[:, 0]) > 100 * LOSS_TOLERANCE * losses.max()  # or a model that never learns would pass
     for ours_now, theirs_now in reports[:3]:
         assert theirs_now.gradient_norms == pytest.approx(ours_now.gradient_norms, rel=1e-3)
-    ends = arrays(ours, tmp_path / "ours"), arrays(theirs, tmp_path / "theirs")
-    assert ends[0].keys() == ends[1].keys()
-    for name, end in ends[0].items():
-        moved, apart = np.linalg.norm(end - start[name]), np.linalg.norm(ends[1][name] - end)
-        assert apart <= PARAMETER_TOLERANCE * moved, name
-        assert moved > 0, name
+    assert_same_way(ours, theirs, start, tmp_path)
     holdout = [engine.holdout_loss(given[-1:]) for engine in (ours, theirs)]
     assert holdout[1] == pytest.approx(holdout[0], rel=LOSS_TOLERANCE)
 
@@ -138,11 +143,7 @@ def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines,
     for mine, other in reports:
         assert other.loss == pytest.approx(mine.loss, rel=LOSS_TOLERANCE)
         assert set(other.gradient_norms) == set(mine.gradient_norms) == {"lora"}
-    ends = arrays(ours, tmp_path / "ours"), arrays(theirs, tmp_path / "theirs")
-    for name, end in ends[0].items():
-        moved, apart = np.linalg.norm(end - before[name]), np.linalg.norm(ends[1][name] - end)
-        assert (moved > 0) == ("lora_" in name), name
-        assert apart <= PARAMETER_TOLERANCE * moved, name
+    assert_same_way(ours, theirs, before, tmp_path, moves="lora_")
 
 
 def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines, encoder, tmp_path):

@@ -39,6 +39,15 @@ def model(tmp_path_factory, tiny_model):
     return folder
 
 
+@pytest.fixture
+def protocol(tmp_path, model):
+    return load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
+
+
+def engine_of(folder, protocol):
+    return TorchEngine(Job(folder, protocol, parse_condition("modular"), 0), "cpu")
+
+
 def packed(engine):
     """The base model's packed weights, by name."""
     kind = bitsandbytes.nn.Params4bit
@@ -61,9 +70,8 @@ def test_a_run_in_four_bits_learns_and_frozen_drifts_by_exactly_zero(tmp_path, m
     assert adapters(again) == adapters(tmp_path / "run")
 
 
-def test_linear_layers_are_packed_and_nothing_of_them_is_trained(tmp_path, model):
-    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
-    engine = TorchEngine(Job(model, protocol, parse_condition("modular"), 0), "cpu")
+def test_linear_layers_are_packed_and_nothing_of_them_is_trained(model, protocol):
+    engine = engine_of(model, protocol)
     weights = packed(engine)
     assert len(weights) == 2 * 7  # of two blocks of a Llama
     assert all(weight.dtype == torch.uint8 and not weight.requires_grad for weight in weights.values())
@@ -79,11 +87,10 @@ def test_linear_layers_are_packed_and_nothing_of_them_is_trained(tmp_path, model
     assert all(torch.equal(weight, before[name]) for name, weight in packed(engine).items())
 
 
-def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, model):
+def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, model, protocol):
     """Against a model in float32 that holds them; what remains is the rounding of products to bfloat16."""
-    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
     plain = load_protocol(str(tiny_protocol(tmp_path, model)))
-    ours, theirs = (TorchEngine(Job(model, each, parse_condition("modular"), 0), "cpu") for each in (protocol, plain))
+    ours, theirs = (engine_of(model, each) for each in (protocol, plain))
     values = dict(theirs.model.named_parameters())
     with torch.no_grad():
         for name, weight in packed(ours).items():
@@ -109,21 +116,19 @@ def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, m
 
 
 @pytest.fixture
-def stored(model, tmp_path):
+def stored(model, protocol, tmp_path):
     """The model in a folder that holds it in 4 bits."""
     folder = tmp_path / "stored"
     shutil.copytree(model, folder)
-    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
     (folder / "model.safetensors").unlink()
     load_base(model, protocol, torch.device("cpu")).save_pretrained(folder)
     return folder
 
 
-def test_a_folder_in_four_bits_trains_as_one_that_is_quantized_when_it_is_loaded(tmp_path, model, stored):
-    protocol = load_protocol(str(tiny_protocol(tmp_path, model)), FOUR_BITS[1:])
+def test_a_folder_in_four_bits_trains_as_one_that_is_quantized_when_it_is_loaded(model, stored, protocol):
     norms = []
     for folder in (model, stored):
-        engine = TorchEngine(Job(folder, protocol, parse_condition("modular"), 0), "cpu")
+        engine = engine_of(folder, protocol)
         engine.begin_phase(0, 2)
         batch = encoded(model, protocol)
         engine.holdout_loss([batch])  # bitsandbytes packs anew when a model first answers
@@ -157,23 +162,21 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_packed_weights_that_do_not_fit_each_other_are_refused_by_name(kind, tmp_path, stored):
+def test_packed_weights_that_do_not_fit_each_other_are_refused_by_name(kind, stored, protocol):
     change, named = DAMAGED[kind]
     rewrite(stored, change)
-    protocol = load_protocol(str(tiny_protocol(tmp_path, stored)), FOUR_BITS[1:])
     with pytest.raises(ModelError) as caught:
         load_base(stored, protocol, torch.device("cpu"))
     assert named in str(caught.value)
 
 
-def test_a_configuration_that_only_says_four_bits_is_refused(tmp_path, model, stored):
+def test_a_configuration_that_only_says_four_bits_is_refused(tmp_path, model, stored, protocol):
     """And one that does not say what the weights are."""
     quantization = json.loads((stored / "config.json").read_text())["quantization_config"]
     edit(stored, quantization_config=None)
     folder = shutil.copytree(model, tmp_path / "claims")
     edit(folder, quantization_config=quantization)
     for path, words in ((folder, "in 4 bits that are not whole"), (stored, "dtype U8")):
-        protocol = load_protocol(str(tiny_protocol(tmp_path, path)), FOUR_BITS[1:])
         with pytest.raises(ModelError, match=words):
             load_base(path, protocol, torch.device("cpu"))
 

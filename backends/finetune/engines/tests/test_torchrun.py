@@ -6,7 +6,6 @@ A command of two processes takes ten to twenty seconds here, so one of them serv
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ if not torch_distributed.is_available():
 from safetensors.numpy import load_file
 
 from backends.finetune.conftest import Arguments, adapters, measured
+from backends.finetune.engines.tests.faults import torchrun_with
 from backends.finetune.engines.tests.processes import TIME_LIMIT, Ended, end, family, start, torchrun
 from backends.finetune.engines.torch import engine as torch_engine
 from backends.finetune.engines.torch.world import TorchWorld
-from backends.finetune.engines.world import SINGLE, SingleProcess
+from backends.finetune.engines.world import SINGLE, World
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.run_folder import RunFolder
 from conformance.compare import assert_close
@@ -131,7 +131,7 @@ def test_the_same_sums_in_one_process_give_the_same_bits(together, tmp_path, arg
     backward = torch_engine.TorchEngine._backward
     gradients: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
 
-    class Share(SingleProcess):
+    class Share(World):
         size = 2
 
     def by_shares(self, batch, answer_tokens):
@@ -240,40 +240,6 @@ def test_each_of_two_processes_holds_half_of_a_sharded_base_model(tmp_path, tiny
     assert ended.output.count("spread") == 2
 
 
-FAILING = """
-import os, signal, sys
-from backends.finetune.cli import main
-from backends.finetune.engines.torch.engine import TorchEngine as engine
-first = os.environ["RANK"] == "0"
-step, calls = engine.step, []
-def failing(self, batches, index, memory=None):
-    calls.append(index)
-    if len(calls) == 9:
-        FAIL
-    return step(self, batches, index, memory)
-engine.step = failing
-sys.exit(main(sys.argv[1:]))
-"""
-ONE_DIES = "first or os.kill(os.getpid(), signal.SIGKILL)"
-OUT_OF_MEMORY = """
-        if not first:
-            engine._backward = lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))"""
-NOT_FINITE = """
-        if not first:
-            self._loss = lambda batch, loss=self._loss: (loss(batch)[0] * float("nan"), loss(batch)[1])"""
-
-
-@pytest.fixture
-def failing(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
-    """A program whose second process does something else in its ninth step."""
-
-    def program(fail: str) -> tuple[str, ...]:
-        (tmp_path / "failing.py").write_text(FAILING.replace("FAIL", fail))
-        return (str(tmp_path / "failing.py"),)
-
-    return program
-
-
 def resumes_to(expected: Path, run: Path, command: list[str]) -> None:
     ended = torchrun(command)
     assert ended.code == 0, ended.error
@@ -282,8 +248,8 @@ def resumes_to(expected: Path, run: Path, command: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_one_process_killed_ends_the_command_which_goes_on_to_the_same_bits(together, tmp_path, arguments, failing):
-    ended = torchrun(arguments(tmp_path / "run"), failing(ONE_DIES))
+def test_one_process_killed_ends_the_command_which_goes_on_to_the_same_bits(together, tmp_path, arguments):
+    ended = torchrun_with("killed 9 in 1", arguments(tmp_path / "run"))
     assert ended.code != 0
     assert "SIGKILL" in ended.error
     assert list((tmp_path / "run").rglob("checkpoint.safetensors"))
@@ -306,22 +272,17 @@ def test_all_processes_killed_and_resumed_give_the_same_bits(together, tmp_path,
     resumes_to(together[0], tmp_path / "run", arguments(tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fail", "messages"),
-    [
-        pytest.param(OUT_OF_MEMORY, ["got out of memory"], id="memory", marks=pytest.mark.slow),
-        pytest.param(NOT_FINITE, ["step 3: got loss nan"], id="not finite", marks=pytest.mark.slow),
-    ],
+    ("fault", "message"), [("out-of-memory 9 in 1", "got out of memory"), ("nan-loss 9 in 1", "step 3: got loss nan")]
 )
-def test_an_error_in_one_process_ends_the_others(together, tmp_path, arguments, failing, fail, messages):
-    ended = torchrun(arguments(tmp_path / "run"), failing(fail))
+def test_an_error_in_one_process_ends_the_others(together, tmp_path, arguments, fault, message):
+    ended = torchrun_with(fault, arguments(tmp_path / "run"))
     assert ended.code != 0
-    for message in messages:
-        assert message in ended.error, ended.error
+    assert message in ended.error, ended.error
     assert "backends/finetune/cli/program.py" not in ended.error  # no traceback of ours; torchrun adds its own
-    if fail == NOT_FINITE:
-        assert not records(tmp_path / "run", "phase")[1:]
-        resumes_to(together[0], tmp_path / "run", arguments(tmp_path / "run"))
+    assert not records(tmp_path / "run", "phase")[1:]
+    resumes_to(together[0], tmp_path / "run", arguments(tmp_path / "run"))
 
 
 def test_a_run_folder_in_use_is_refused_by_all_processes(tmp_path, arguments):
@@ -342,34 +303,26 @@ def test_a_run_folder_in_use_is_refused_by_all_processes(tmp_path, arguments):
         (("--backend", "jax-cpu", "--shard"), "--shard: got with jax-cpu"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(tmp_path, crma, finetune_command, more, message):
+def test_what_cannot_be_is_refused_before_anything_starts(refused_run, more, message):
     if "jax-cpu" in more:
         pytest.importorskip("jax")
-    code, _, error = crma(finetune_command(tmp_path / "run", *more))
-    assert code == 2
-    assert message in error
-    assert not (tmp_path / "run").exists()
+    assert message in refused_run(*more)
 
 
-def test_jax_under_torchrun_is_refused(tmp_path, crma, finetune_command, monkeypatch):
+def test_jax_under_torchrun_is_refused(refused_run, monkeypatch):
     pytest.importorskip("jax")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, error = crma(finetune_command(tmp_path / "run", "--backend", "jax-cpu"))
-    assert code == 2
-    assert "torchrun: got 2 processes with jax-cpu" in error
-    assert not (tmp_path / "run").exists()
+    assert "torchrun: got 2 processes with jax-cpu" in refused_run("--backend", "jax-cpu")
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR"])
-def test_half_an_environment_of_torchrun_is_one_clear_error(tmp_path, crma, finetune_command, monkeypatch, missing):
+def test_half_an_environment_of_torchrun_is_one_clear_error(refused_run, monkeypatch, missing):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(missing)
-    code, _, error = crma(finetune_command(tmp_path / "run"))
-    assert code == 2
+    error = refused_run()
     assert "torchrun: got" in error
     assert missing in error
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_lost_process_is_a_clear_error_and_any_other_error_itself():

@@ -1,4 +1,4 @@
-"""Checkpoint of the phase under way: trainables and optimizer moments in one safetensors file, no pickle."""
+"""Files of tensors, no pickle; and the checkpoint of the phase under way: trainables and optimizer moments."""
 
 import json
 from collections.abc import Mapping
@@ -21,13 +21,12 @@ def save_checkpoint(
     path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, progress: dict[str, Any]
 ) -> None:
     """Write ``parameters``, their optimizer state and ``progress`` (JSON) atomically. Raises: DiskSpaceError."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        tensors[f"parameter/{name}"] = parameter.detach()
+        tensors[f"parameter/{name}"] = parameter
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = value
-    cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, seal(safetensors.torch.save(cpu), {"progress": json.dumps(progress)}))
+    write_tensors(path, tensors, {"progress": json.dumps(progress)})
 
 
 def load_checkpoint(data: bytes, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
@@ -58,8 +57,18 @@ def _optimizer_state(tensors: Mapping[str, Tensor], name: str, parameter: nn.Par
     return state
 
 
+def safetensors_of(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file."""
+    return safetensors.torch.save({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A file of this run, sealed, atomically. Raises: DiskSpaceError."""
+    atomic_write(path, seal(safetensors_of(tensors), metadata))
+
+
 def read_tensors(path: Path, device: Any) -> dict[str, Tensor]:
-    """A file of this run. Raises: RunFolderError."""
+    """What :func:`write_tensors` wrote. Raises: RunFolderError."""
     try:
         return {name: tensor.to(device) for name, tensor in safetensors.torch.load(read_sealed(path)).items()}
     except (OSError, ValueError, SafetensorError) as error:

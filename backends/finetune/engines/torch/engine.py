@@ -1,21 +1,19 @@
 """The PyTorch engine: a base model, one LoRA by PEFT, the shared CRMA, and what a condition adds to them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from backends.atomic import atomic_write
 from backends.finetune.engines.engine import RowScore, SpectralReport, StepReport
 from backends.finetune.engines.optimizer import (
     check_holdout,
     check_step,
-    diverged,
+    divergence,
     group_settings,
     rate_factor,
     trains_crma,
@@ -37,11 +35,9 @@ from backends.finetune.runs.run_folder import PhaseFiles
 from backends.finetune.tasks.encoding import IGNORED, Batch
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.packing import check_packing, model_arguments
-from backends.sealed import seal
 from backends.torch import AdapterState, CRMABackbone, attach_crma
 from backends.torch.decoder import find_decoder
 from reference import AdapterConfig
-from reference.errors import NonFiniteError
 
 
 class TorchEngine:
@@ -189,13 +185,11 @@ class TorchEngine:
 
     def _limit(self) -> None:
         budget = self.condition.limit(self.protocol.crma.displacement_budget)
-        is_trained = trains_crma(self.condition, self.phase)
-        if self.backbone is None or self.anchor is None or budget is None or not is_trained:
+        if self.backbone is None or self.anchor is None or budget is None:
             return
-        try:
-            self.backbone.limit_displacement(self.anchor, budget)
-        except NonFiniteError as error:
-            raise diverged(error, self.phase) from error
+        if trains_crma(self.condition, self.phase):
+            with divergence(self.phase):
+                self.backbone.limit_displacement(self.anchor, budget)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         if self.method is not None:
@@ -204,15 +198,11 @@ class TorchEngine:
     def spectrum(self) -> SpectralReport | None:
         if self.backbone is None:
             return None
-        try:
+        with divergence(self.phase):
             if self.condition.crma == "unconstrained":
-                bounds, moved = certificate_of_unconstrained(self.backbone), None
-            else:
-                bounds = self.backbone.certificate()
-                moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
-        except NonFiniteError as error:
-            raise diverged(error, self.phase) from error
-        return SpectralReport.of(bounds, moved)
+                return SpectralReport.of(certificate_of_unconstrained(self.backbone), None)
+            moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
+            return SpectralReport.of(self.backbone.certificate(), moved)
 
     # Answers --------------------------------------------------------------------------------------------------------
 
@@ -288,20 +278,20 @@ class TorchEngine:
 
     # Files ----------------------------------------------------------------------------------------------------------
 
-    def save_phase(self, phase: int, files: PhaseFiles) -> None:
-        with self._written_once() as writes:
-            if writes:
-                self._save_phase(phase, files)
+    # One process writes, and the others wait until the files are there.
 
-    def _save_phase(self, phase: int, files: PhaseFiles) -> None:
+    def save_phase(self, phase: int, files: PhaseFiles) -> None:
+        if self.world.rank == 0:
+            self._save_phase(files)
+        self.world.barrier()
+
+    def _save_phase(self, files: PhaseFiles) -> None:
         if self.slot is None:
-            tensors = {name: value.detach().to("cpu").contiguous() for name, value in self._trainables().items()}
-            atomic_write(files.model, seal(safetensors.torch.save(tensors)))
+            torch_checkpoint.write_tensors(files.model, self._trainables())
         else:
             self.slot.save(files.lora)
         if self.method is not None and self.condition.method.keeps_file:
-            kept = {name: tensor.cpu().contiguous() for name, tensor in self.method.state().items()}
-            atomic_write(files.consolidated, seal(safetensors.torch.save(kept)))
+            torch_checkpoint.write_tensors(files.consolidated, self.method.state())
         if self.backbone is not None and self.condition.crma == "unconstrained":
             save_unconstrained(files.mixing, self.backbone.finite_state())
         elif self.backbone is not None:
@@ -344,10 +334,10 @@ class TorchEngine:
             parameter.copy_(tensors[name])
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:
-        with self._written_once() as writes:
-            if writes:
-                progress = progress | {"phase": self.phase}
-                torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress)
+        if self.world.rank == 0:
+            progress = progress | {"phase": self.phase}
+            torch_checkpoint.save_checkpoint(path, self._trainables(), self.optimizer, progress)
+        self.world.barrier()
 
     def load_checkpoint(self, path: Path, phase: int) -> dict[str, Any] | None:
         if (found := read_checkpoint(path, phase)) is None:
@@ -355,12 +345,6 @@ class TorchEngine:
         data, progress = found
         torch_checkpoint.load_checkpoint(data, path, self._trainables(), self.optimizer)
         return progress
-
-    @contextmanager
-    def _written_once(self) -> Iterator[bool]:
-        """Whether this process writes; the others wait until the files are there."""
-        yield self.world.rank == 0
-        self.world.barrier()
 
 
 def _take_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

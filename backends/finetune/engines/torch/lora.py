@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backends.adapter_folder import read_adapter, write_adapter
+from backends.finetune.engines.torch.checkpoint import safetensors_of
 from backends.finetune.methods.frozen import raised_rank
 from backends.finetune.protocols.protocol import LoraSection
 from backends.finetune.runs.checkpoint_file import damaged_phase
@@ -66,10 +67,9 @@ class LoraSlot:
     def save(self, folder: Path) -> None:
         """What PeftModel.save_pretrained writes, file by file: atomic, and on the disk when this returns."""
         tensors = get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
-        cpu = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
         config = self.model.peft_config[NAME].to_dict() | {"inference_mode": True}
         text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))  # sets as lists
-        write_adapter(folder, safetensors.torch.save(cpu), text.encode())
+        write_adapter(folder, safetensors_of(tensors), text.encode())
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote. Raises: RunFolderError for a damaged file."""

@@ -6,15 +6,12 @@ format of their own, since a CRMA state file of these values would be read as lo
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from backends.atomic import atomic_write
 from backends.certificate import Certificate
+from backends.finetune.engines.torch.checkpoint import read_tensors, write_tensors
 from backends.finetune.runs.checkpoint_file import damaged_phase
-from backends.sealed import read_sealed, seal
 from backends.torch import AdapterState, CRMAAdapter, CRMABackbone
 from backends.torch.certificates import certificate_of
 from backends.torch.functions import functions
@@ -55,14 +52,13 @@ def certificate_of_unconstrained(backbone: CRMABackbone) -> Certificate:
 def save_unconstrained(path: Path, state: AdapterState) -> None:
     """Write the matrices, gates and bases, atomically."""
     tensors = {"mixing": state.mix_logits, "gate_logits": state.gate_logits, "bases": state.bases}
-    cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, seal(safetensors.torch.save(cpu), {"format": "crma-unconstrained"}))
+    write_tensors(path, tensors, {"format": "crma-unconstrained"})
 
 
 def load_unconstrained(path: Path) -> AdapterState:
     """Read what :func:`save_unconstrained` wrote. Raises: RunFolderError."""
+    tensors = read_tensors(path, "cpu")
     try:
-        tensors = safetensors.torch.load(read_sealed(path))
         return AdapterState(tensors["mixing"], tensors["gate_logits"], tensors["bases"])
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
-        raise damaged_phase(path, f"{type(error).__name__}: {error}") from error
+    except KeyError as error:
+        raise damaged_phase(path, f"no tensor {error}") from error

@@ -24,7 +24,7 @@ from reference.errors import BackendError
 AGREE_SECONDS = 300
 
 
-class TorchWorld:
+class TorchWorld(World):
     """The processes of a torchrun. Raises: BackendError if they cannot find each other."""
 
     def __init__(self, device: str) -> None:

@@ -7,8 +7,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from backends.finetune.methods.a_gem import projected
-from backends.finetune.methods.conditions import KNOWN, METHODS, SECTIONS
-from backends.finetune.methods.section import MemorySection
 
 
 def pair(seed: int) -> tuple[list[Any], list[Any]]:
@@ -39,11 +37,3 @@ def test_both_cases_occur_and_a_memory_without_a_gradient_changes_nothing():
     assert {bool(flat(a) @ flat(b) >= 0) for a, b in map(pair, range(12))} == {True, False}
     gradients, _ = pair(0)
     assert projected(gradients, [torch.zeros_like(g) for g in gradients]) == gradients
-
-
-def test_every_method_is_whole():
-    """Names, labels and marks are told apart, and a method with a memory has the numbers of one."""
-    conditions = [condition for file in METHODS for condition in file.CONDITIONS]
-    assert len({c.name for c in conditions}) == len({c.label for c in conditions}) == len({c.mark for c in conditions})
-    assert set(KNOWN) == {condition.name for condition in conditions}
-    assert all(issubclass(SECTIONS[c.name], MemorySection) for c in conditions if c.method.memory != "none")

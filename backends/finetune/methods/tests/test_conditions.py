@@ -1,9 +1,7 @@
 """Every condition through a whole run of a tiny model: drift, budgets, sizes, and resuming to the same bits."""
 
 import gc
-import os
 import random
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 
 from backends.finetune.conftest import Arguments, adapters, measured, write_tasks
+from backends.finetune.engines.tests.faults import spoil
 from backends.finetune.methods.conditions import KNOWN, parse_condition
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder
@@ -103,32 +102,16 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("names", RESUMED, ids="+".join)
-def test_interrupted_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, arguments, monkeypatch, capfd, names):
+def test_interrupted_anywhere_and_resumed_gives_the_same_bits(finished, tmp_path, arguments, capfd, names):
     """In a step, an evaluation, the Fisher information, a write or a rename; several times in one run."""
     from backends.finetune.cli import main
-    from backends.finetune.engines.torch.engine import TorchEngine
 
-    countdown, counts = [0], []
-
-    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            countdown[0] -= 1
-            if countdown[0] == 0:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    for name in ("begin_phase", "step", "finish_phase", "holdout_loss", "save_phase", "save_checkpoint"):
-        monkeypatch.setattr(TorchEngine, name, interrupted(getattr(TorchEngine, name)))
-    for name in ("replace", "unlink"):
-        monkeypatch.setattr(Path, name, interrupted(getattr(Path, name)))
-    monkeypatch.setattr(os, "fsync", interrupted(os.fsync))
-    code = 130
+    code, counts = 130, []
     while code == 130:
-        countdown[0] = random.Random().randrange(5, 90)
-        counts.append(countdown[0])
-        code = main(arguments(tmp_path / "run", *names))
+        counts.append(random.Random().randrange(5, 90))
+        with pytest.MonkeyPatch.context() as patch:
+            spoil("torch", f"interrupted-anywhere {counts[-1]}", patch.setattr)
+            code = main(arguments(tmp_path / "run", *names))
     assert code == 0, (capfd.readouterr().err, counts)
     assert len(counts) > 1
     assert of_conditions(tmp_path / "run", names) == of_conditions(finished, names), counts

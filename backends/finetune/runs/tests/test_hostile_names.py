@@ -127,7 +127,7 @@ def test_what_is_no_text_of_the_program_is_no_markup_of_the_terminal():
     table.add_row(HOSTILE, style="bold")
     screen.print(table)
     screen.print(HOSTILE)
-    with Progress(screen, branches=1) as progress:
+    with Progress(screen, [1.0]) as progress:
         progress.start_branch(HOSTILE, 10)
         progress.describe(HOSTILE)
         progress.advance(1, trained=1)
@@ -146,7 +146,8 @@ def test_a_label_is_the_escape_in_pictures_too():
 def test_tags_of_the_log_are_escaped(tmp_path):
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     log = TensorBoardLog(tmp_path)
-    log.holdout(0, "naive", 0, {HOSTILE: 1.0, "\ud800": 1.0})
+    log.start(0, "naive", 0)
+    log.holdout(0, {HOSTILE: 1.0, "\ud800": 1.0})
     log.close()
     (file,) = tmp_path.rglob("events.*")
     tags = [value.tag for event in loader.LegacyEventFileLoader(str(file)).Load() for value in event.summary.value]

@@ -10,6 +10,7 @@ import pytest
 
 from backends.atomic import atomic_write
 from backends.finetune.conftest import adapters, measured
+from backends.finetune.engines.tests.faults import spoil
 from backends.finetune.runs.results import read_results
 
 torch = pytest.importorskip("torch")
@@ -84,12 +85,7 @@ def test_killed_after_the_last_record_leaves_no_checkpoint(finished, tmp_path, c
 def test_killed_while_a_folder_without_work_is_claimed_again_leaves_it_ours(
     finished, tmp_path, crma, finetune_command, monkeypatch, call
 ):
-    from backends.finetune.engines.torch import engine as torch_engine
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch_engine.TorchEngine, "step", interrupted)
+    spoil("torch", "interrupted 1", monkeypatch.setattr)
     assert crma(finetune_command(tmp_path / "run"))[0] == 130  # claimed, and nothing trained
     monkeypatch.undo()
     calls = []
