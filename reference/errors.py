@@ -83,6 +83,10 @@ class RunFolderError(CRMAError):
     """A run folder belongs to another configuration, is in use, or holds a damaged checkpoint."""
 
 
+class PromiseBrokenError(CRMAError):
+    """A phase would leave an earlier task worse than was promised; it was undone (CL-12)."""
+
+
 class DiskSpaceError(CRMAError, OSError):
     """The disk has no room for a file. Nothing that was already written is lost."""
 

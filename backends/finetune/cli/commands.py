@@ -11,16 +11,22 @@ import typer
 from backends.files import printable
 from backends.finetune.cli.certify import certify
 from backends.finetune.cli.finetune import finetune
+from backends.finetune.cli.forget import forget
 from backends.finetune.cli.generate import generate
+from backends.finetune.cli.learn import learn
 from backends.finetune.cli.modules import MODULES, runner
 from backends.finetune.cli.options import Command
 from backends.finetune.cli.plan import plan
 from backends.finetune.cli.protocols import protocols
 from backends.finetune.cli.report import report
 from backends.finetune.cli.route import route
+from backends.finetune.cli.status import status
 from reference import SPEC_VERSION
 
 COMMANDS: dict[Callable[..., object], str] = {
+    learn: "teach an assistant one more task",
+    status: "what an assistant has learned, and what became of it",
+    forget: "take a task out of an assistant",
     finetune: "fine-tune a model through a sequence of tasks",
     report: "write table, pictures and HTML of a run folder again",
     protocols: "list the protocols",

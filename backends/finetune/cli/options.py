@@ -27,7 +27,7 @@ Settings = Annotated[
 ]
 TASK_FORM = "NAME=TRAIN.jsonl:HOLDOUT.jsonl"
 #: Options that take all values up to the next option.
-MANY = ("--seeds", "--conditions")
+MANY = ("--seeds", "--conditions", "--columns")
 
 
 class Command(TyperCommand):

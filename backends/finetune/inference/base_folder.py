@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from backends.finetune.inference.run_adapters import RunAdapters
+from backends.finetune.models.fingerprint import check_fingerprint
 from backends.finetune.models.marker import is_random
 from backends.finetune.models.random_weights import SIZES, random_model_folder
 from backends.finetune.models.resolve import resolve_model
@@ -22,6 +23,8 @@ def base_folder(run: RunAdapters, model: str | Path | None = None) -> Path:
             if folder.name == run.model:
                 return folder
     folder = resolve_model(name)
+    if run.fingerprint is not None:
+        check_fingerprint(run.fingerprint, run.model, folder)
     if is_random(folder) != run.random_weights:
         kinds = "weights as they were trained", "random weights"
         raise ModelError(

@@ -11,6 +11,7 @@ from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.assistant_folder import AssistantFolder, is_assistant
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder
 from reference.errors import CRMAError, RunFolderError
@@ -38,10 +39,13 @@ class RunAdapters(NamedTuple):
     seed: int
     random_weights: bool
     tasks: dict[str, TaskAdapter]
+    fingerprint: dict[str, str] | None = None  # of the base model, where the folder has it
 
 
 def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: str = "modular") -> RunAdapters:
-    """Look up the adapters of a run; ``seed`` is the first one with a finished task, if it is None.
+    """Look up the adapters of a run, or of an assistant, which has one seed and condition.
+
+    ``seed`` is the first one with a finished task, if it is None.
 
     One shared LoRA (naive, replay, EWC, LwF) answers for every task as it was after the last finished one; so does the
     shared CRMA, unless the condition pins each task to the state it was trained against. O-LoRA answers every task with
@@ -50,6 +54,8 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
     Raises: RunFolderError for a folder without such a run, for the condition "full", which has no adapters, and for a
     run of another version of this program.
     """
+    if is_assistant(run_folder):
+        return _of_assistant(AssistantFolder(run_folder))
     folder = RunFolder(run_folder)
     results = read_results(folder.path)
     finished = {own: len(results.phases_of(condition, own)) for own in results.seeds}
@@ -105,3 +111,21 @@ def _condition(name: str, folder: Path) -> Condition:
             allowed=str(error),
             remedy="use the version of this program that trained it",
         ) from error
+
+
+def _of_assistant(folder: AssistantFolder) -> RunAdapters:
+    """Each task with its LoRA, and the version of the CRMA that it answers with."""
+    found = folder.read()
+    if not found.tasks:
+        raise RunFolderError(
+            str(folder.path), got="no task", allowed="a folder that has learned one", remedy="crma learn DATA --into it"
+        )
+    folder.check_files(found)
+    digests = {str(folder.path / name): digest for name, digest in found.files.items()}
+    tasks = {}
+    for name, task in found.tasks.items():
+        files = folder.files(task.record.phase, task.version)
+        tasks[name] = TaskAdapter((files.lora,), files.crma, digests)
+    protocol = found.protocol.model_copy(update={"model": found.found_at})
+    condition = parse_condition("modular-ratchet")
+    return RunAdapters(protocol, found.model, condition, 0, found.random_weights, tasks, found.fingerprint)

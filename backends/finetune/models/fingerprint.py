@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from backends.files import sha256_of
@@ -9,6 +10,7 @@ from backends.finetune.models.folder import read_json
 from backends.finetune.models.marker import MARKER, is_random
 from backends.finetune.models.weight_digest import cached_sha256
 from backends.weight_files import SINGLE, find_tensors
+from reference.errors import ModelError
 
 #: what AutoTokenizer reads, of any kind of tokenizer, and the chat template
 _TOKENIZER_FILES = (
@@ -38,3 +40,15 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
     tokenizer = {path.relative_to(folder).as_posix(): cached_sha256(path) for path in read}
     parts = {"config": config, "weights": weights, "tokenizer": tokenizer}
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+
+
+def check_fingerprint(expected: Mapping[str, str], name: str, folder: Path) -> None:
+    """Raise ModelError for another base model than the one called ``name`` that has this fingerprint."""
+    found = model_fingerprint(folder)
+    if differing := [part for part, digest in expected.items() if found.get(part) != digest]:
+        raise ModelError(
+            "model",
+            got=f"{folder.name}, whose {' and '.join(differing)} are others than those of {name}",
+            allowed=f"{name}, the base model that the adapters were trained on",
+            remedy="name the folder of that model with --model",
+        )

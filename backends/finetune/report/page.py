@@ -20,7 +20,7 @@ from backends.finetune.runs.run_folder import checked_results
 from reference import wilson_interval
 from reference.errors import DiskSpaceError, RunFolderError
 
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     # Turned the other way by a character in a name, a line would say what nobody wrote.
@@ -29,7 +29,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"readable": readable, "signed": signed}
+TEMPLATES.filters |= {"readable": readable, "signed": signed}
 
 
 def write_report(run_folder: Path | str) -> list[Path]:
@@ -48,7 +48,7 @@ def write_report(run_folder: Path | str) -> list[Path]:
     # A lone surrogate, which JSON can smuggle into a name, has no UTF-8 form.
     files[folder / "report.html"] = page.encode("utf-8", "xmlcharrefreplace")
     for path, content in files.items():
-        _write(path, content)
+        write_file(path, content)
     return list(files)
 
 
@@ -61,7 +61,7 @@ def report_html(results: RunResults, pictures: dict[str, bytes]) -> str:
         for picture in PICTURES
         if picture.name in pictures and picture is not OVERVIEW  # a digest of pictures that the page shows in full
     ]
-    return _TEMPLATES.get_template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         run=results.run,
         random_weights=RANDOM_WEIGHTS if results.run.random_weights else "",
         names=conditions,
@@ -125,7 +125,8 @@ def _texts(results: RunResults) -> list[tuple[int, str, str, TextRecord]]:
     ]
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file of a report. Raises: RunFolderError, DiskSpaceError."""
     try:
         atomic_write(path, content)
     except DiskSpaceError:
@@ -134,6 +135,6 @@ def _write(path: Path, content: bytes) -> None:
         raise RunFolderError(
             str(path),
             got=error.strerror or str(error),
-            allowed="a run folder that can be written to",
+            allowed="a folder that can be written to",
             remedy="check the permissions of the folder and of the file",
         ) from error

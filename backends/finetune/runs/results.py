@@ -27,6 +27,7 @@ import reference
 from backends.atomic import disk_space_errors
 from backends.files import kind_of, parse_json, read_bytes
 from backends.finetune.methods.conditions import in_order
+from backends.finetune.runs.assistant_records import AnswersRecord, FolderRecord, ForgottenRecord, LearnedRecord
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
@@ -36,7 +37,16 @@ RESULTS_NAME = "results.jsonl"
 _APPENDING = os.O_RDWR | os.O_CREAT | sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY"))
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
 _REMEDY = "restore the file from a copy, or start again in another run folder"
-_KINDS: dict[str, type[BaseModel]] = {"run": RunRecord, "base": BaseRecord, "phase": PhaseRecord, "panel": PanelRecord}
+_KINDS: dict[str, type[BaseModel]] = {
+    "run": RunRecord,
+    "base": BaseRecord,
+    "phase": PhaseRecord,
+    "panel": PanelRecord,
+    "folder": FolderRecord,
+    "learned": LearnedRecord,
+    "forgotten": ForgottenRecord,
+    "answers": AnswersRecord,
+}
 
 
 @dataclass(frozen=True)

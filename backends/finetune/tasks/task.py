@@ -178,18 +178,18 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     trained: dict[str, dict[str, str]] = {}
     for task in tasks:
         for place, example in _placed(task, "train"):
-            trained.setdefault(_normal(example), {}).setdefault(task.name, place)
+            trained.setdefault(normal_text(example.text), {}).setdefault(task.name, place)
     for task in tasks:
         held_out: dict[str, str] = {}
         for place, example in (*_placed(task, "holdout"), *_placed(task, "decision")):
-            text = _normal(example)
+            text = normal_text(example.text)
             for where in trained.get(text, {}).values():
                 raise _repeated(place, f"the text of {where}, which is trained on")
             if text in held_out:
                 raise _repeated(place, f"the text of {held_out[text]}, which is held out already")
             held_out[text] = place
         for place, example in _placed(task, "canaries"):
-            for name, where in trained.get(_normal(example), {}).items():
+            for name, where in trained.get(normal_text(example.text), {}).items():
                 if name != task.name:
                     raise _repeated(place, f"the text of {where}, which another task trains on")
 
@@ -199,9 +199,9 @@ def _placed(task: Task, side: str) -> Iterator[tuple[str, Example]]:
         yield example.place or f"task {task.name}, {side}, example {number}", example
 
 
-def _normal(example: Example) -> str:
-    """The text without case, white space, invisible marks and forms of the same character."""
-    text = unicodedata.normalize("NFKC", example.text).casefold()
+def normal_text(text: str) -> str:
+    """A text without case, white space, invisible marks and forms of the same character."""
+    text = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+", "", text)
 
 

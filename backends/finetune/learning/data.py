@@ -1,0 +1,166 @@
+"""What is taught: the examples of a file or dataset, and which of them are trained on, decide, and are reported."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from backends.files import parse_json
+from backends.finetune.protocols.text_file import read_text
+from backends.finetune.tasks.chat import Message
+from backends.finetune.tasks.data_files import read_rows
+from backends.finetune.tasks.domains.deduplication import stable_hash
+from backends.finetune.tasks.shapes import parts_of
+from backends.finetune.tasks.task import Example, normal_text
+from reference.errors import RunFolderError, TaskDataError
+
+#: of the examples, and at most how many: what is reported, and what decides
+REPORTED, DECISION = (0.15, 96), (0.10, 32)
+QUERIES = 200  # questions of a task that a router learns it by
+
+
+class Read(NamedTuple):
+    """An example, and the document it comes from: what is split is split between documents."""
+
+    example: Example
+    document: str
+
+
+class Splits(NamedTuple):
+    """``left_out``: examples that an earlier task is measured by, which are therefore not trained on."""
+
+    train: tuple[Example, ...]
+    decision: tuple[Example, ...]
+    reported: tuple[Example, ...]
+    left_out: int = 0
+
+
+class Texts(NamedTuple):
+    """What the folder keeps of a task's texts: the held-out ones, some questions, and digests of those trained on."""
+
+    decision: tuple[Example, ...]
+    reported: tuple[Example, ...]
+    queries: tuple[str, ...]
+    trained: frozenset[str]
+
+
+def read_examples(source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train") -> list[Read]:
+    """The examples of a file, a folder or a dataset. ``columns``: see :func:`backends.finetune.tasks.shapes.parts_of`;
+    "document" among them names the field that says which document a row is from. Without it rows that ask the same are
+    one document.
+
+    Raises: TaskDataError, which names file, row and field; MissingPackageError. Clauses: ERR-1, ERR-2.
+    """
+    field = (columns or {}).get("document")
+    named = {name: column for name, column in (columns or {}).items() if name != "document"}
+    found = []
+    for where, row in read_rows(source, split=split):
+        parts = parts_of(row, where, named)
+        example = Example(parts.prompt, parts.response, where, parts.messages)
+        if field is not None and field not in row:
+            raise TaskDataError(
+                where,
+                got=f"no field {field!r}",
+                allowed="the field that --columns names",
+                remedy="correct document=...",
+            )
+        found.append(Read(example, str(row[field]) if field is not None else normal_text(example.query)))
+    return found
+
+
+def split_examples(
+    read: Sequence[Read], held_out: Sequence[Example] = (), earlier: Mapping[str, Texts] | None = None
+) -> Splits:
+    """Deal whole documents to what is trained on, decides and is reported.
+
+    The order is that of a hash of the document, so the split does not depend on that of the rows. A text that an
+    ``earlier`` task is measured by is left out of the training; one that an earlier task was trained on is not held
+    out.
+
+    Args:
+        held_out: what is reported, where it comes from a file of its own.
+
+    Raises: TaskDataError where nothing would remain on one of the three sides.
+    """
+    known = earlier or {}
+    measured = {normal_text(e.text) for texts in known.values() for e in (*texts.decision, *texts.reported)}
+    measured |= {normal_text(example.text) for example in held_out}
+    trained = {digest for texts in known.values() for digest in texts.trained}
+    documents: dict[str, list[Example]] = {}
+    left_out = 0
+    for example, document in read:
+        if normal_text(example.text) in measured:
+            left_out += 1
+        else:
+            documents.setdefault(document, []).append(example)
+    count = sum(map(len, documents.values()))
+    wanted = [0 if held_out else _share(count, *REPORTED), _share(count, *DECISION)]
+    sides: list[list[Example]] = [list(held_out), []]
+    train: list[Example] = []
+    seen: set[str] = set()
+    for document in sorted(documents, key=lambda document: stable_hash("learn", document)):
+        examples = documents[document]
+        side = next((index for index in (0, 1) if wanted[index] > 0), None)
+        if side is None or any(digest_of(example) in trained for example in examples):
+            train += examples
+            continue
+        wanted[side] -= len(examples)
+        for example in examples:  # what is held out twice would count twice
+            if (text := normal_text(example.text)) not in seen:
+                seen.add(text)
+                sides[side].append(example)
+    reported, decision = sides
+    if not (train and reported and decision):
+        raise TaskDataError(
+            "data",
+            got=f"{count} usable example{'' if count == 1 else 's'} of {len(documents)} "
+            f"document{'' if len(documents) == 1 else 's'}" + (f", {left_out} held out elsewhere" if left_out else ""),
+            allowed="examples of at least three documents: to learn, to decide by and to report",
+            remedy="add examples that ask something else; with --holdout FILE two documents are enough",
+        )
+    order = {id(example): number for number, (example, _) in enumerate(read)}
+    return Splits(tuple(sorted(train, key=lambda e: order[id(e)])), tuple(decision), tuple(reported), left_out)
+
+
+def _share(count: int, share: float, most: int) -> int:
+    return max(1, min(round(share * count), most))
+
+
+def digest_of(example: Example) -> str:
+    """By which a text is known again where it is not kept."""
+    return hashlib.sha256(normal_text(example.text).encode()).hexdigest()[:16]
+
+
+def texts_file(splits: Splits) -> bytes:
+    """What :class:`Texts` are read from: a line of JSON each."""
+    lines = [
+        {"split": split, "prompt": e.prompt, "response": e.response, "messages": [list(m) for m in e.messages]}
+        for split in ("decision", "reported")
+        for e in getattr(splits, split)
+    ]
+    chosen = sorted(splits.train, key=lambda example: stable_hash("query", example.text))[:QUERIES]
+    queries = [{"split": "query", "text": example.query} for example in chosen]
+    trained = [{"split": "trained", "text": digest} for digest in sorted({digest_of(e) for e in splits.train})]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in [*lines, *queries, *trained])
+
+
+def read_texts(path: Path) -> Texts:
+    """What :func:`texts_file` gave. Raises: RunFolderError."""
+    sides: dict[str, list] = {"decision": [], "reported": [], "query": [], "trained": []}
+    try:
+        for line in read_text(path, RunFolderError).splitlines():
+            entry = parse_json(line)
+            if "text" in entry:
+                sides[entry["split"]].append(entry["text"])
+            else:
+                messages = tuple(Message(role, content) for role, content in entry["messages"])
+                sides[entry["split"]].append(Example(entry["prompt"], entry["response"], messages=messages))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            str(path),
+            got=f"{type(error).__name__}: {error}",
+            allowed="the texts that `crma learn` wrote",
+            remedy="restore the file from a copy, or forget its task and teach it again",
+        ) from error
+    return Texts(tuple(sides["decision"]), tuple(sides["reported"]), tuple(sides["query"]), frozenset(sides["trained"]))

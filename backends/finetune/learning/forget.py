@@ -1,0 +1,46 @@
+"""Take a task out of an assistant."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backends.finetune.runs.assistant_folder import AssistantFolder
+from backends.finetune.runs.results import append_record
+from reference.errors import ConfigError
+
+
+def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
+    """Remove a task's LoRA and texts, and the versions of the CRMA that no other task answers with.
+
+    The other tasks answer exactly as before. What this cannot undo is said in the words that are returned: the shared
+    CRMA was trained on the task, and so were the LoRAs that started from its own.
+
+    Args:
+        even_so: forget it also where other tasks' LoRAs started from its own.
+
+    Raises: RunFolderError; ConfigError for an unknown task, and for one that others started from.
+    """
+    assistant_folder = AssistantFolder(folder)
+    if not assistant_folder.exists:
+        assistant_folder.read()  # says what is missing, and makes no folder
+    with assistant_folder.locked():
+        found = assistant_folder.read()
+        if task not in found.tasks:
+            raise ConfigError(
+                "--task", got=repr(task), allowed=", ".join(found.tasks) or "no task yet", remedy="name one of these"
+            )
+        heirs = [name for name, other in found.tasks.items() if other.record.start == task]
+        if heirs and not even_so:
+            raise ConfigError(
+                "--task",
+                got=f"{task!r}, from whose LoRA {', '.join(heirs)} started",
+                allowed="a task that no other one started from, unless it is said that this is known",
+                remedy=f"forget {', '.join(heirs)} as well, before it; or add --even-so: they keep what they took over",
+            )
+        append_record(
+            assistant_folder.history,
+            {"kind": "forgotten", "task": task, "time": datetime.now(UTC).isoformat(timespec="seconds")},
+        )
+        assistant_folder.tidy()
+    left = "The shared CRMA was trained on it, too, and keeps what it learned there"
+    left += f"; so do the LoRAs of {', '.join(heirs)}, which started from its own." if heirs else "."
+    return f"forgotten: {task}; its LoRA and texts are removed. {left}"

@@ -1,0 +1,80 @@
+"""The settings of a task: what the folder fixes, what follows the amount of data, what the user sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backends.finetune.protocols.protocol import Protocol, load_protocol
+from reference.errors import ProtocolError
+
+#: what all tasks of a folder share, since their LoRAs take turns in one model and one CRMA serves them all
+FIXED = (
+    "precision", "quantization", "template", "lora.rank", "lora.alpha", "lora.target_modules", "crma.streams",
+    "crma.rank", "crma.iterations", "crma.basis_start", "crma.skip_directions",
+)  # fmt: skip
+LONGEST = 1024  # tokens, of an example that is not cut where no setting says otherwise
+
+
+class Amount(NamedTuple):
+    """Up to ``texts`` examples to train on: passes over them, and LoRA's learning rate."""
+
+    texts: float
+    epochs: int
+    rate: float
+
+
+#: Measured by `python -m bench.learn_defaults` (the figures are in bench/README.md): few texts want more passes at a
+#: lower rate, since each is seen often.
+AMOUNTS = (Amount(32, 4, 1e-3), Amount(128, 3, 2e-3), Amount(512, 2, 2e-3), Amount(math.inf, 1, 2e-3))
+
+
+def task_protocol(
+    name: str, texts: int, lengths: Sequence[int], settings: Sequence[str], folder: Protocol | None
+) -> Protocol:
+    """The protocol of one task.
+
+    Args:
+        texts: how many are trained on. lengths: of all its examples, in tokens; none are known before the model is.
+        settings: FIELD=VALUE as the user gave them. folder: the settings that the folder's tasks share.
+
+    Raises: ProtocolError, also for a setting that would part the task from the others of the folder.
+    """
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    amount = next(amount for amount in AMOUNTS if texts <= amount.texts)
+    chosen = {"epochs": amount.epochs, "lora.learning_rate": amount.rate}
+    if lengths:
+        longest = sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1]
+        chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST)
+    own = [f"{field}={value}" for field, value in chosen.items() if field not in given]
+    protocol = load_protocol(str(Path(__file__).with_name("defaults.toml")), [*own, *settings])
+    protocol = protocol.model_copy(update={"tasks": [name], "train": None, "holdout": None, "decision": 1})
+    return protocol if folder is None else _fixed(protocol, folder, given)
+
+
+def _fixed(protocol: Protocol, folder: Protocol, given: set[str]) -> Protocol:
+    for field in FIXED:
+        section, _, name = field.rpartition(".")
+        kept = _value(folder, field)
+        if field in given and _value(protocol, field) != kept:
+            raise ProtocolError(
+                field,
+                got=repr(_value(protocol, field))[:200],
+                allowed=f"{repr(kept)[:200]}, with which this folder was begun and which all its tasks share",
+                remedy="leave the setting out, or begin another folder with it",
+            )
+        if section:
+            part = getattr(protocol, section).model_copy(update={name: kept})
+            protocol = protocol.model_copy(update={section: part})
+        else:
+            protocol = protocol.model_copy(update={name: kept})
+    return protocol
+
+
+def _value(protocol: Protocol, field: str) -> Any:
+    value: Any = protocol
+    for part in field.split("."):
+        value = getattr(value, part)
+    return value

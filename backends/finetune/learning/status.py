@@ -1,0 +1,84 @@
+"""What an assistant has learned, and what became of it: a table, and sample answers."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from backends.finetune.report.labels import RANDOM_WEIGHTS, label, percent
+from backends.finetune.report.page import TEMPLATES, write_file
+from backends.finetune.report.pictures.assistant import draw_assistant
+from backends.finetune.report.terminal import Terminal
+from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
+
+HEADINGS = ("task", "texts", "bare", "own phase", "now", "change", "exact match", "CRMA")
+
+
+def row_of(name: str, task: Taught, assistant: Assistant) -> tuple[str, ...]:
+    """The cells of a task, by HEADINGS: losses in nats per answer token on its reported texts."""
+    record, now = task.record, task.now
+    exact = " → ".join(f"{100 * each.exact_match:.0f}%" for each in (record.bare, record.own, now))
+    return (
+        label(name, 30),
+        str(record.texts["train"].texts),
+        f"{record.bare.loss:.4f}",
+        f"{record.own.loss:.4f}",
+        f"{now.loss:.4f}",
+        percent(100 * (now.loss / record.own.loss - 1)) + "%" if now.loss != record.own.loss else "0 exactly",
+        exact,
+        "own" if task.version == record.phase else f"of {label(assistant.learned[task.version].task, 20)}",
+    )
+
+
+def status_table(assistant: Assistant) -> Table:
+    """One row a task."""
+    table = Table(title=f"{assistant.folder.name}: {len(assistant.tasks)} tasks on {assistant.model}")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if index in (0, 7) else "right", overflow="fold")
+    for name, task in assistant.tasks.items():
+        table.add_row(*row_of(name, task, assistant))
+    return table
+
+
+def show_status(folder: AssistantFolder, console: Terminal, *, told_of: str | None = None) -> None:
+    """Print the table, and the sample answers of one task."""
+    assistant = folder.read()
+    if assistant.random_weights:
+        console.print(RANDOM_WEIGHTS)
+    console.print(status_table(assistant))
+    console.print(
+        "Losses in nats per answer token on reported texts, by which nothing was chosen: of the bare model, after the "
+        "task's own phase, and now. Exact match in the same order.",
+        highlight=False,
+    )
+    if told_of is not None and (answers := assistant.answers.get(told_of)) is not None:
+        for asked, before, after in zip(answers.questions, answers.before, answers.after, strict=True):
+            console.print(Text(f"\n{label(asked, 200)}", style="bold"))
+            console.print(f"  before: {_said(before)}", highlight=False)
+            console.print(f"  now:    {_said(after)}", highlight=False)
+
+
+def _said(answer: str) -> str:
+    return label(answer, 300) if answer.strip() else "(empty: the model ended at once)"
+
+
+def write_page(folder: AssistantFolder) -> Path:
+    """Write ``status.html`` into the folder: the same with a picture, to be read on a phone as well."""
+    assistant = folder.read()
+    rows = [row_of(name, task, assistant) for name, task in assistant.tasks.items()]
+    picture = base64.b64encode(draw_assistant(assistant)).decode()
+    page = TEMPLATES.get_template("status.html").render(
+        assistant=assistant,
+        headings=HEADINGS,
+        rows=rows,
+        picture=f"data:image/png;base64,{picture}",
+        random_weights=RANDOM_WEIGHTS if assistant.random_weights else "",
+        answers=assistant.answers,
+        said=_said,
+    )
+    path = folder.path / "status.html"
+    write_file(path, page.encode("utf-8", "xmlcharrefreplace"))
+    return path

@@ -1,0 +1,256 @@
+"""The folder of an assistant: one base model, the tasks that it was taught, and the CRMA that each answers with.
+
+FOLDER/assistant.json           the base model, and the settings that all tasks share
+FOLDER/history.jsonl            one line per task learned or forgotten; it alone says what the folder holds
+FOLDER/task-N/                  the LoRA of the task learned in phase N, in PEFT's own format
+FOLDER/crma-N.safetensors       the shared CRMA after phase N: a version that a task answers with, the first, the last
+FOLDER/texts-N.jsonl            what the task of phase N is measured by, and asked like
+FOLDER/underway.json, FOLDER/checkpoint.safetensors     the phase under way
+
+A phase writes files of its own number, and the line that names them is its last act. What no line names and no phase
+under way needs is removed by the next process that holds the folder.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from backends.adapter_folder import CONFIG, WEIGHTS
+from backends.atomic import atomic_write
+from backends.files import read_json, sha256_of
+from backends.finetune.protocols.protocol import Protocol
+from backends.finetune.runs.assistant_records import (
+    AnswersRecord,
+    FolderRecord,
+    ForgottenRecord,
+    LearnedRecord,
+    Measure,
+)
+from backends.finetune.runs.locked_folder import LockedFolder
+from backends.finetune.runs.results import append_record, read_records
+from backends.finetune.runs.run_folder import PhaseFiles
+from reference.errors import CRMAError, RunFolderError
+
+FORMAT, VERSION = "crma-assistant", 1
+
+
+@dataclass
+class Taught:
+    """A task that the folder answers for. ``version``: the phase whose CRMA it answers with. ``now``: as it was
+    measured last, in phase ``measured``."""
+
+    record: LearnedRecord
+    version: int
+    now: Measure
+    measured: int
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """What an assistant's folder holds.
+
+    Attributes:
+        model: the name of the base model's folder, and ``found_at``: how it was named, or where it lay, when the folder
+            was made. fingerprint: of the base model. protocol: the settings that all tasks share. tasks: by name, in
+            the order in which they were learned. learned: every phase, of forgotten tasks as well. answers: samples.
+        files: SHA-256 of every file that is to be there, by its path within the folder.
+    """
+
+    folder: Path
+    model: str
+    found_at: str
+    fingerprint: dict[str, str]
+    random_weights: bool
+    protocol: Protocol
+    tasks: dict[str, Taught] = field(default_factory=dict)
+    learned: list[LearnedRecord] = field(default_factory=list)
+    forgotten: list[ForgottenRecord] = field(default_factory=list)
+    answers: dict[str, AnswersRecord] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept_versions(self) -> set[int]:
+        """The phases whose CRMA is kept: those that a task answers with, and the first and the last."""
+        ends = {0, len(self.learned) - 1} if self.learned else set()
+        return ends | {task.version for task in self.tasks.values()}
+
+
+class AssistantFolder(LockedFolder):
+    """Raises: RunFolderError for a folder that is none."""
+
+    IDENTITY, FIELDS = "assistant.json", frozenset({"format", "version", "model"})
+    PLACES = ("", "task-*/")
+    MADE_BY, OPTION = "crma learn", "--into"
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self.history = self.path / "history.jsonl"
+        self.underway, self.checkpoint = self.path / "underway.json", self.path / "checkpoint.safetensors"
+
+    def crma(self, phase: int) -> Path:
+        """The shared CRMA after a phase."""
+        return self.path / f"crma-{phase}.safetensors"
+
+    def texts(self, phase: int) -> Path:
+        """What the task of a phase is measured by."""
+        return self.path / f"texts-{phase}.jsonl"
+
+    def files(self, phase: int, version: int | None = None) -> PhaseFiles:
+        """What the task of a phase answers with, for an engine; with the CRMA of another phase if it has moved."""
+        absent = self.path / "absent"
+        return PhaseFiles(
+            self.path / f"task-{phase}", self.crma(phase if version is None else version), absent, absent, absent
+        )
+
+    def digests(self, phase: int) -> dict[str, str]:
+        """SHA-256 of the files of a phase."""
+        lora, crma = self.files(phase)[:2]
+        paths = [lora / CONFIG, lora / WEIGHTS, crma, self.texts(phase)]
+        return {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
+
+    @property
+    def exists(self) -> bool:
+        """Whether a task was ever learned into it, or is being learned."""
+        return self.identity.exists()
+
+    def read(self) -> Assistant:
+        """What the folder holds, from its first line to its last. Raises: RunFolderError."""
+        try:
+            about: Any = read_json(self.identity)
+            if (about["format"], about["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"format {about['format']!r}, version {about['version']!r}")
+            found = Assistant(
+                self.path,
+                str(about["model"]),
+                str(about["found_at"]),
+                {str(part): str(digest) for part, digest in about["fingerprint"].items()},
+                bool(about["random_weights"]),
+                Protocol.model_validate(about["settings"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, CRMAError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise RunFolderError(
+                str(self.identity),
+                got="no such file" if missing else f"{type(error).__name__}: {str(error)[:200]}",
+                allowed=f"what `crma learn` of this version wrote (format {FORMAT} {VERSION})",
+                remedy="name the folder that was given as --into" if missing else "restore the file from a copy",
+            ) from error
+        for place, record in read_records(self.history) if self.history.exists() else ():
+            self._take(found, record, place)
+        for name in [name for name in found.files if name.startswith("crma-")]:
+            if int(name.removeprefix("crma-").removesuffix(".safetensors")) not in found.kept_versions:
+                del found.files[name]
+        return found
+
+    def _take(self, found: Assistant, record: Any, place: str) -> None:
+        match record:
+            case FolderRecord():
+                found.files.update(record.files)
+            case LearnedRecord():
+                if record.phase != len(found.learned) or record.task in found.tasks:
+                    raise _damaged(place, f"phase {record.phase}, task {record.task!r}")
+                found.learned.append(record)
+                found.files.update(record.files)
+                found.tasks[record.task] = Taught(record, record.phase, record.own, record.phase)
+                if set(record.versions) != set(found.tasks) or set(record.checked) > set(found.tasks):
+                    raise _damaged(place, f"versions of {sorted(record.versions)}, tasks {sorted(found.tasks)}")
+                for name, version in record.versions.items():
+                    found.tasks[name].version = version
+                for name, check in record.checked.items():
+                    found.tasks[name].now, found.tasks[name].measured = check.now, record.phase
+            case ForgottenRecord():
+                if record.task not in found.tasks:
+                    raise _damaged(place, f"a task forgotten that is none: {record.task!r}")
+                phase = found.tasks.pop(record.task).record.phase
+                found.forgotten.append(record)
+                for name in [*found.files]:
+                    if name.startswith((f"task-{phase}/", f"texts-{phase}.")):
+                        del found.files[name]
+            case AnswersRecord():
+                found.answers[record.task] = record
+
+    def check_files(self, assistant: Assistant) -> None:
+        """Raises: RunFolderError, naming the first file that is not what was recorded."""
+        for name, reason in self.changed_files(assistant):
+            raise RunFolderError(
+                str(self.path / name),
+                got=reason,
+                allowed=f"the file whose SHA-256 is in {self.history.name}",
+                remedy="restore it from a copy, or forget its task and teach it again",
+            )
+
+    def changed_files(self, assistant: Assistant) -> Iterator[tuple[str, str]]:
+        """The files that are not what was recorded, each with what is wrong."""
+        for name, digest in assistant.files.items():
+            try:
+                if sha256_of(self.path / name, follow_links=False, to_load=True) != digest:
+                    yield name, "bytes that do not give the recorded SHA-256"
+            except FileNotFoundError:
+                yield name, "no such file"
+            except OSError as error:
+                yield name, error.strerror or str(error)
+
+    def claim(self, about: dict[str, Any]) -> None:
+        """Write what the folder is, once, and the first line of its history."""
+        atomic_write(self.identity, json.dumps({"format": FORMAT, "version": VERSION, **about}, indent=2).encode())
+        append_record(
+            self.history,
+            {"kind": "folder", "format": FORMAT, "files": {self.IDENTITY: sha256_of(self.identity)}},
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """As :meth:`LockedFolder.locked`; and clear away what no line of the history and no phase under way needs."""
+        with super().locked():
+            if self.identity.exists():
+                self.tidy()
+            yield
+
+    def tidy(self) -> None:
+        """Remove what no line of the history and no phase under way needs."""
+        found = self.read()
+        if self.underway.exists() and not self._is_behind(len(found.learned)):
+            return  # whoever goes on with it, or gives it up, clears away
+        for path in (self.underway, self.checkpoint):
+            path.unlink(missing_ok=True)
+        if not found.learned:  # an attempt that ended before it held anything binds nobody
+            self.history.unlink(missing_ok=True)
+            self.identity.unlink(missing_ok=True)
+        self.drop_phase(len(found.learned))
+        for path in self.path.iterdir():
+            kind, _, number = path.name.split(".")[0].partition("-")
+            if kind in ("task", "crma", "texts") and number.isdecimal():
+                names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
+                if not any(name in found.files for name in names):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _is_behind(self, learned: int) -> bool:
+        """Whether what is under way has been written into the history: a process was killed between the two."""
+        try:
+            about: Any = read_json(self.underway)
+            return int(about["phase"]) < learned
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def drop_phase(self, phase: int) -> None:
+        """Remove what a phase has written that is in no line of the history."""
+        for path in (self.underway, self.checkpoint, self.crma(phase), self.texts(phase)):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.files(phase).lora, ignore_errors=True)
+
+
+def is_assistant(path: Path | str) -> bool:
+    """Whether a folder is an assistant's, and not a run's."""
+    return (Path(path) / AssistantFolder.IDENTITY).is_file()
+
+
+def _damaged(place: str, got: str) -> RunFolderError:
+    return RunFolderError(
+        place, got=got, allowed="the lines that were written, in their order", remedy="restore the file from a copy"
+    )
