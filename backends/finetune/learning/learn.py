@@ -6,16 +6,15 @@ import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from backends import load_backend
 from backends.atomic import atomic_write
 from backends.files import read_json
 from backends.finetune.engines.by_name import engine_factory
-from backends.finetune.engines.engine import Engine
 from backends.finetune.learning.answers import sample_answers
 from backends.finetune.learning.data import (
     Splits,
@@ -26,7 +25,8 @@ from backends.finetune.learning.data import (
     split_examples,
     texts_file,
 )
-from backends.finetune.learning.measure import batches_of, measured
+from backends.finetune.learning.lesson import Checks, Lesson, Start, check_lesson
+from backends.finetune.learning.phase import LessonPhase
 from backends.finetune.learning.settings import task_protocol
 from backends.finetune.learning.status import show_status
 from backends.finetune.methods.conditions import KNOWN
@@ -39,57 +39,18 @@ from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.protocols.supported import check_supported
 from backends.finetune.report.terminal import Terminal
-from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
-from backends.finetune.runs.assistant_records import Check
+from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
 from backends.finetune.runs.results import append_record
 from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Task
 from backends.finetune.tasks.texts import said_of
 from backends.finetune.training.encoded_tasks import EncodedTasks
-from backends.finetune.training.phase import PhaseTraining, new_record
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.run_identity import digest_of as digest_of_json
 from backends.finetune.training.run_identity import run_record
-from backends.finetune.training.tensorboard import NO_LOG
 from backends.finetune.training.threads import set_up_framework
-from reference.errors import BackendError, ConfigError, ModelError, PromiseBrokenError, RunFolderError, TaskDataError
-from reference.ratchet import broken_promises, ratchet_moves
-
-RECENT = 8  # earlier tasks that --check recent measures
-Checks = Literal["all", "recent", "none"]
-Start = Literal["fresh", "last", "nearest"]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is taught, and how.
-
-    Attributes:
-        data: a file, a folder or OWNER/NAME of a dataset. name: of the task; by default from the data's.
-        holdout: a file of its own for what is reported. columns, split: see
-            :func:`backends.finetune.learning.data.read_examples`. settings: FIELD=VALUE of a protocol.
-        template: the chat template, "auto", "none" or a file. start: where its LoRA starts. check: which earlier tasks
-            are measured and may move. promise: the most, in percent, that any of them may lose. discard: whether a
-            phase that was interrupted is given up.
-    """
-
-    data: str
-    name: str = ""
-    holdout: str | None = None
-    columns: Mapping[str, str] | None = None
-    split: str = "train"
-    settings: Sequence[str] = ()
-    template: str | None = None
-    start: Start = "fresh"
-    check: Checks = "all"
-    promise: float | None = None
-    discard: bool = False
-
-    @property
-    def task(self) -> str:
-        """The name of the task."""
-        return self.name or Path(self.data).name.partition(".")[0]
+from reference.errors import BackendError, ModelError, RunFolderError, TaskDataError
 
 
 def learn(
@@ -144,7 +105,7 @@ def learn(
         str(data), name, None if holdout is None else str(holdout), columns, split, settings, template, start, check,
         promise, discard,
     )  # fmt: skip
-    _check_lesson(lesson, answers)
+    check_lesson(lesson, answers)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BackendError(
             "torchrun",
@@ -161,12 +122,16 @@ def learn(
     console = Terminal(quiet=quiet)
     with folder.locked():
         if lesson.discard and folder.exists:
-            folder.underway.unlink(missing_ok=True)
+            folder.drop_phase(len(folder.read().learned))
             folder.tidy()
         assistant = folder.read() if folder.exists else None
         _check_name(lesson.task, assistant)
         path = _model(assistant, model)
         phase = len(assistant.learned) if assistant else 0
+        if assistant is not None:
+            measured_now = lesson.checked(assistant).values()
+            needed = {0, phase - 1, *(n for task in measured_now for n in (task.record.phase, task.version))}
+            folder.check_files(assistant, needed if lesson.start == "fresh" else None)
         earlier = _texts(folder, assistant)
         splits = split_examples(read, held_out, earlier)
         protocol = _protocol(lesson, splits, path, assistant)
@@ -199,7 +164,7 @@ def learn(
         if assistant.learned:
             engine.continue_from(folder.crma(0), folder.crma(phase - 1))
         with Progress(console, [1.0]) as progress:
-            record = _Phase(engine, folder, assistant, taught, lesson, phase, progress).run()
+            record = LessonPhase(engine, folder, assistant, taught, lesson, phase, progress).run()
         run = run_record(protocol, backend, path, used)
         record |= {
             "kind": "learned",
@@ -221,150 +186,6 @@ def learn(
             sample_answers(folder, lesson.task, answers, device, path)
         show_status(folder, console, told_of=lesson.task)
         return folder.read()
-
-
-class _Phase:
-    """One phase: what is trained, and what it does to the earlier tasks."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        folder: AssistantFolder,
-        assistant: Assistant,
-        taught: EncodedTasks,
-        lesson: Lesson,
-        phase: int,
-        progress: Progress,
-    ) -> None:
-        self.engine, self.folder, self.assistant, self.taught = engine, folder, assistant, taught
-        self.lesson, self.phase, self.progress = lesson, phase, progress
-        self.protocol, self.tokenizer = taught.protocol, taught.encoder.tokenizer
-
-    def run(self) -> dict[str, Any]:
-        """Train and measure. Raises: PromiseBrokenError, after the folder has become what it was before."""
-        folder, name, files = self.folder, self.lesson.task, self.folder.files(self.phase)
-        self.progress.start_branch(name, self.taught.training_tokens(0))
-        training = PhaseTraining(self.engine, self.taught, self.progress, NO_LOG, name)
-        record = training.run(self.phase, folder.checkpoint, self._begin, index=0)
-        self.engine.save_checkpoint(folder.checkpoint, record)
-        self.engine.save_phase(self.phase, files)
-        record["files"] = folder.digests(self.phase)
-        self.engine.answer_with(self.phase, files)
-        record["own"] = measured(self.engine, self.taught.holdout[0], name).model_dump()
-        checks, versions = self._turn_ratchet()
-        self._keep_promise(checks)
-        record["checked"] = {earlier: check.model_dump() for earlier, check in checks.items()}
-        record["versions"] = versions | {name: self.phase}
-        record["promise"] = None if self.lesson.promise is None else self.lesson.promise / 100
-        record["memory_bytes"] = self.engine.memory_bytes()
-        record["texts"] = {side: counts.model_dump() for side, counts in self.taught.texts[0].items()}
-        self.progress.finish_branch()
-        return record
-
-    def _begin(self) -> dict[str, Any]:
-        """The record of a phase that starts, whose LoRA is fresh and adds nothing yet."""
-        self.progress.describe(f"{self.lesson.task}, the bare model")
-        with self.engine.without_crma():
-            bare = measured(self.engine, self.taught.holdout[0], f"the bare model on {self.lesson.task}")
-        return new_record(self.engine) | {
-            "phase": self.phase,
-            "task": self.lesson.task,
-            "bare": bare.model_dump(),
-            "start": self._start(),
-        }
-
-    def _start(self) -> str | None:
-        """Start from an earlier task's LoRA where that is asked for, and return the task's name."""
-        tasks = self.assistant.tasks
-        if self.lesson.start == "fresh" or not tasks:
-            return None
-        chosen = next(reversed(tasks))
-        if self.lesson.start == "nearest":
-            sample = self.taught.sample(0)
-            losses = {}
-            for name, task in tasks.items():
-                self.engine.start_from(self.folder.files(task.record.phase))
-                losses[name] = self.engine.holdout_loss(sample)
-            chosen = min(losses, key=lambda name: losses[name])
-        self.engine.start_from(self.folder.files(tasks[chosen].record.phase))
-        return chosen
-
-    def _turn_ratchet(self) -> tuple[dict[str, Check], dict[str, int]]:
-        """Measure the earlier tasks, and the version that each answers with from now on. Clause: CL-11."""
-        checks: dict[str, Check] = {}
-        versions = {name: task.version for name, task in self.assistant.tasks.items()}
-        chosen = _checked(self.assistant, self.lesson.check)
-        for number, (name, task) in enumerate(chosen.items(), start=1):
-            self.progress.describe(f"{self.lesson.task}, earlier task {number}/{len(chosen)}")
-            checks[name] = self._check(name, task)
-            if ratchet_moves(*([loss] for loss in checks[name].decision))[0]:
-                versions[name] = self.phase
-        return checks, versions
-
-    def _check(self, name: str, task: Taught) -> Check:
-        texts = read_texts(self.folder.texts(task.record.phase))
-        decision, reported = (
-            batches_of(examples, self.tokenizer, self.protocol, task.record)
-            for examples in (texts.decision, texts.reported)
-        )
-        self.engine.answer_with(self.phase, self.folder.files(task.record.phase, task.version))
-        before = measured(self.engine, reported, name)
-        answering = self.engine.holdout_loss(decision)
-        self.engine.answer_with(self.phase, self.folder.files(task.record.phase, self.phase))
-        shared = self.engine.holdout_loss(decision)
-        moves = ratchet_moves([answering], [shared])[0]
-        now = measured(self.engine, reported, name) if moves else before
-        return Check(decision=(answering, shared), before=before, now=now)
-
-    def _keep_promise(self, checks: Mapping[str, Check]) -> None:
-        """Clause: CL-12."""
-        if self.lesson.promise is None or not checks:
-            return
-        own = [self.assistant.tasks[name].record.own.loss for name in checks]
-        before, now = ([getattr(check, side).loss for check in checks.values()] for side in ("before", "now"))
-        broken = broken_promises(own, before, now, self.lesson.promise / 100)
-        lost = [
-            f"{name} {100 * (after / first - 1):+.2f}%"
-            for name, first, after, is_broken in zip(checks, own, now, broken, strict=True)
-            if is_broken
-        ]
-        if lost:
-            self.folder.drop_phase(self.phase)
-            raise PromiseBrokenError(
-                f"promise of {self.lesson.promise:g}%",
-                got=f"after {self.lesson.task}: {', '.join(lost)} on the reported texts since its own phase",
-                allowed=f"at most {self.lesson.promise:+g}%; the folder is as it was before",
-                remedy="teach it with --check none, so that every earlier task answers as before; or with a smaller "
-                "crma.displacement_budget",
-            )
-
-
-def _check_lesson(lesson: Lesson, answers: int) -> None:
-    for option, value, allowed in (
-        ("start", lesson.start, ("fresh", "last", "nearest")),
-        ("check", lesson.check, ("all", "recent", "none")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"--{option}", got=repr(value), allowed=", ".join(allowed), remedy="choose one of these")
-    if not isinstance(answers, int) or not 0 <= answers <= 100:
-        raise ConfigError("--answers", got=repr(answers), allowed="a number from 0 to 100", remedy="use 3")
-    promise = lesson.promise
-    if promise is not None and not 0 <= promise < float("inf"):
-        raise ConfigError("--promise", got=promise, allowed="a number of percent >= 0", remedy="for example 1")
-    if promise is not None and lesson.check == "none":
-        raise ConfigError(
-            "--promise",
-            got=f"{promise:g} with --check none, which measures no earlier task",
-            allowed="a promise that is measured",
-            remedy="leave --check out; or leave --promise out: a task that is not measured answers exactly as before",
-        )
-    if not lesson.task.strip() or len(lesson.task) > 200 or "\0" in lesson.task:
-        raise TaskDataError(
-            "--name",
-            got=repr(lesson.task)[:80],
-            allowed="a name of 1 to 200 characters",
-            remedy="give one with --name",
-        )
 
 
 def _check_name(name: str, assistant: Assistant | None) -> None:
@@ -414,12 +235,6 @@ def _texts(folder: AssistantFolder, assistant: Assistant | None) -> dict[str, Te
     }
 
 
-def _checked(assistant: Assistant, check: Checks) -> dict[str, Taught]:
-    names = list(assistant.tasks)
-    chosen = {"all": names, "recent": names[-RECENT:], "none": []}[check]
-    return {name: assistant.tasks[name] for name in chosen}
-
-
 def _protocol(lesson: Lesson, splits: Splits, path: Path, assistant: Assistant | None) -> Protocol:
     """The task's protocol, in which the lengths of its texts are known. Raises: TaskDataError, ProtocolError."""
     settings = [*lesson.settings, *([f"template={lesson.template}"] if lesson.template is not None else [])]
@@ -459,9 +274,8 @@ def _begin(
                 remedy="repeat it to go on; or give its work up with --discard",
             )
     else:
-        atomic_write(folder.texts(phase), texts_file(splits))
-        folder.checkpoint.unlink(missing_ok=True)
         atomic_write(folder.underway, json.dumps(wanted, indent=2).encode())
+    atomic_write(folder.texts(phase), texts_file(splits))
 
 
 def _described(lesson: Lesson, splits: Splits) -> dict[str, str]:

@@ -13,7 +13,7 @@ under way needs is removed by the next process that holds the folder.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +141,11 @@ class AssistantFolder(LockedFolder):
                 allowed=f"what `crma learn` of this version wrote (format {FORMAT} {VERSION})",
                 remedy="name the folder that was given as --into" if missing else "restore the file from a copy",
             ) from error
-        for place, record in read_records(self.history) if self.history.exists() else ():
+        if not self.history.exists():
+            for path, _ in self._numbered():
+                raise _lost(self.history, path)
+            return found
+        for place, record in read_records(self.history):
             self._take(found, record, place)
         for name in [name for name in found.files if name.startswith("crma-")]:
             if int(name.removeprefix("crma-").removesuffix(".safetensors")) not in found.kept_versions:
@@ -175,9 +179,12 @@ class AssistantFolder(LockedFolder):
             case AnswersRecord():
                 found.answers[record.task] = record
 
-    def check_files(self, assistant: Assistant) -> None:
-        """Raises: RunFolderError, naming the first file that is not what was recorded."""
-        for name, reason in self.changed_files(assistant):
+    def check_files(self, assistant: Assistant, of: Container[int] | None = None) -> None:
+        """See that the files are what was recorded; of these phases only, and of the folder itself, if some are named.
+
+        Raises: RunFolderError, naming the first file that is not.
+        """
+        for name, reason in self.changed_files(assistant, of):
             raise RunFolderError(
                 str(self.path / name),
                 got=reason,
@@ -185,9 +192,12 @@ class AssistantFolder(LockedFolder):
                 remedy="restore it from a copy, or forget its task and teach it again",
             )
 
-    def changed_files(self, assistant: Assistant) -> Iterator[tuple[str, str]]:
+    def changed_files(self, assistant: Assistant, of: Container[int] | None = None) -> Iterator[tuple[str, str]]:
         """The files that are not what was recorded, each with what is wrong."""
         for name, digest in assistant.files.items():
+            number = name.partition("/")[0].partition(".")[0].partition("-")[2]
+            if of is not None and number and not name.startswith("texts-") and int(number) not in of:
+                continue
             try:
                 if sha256_of(self.path / name, follow_links=False, to_load=True) != digest:
                     yield name, "bytes that do not give the recorded SHA-256"
@@ -213,22 +223,31 @@ class AssistantFolder(LockedFolder):
             yield
 
     def tidy(self) -> None:
-        """Remove what no line of the history and no phase under way needs."""
+        """Remove what no line of the history and no phase under way needs.
+
+        Raises: RunFolderError where files are of a phase that the history does not speak of: it has lost lines.
+        """
         found = self.read()
         if self.underway.exists() and not self._is_behind(len(found.learned)):
             return  # whoever goes on with it, or gives it up, clears away
-        for path in (self.underway, self.checkpoint):
+        for path in (self.checkpoint, self.underway):
             path.unlink(missing_ok=True)
+        for path, phase in self._numbered():
+            if phase >= len(found.learned):
+                raise _lost(self.history, path)
+            names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
+            if not any(name in found.files for name in names):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not found.learned:  # an attempt that ended before it held anything binds nobody
             self.history.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
-        self.drop_phase(len(found.learned))
-        for path in self.path.iterdir():
+
+    def _numbered(self) -> Iterator[tuple[Path, int]]:
+        """What phases have written, each with its number."""
+        for path in sorted(self.path.iterdir()):
             kind, _, number = path.name.split(".")[0].partition("-")
             if kind in ("task", "crma", "texts") and number.isdecimal():
-                names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
-                if not any(name in found.files for name in names):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield path, int(number)
 
     def _is_behind(self, learned: int) -> bool:
         """Whether what is under way has been written into the history: a process was killed between the two."""
@@ -239,15 +258,25 @@ class AssistantFolder(LockedFolder):
             return False
 
     def drop_phase(self, phase: int) -> None:
-        """Remove what a phase has written that is in no line of the history."""
-        for path in (self.underway, self.checkpoint, self.crma(phase), self.texts(phase)):
+        """Give up the phase under way."""
+        for path in (self.checkpoint, self.crma(phase), self.texts(phase)):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.files(phase).lora, ignore_errors=True)
+        self.underway.unlink(missing_ok=True)  # last: what it speaks of is known to be unfinished
 
 
 def is_assistant(path: Path | str) -> bool:
     """Whether a folder is an assistant's, and not a run's."""
     return (Path(path) / AssistantFolder.IDENTITY).is_file()
+
+
+def _lost(history: Path, path: Path) -> RunFolderError:
+    return RunFolderError(
+        str(history),
+        got=f"no line that speaks of {path.name}",
+        allowed="a line for every phase whose files are there",
+        remedy=f"restore {history.name} from a copy of the same time as the other files",
+    )
 
 
 def _damaged(place: str, got: str) -> RunFolderError:

@@ -9,7 +9,7 @@ from backends.files import parse_json
 from backends.sealed import metadata_of, read_sealed
 from reference.errors import RunFolderError, StateFileError
 
-NEEDED = {"phase", "losses", "gradient_norms", "holdout", "exact_match", "seconds", "tokens", "spectral"}
+NEEDED = {"phase", "losses", "gradient_norms", "seconds", "tokens", "spectral"}
 
 
 def read_checkpoint(path: Path, phase: int) -> tuple[bytes, dict[str, Any]] | None:

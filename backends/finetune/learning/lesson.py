@@ -1,0 +1,81 @@
+"""What is taught, and how; and what of it makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from backends.finetune.runs.assistant_folder import Assistant, Taught
+from reference.errors import ConfigError, TaskDataError
+
+RECENT = 8  # earlier tasks that --check recent measures
+Checks = Literal["all", "recent", "none"]
+Start = Literal["fresh", "last", "nearest"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught, and how.
+
+    Attributes:
+        data: a file, a folder or OWNER/NAME of a dataset. name: of the task; by default from the data's.
+        holdout: a file of its own for what is reported. columns, split: see
+            :func:`backends.finetune.learning.data.read_examples`. settings: FIELD=VALUE of a protocol.
+        template: the chat template, "auto", "none" or a file. start: where its LoRA starts. check: which earlier tasks
+            are measured and may move. promise: the most, in percent, that any of them may lose. discard: whether a
+            phase that was interrupted is given up.
+    """
+
+    data: str
+    name: str = ""
+    holdout: str | None = None
+    columns: Mapping[str, str] | None = None
+    split: str = "train"
+    settings: Sequence[str] = ()
+    template: str | None = None
+    start: Start = "fresh"
+    check: Checks = "all"
+    promise: float | None = None
+    discard: bool = False
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self.name or Path(self.data).name.partition(".")[0]
+
+    def checked(self, assistant: Assistant) -> dict[str, Taught]:
+        """The earlier tasks that are measured after the phase."""
+        names = list(assistant.tasks)
+        chosen = {"all": names, "recent": names[-RECENT:], "none": []}[self.check]
+        return {name: assistant.tasks[name] for name in chosen}
+
+
+def check_lesson(lesson: Lesson, answers: int) -> None:
+    """Raises: ConfigError, TaskDataError."""
+    for option, value, allowed in (
+        ("start", lesson.start, ("fresh", "last", "nearest")),
+        ("check", lesson.check, ("all", "recent", "none")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"--{option}", got=repr(value), allowed=", ".join(allowed), remedy="choose one of these")
+    if not isinstance(answers, int) or not 0 <= answers <= 100:
+        raise ConfigError("--answers", got=repr(answers), allowed="a number from 0 to 100", remedy="use 3")
+    promise = lesson.promise
+    if promise is not None and not 0 <= promise < float("inf"):
+        raise ConfigError("--promise", got=promise, allowed="a number of percent >= 0", remedy="for example 1")
+    if promise is not None and lesson.check == "none":
+        raise ConfigError(
+            "--promise",
+            got=f"{promise:g} with --check none, which measures no earlier task",
+            allowed="a promise that is measured",
+            remedy="leave --check out; or leave --promise out: a task that is not measured answers exactly as before",
+        )
+    if not lesson.task.strip() or len(lesson.task) > 200 or "\0" in lesson.task:
+        raise TaskDataError(
+            "--name",
+            got=repr(lesson.task)[:80],
+            allowed="a name of 1 to 200 characters",
+            remedy="give one with --name",
+        )

@@ -1,0 +1,245 @@
+"""An assistant on a tiny model: what a further task does to the others, and what an interruption does to it."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+import reference
+from backends.finetune.inference.registry import AdapterRegistry
+from backends.finetune.learning.forget import forget
+from backends.finetune.learning.learn import learn
+from backends.finetune.learning.tests.conftest import SETTINGS, content, rows, write_jsonl
+from backends.finetune.runs.assistant_folder import AssistantFolder
+from reference.errors import ConfigError, ModelError, ProtocolError, RunFolderError, TaskDataError
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, tiny_model):
+    """Three tasks, the third on JAX; compared with by the tests, never changed."""
+    folder = tmp_path_factory.mktemp("taught") / "assistant"
+    jax = pytest.importorskip("optax") is not None
+    for letter, backend in (("a", "torch-cpu"), ("b", "torch-cpu"), ("c", "jax-cpu" if jax else "torch-cpu")):
+        data = write_jsonl(folder.parent / f"{letter}.jsonl", rows(letter))
+        learn(data, folder, model=tiny_model, settings=SETTINGS, backend=backend, threads=1, answers=2, quiet=True)
+    return folder
+
+
+def test_every_task_answers_with_the_version_that_its_decision_split_chose(taught):
+    found = AssistantFolder(taught).read()
+    assert list(found.tasks) == ["a", "b", "c"]
+    versions: dict[str, int] = {}
+    for record in found.learned:
+        assert list(record.checked) == list(versions)
+        for name, check in record.checked.items():
+            (moves,) = reference.ratchet_moves([check.decision[0]], [check.decision[1]])
+            versions[name] = record.phase if moves else versions[name]
+            assert moves or check.now == check.before
+        versions[record.task] = record.phase
+        assert record.versions == versions
+        assert record.own.loss < record.bare.loss
+    kept = {int(path.name.split("-")[1].split(".")[0]) for path in taught.glob("crma-*")}
+    assert kept == {0, 2, *versions.values()}
+    assert not [path for name in ("checkpoint*", "underway*") for path in taught.glob(name)]
+    assert {record.backend for record in found.learned} == {"torch-cpu", "jax-cpu"}
+    assert all(len(sample.before) == len(sample.after) == 2 for sample in found.answers.values())
+
+
+def test_the_registry_answers_with_what_was_measured(taught):
+    """The reported loss of a task is that of the files that answer for it."""
+    import torch
+
+    from backends.finetune.learning.data import read_texts
+    from backends.finetune.tasks.encoder import Encoder
+    from backends.finetune.tasks.packing import model_arguments
+
+    found = AssistantFolder(taught).read()
+    registry = AdapterRegistry.from_run(taught)
+    for name, task in found.tasks.items():
+        registry.use(name)
+        own = found.protocol.model_copy(update={"max_tokens": 64})
+        encoder = Encoder(registry.tokenizer, own)
+        encoded = encoder.encode(read_texts(AssistantFolder(taught).texts(task.record.phase)).reported, name)
+        batch = encoder.batch([[example] for example in encoded])
+        with torch.no_grad():
+            logits = registry.model(**model_arguments(batch)).logits[:, :-1]
+        labels = torch.from_numpy(batch.labels)[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100])
+        assert float(loss) == pytest.approx(task.now.loss, rel=1e-4)
+
+
+def test_texts_are_split_by_document_and_none_is_on_two_sides(tmp_path, teach):
+    from backends.finetune.learning.data import digest_of, read_texts
+
+    content = [{"q": f"ask {n}", "reply": f"r{n}", "file": f"doc {n // 4}"} for n in range(40)]
+    data = write_jsonl(tmp_path / "d.jsonl", content)
+    found = teach("d", data=data, columns={"prompt": "q", "response": "reply", "document": "file"})
+    texts = read_texts(AssistantFolder(tmp_path / "assistant").texts(0))
+    held_out = [{e.prompt for e in side} for side in (texts.decision, texts.reported)]
+    documents = [{int(prompt.split()[1]) // 4 for prompt in side} for side in held_out]
+    trained = {row["file"] for row in content} - {f"doc {n}" for side in documents for n in side}
+    assert not documents[0] & documents[1]
+    assert len(trained) >= 7
+    assert not {digest_of(e) for e in (*texts.decision, *texts.reported)} & texts.trained
+    record = found.learned[0]
+    assert [record.texts[side].texts for side in ("train", "holdout", "decision")] == [
+        4 * len(trained), len(texts.reported), len(texts.decision)
+    ]  # fmt: skip
+
+
+def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_model, monkeypatch):
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    def again(folder):
+        data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+        return learn(data, folder, model=tiny_model, settings=SETTINGS, threads=1, answers=0, quiet=True)
+
+    for name in ("whole", "interrupted"):
+        shutil.copytree(taught, tmp_path / name)
+    again(tmp_path / "whole")
+    step, evaluate, calls = TorchEngine.step, TorchEngine.holdout_loss, []
+
+    def stopped(function, at):
+        def wrapper(*args, **options):
+            calls.append(function)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return wrapper
+
+    for at in (5, 9, 8):  # in a step, in another, and in an evaluation
+        calls.clear()
+        monkeypatch.setattr(TorchEngine, "step", stopped(step, at))
+        monkeypatch.setattr(TorchEngine, "holdout_loss", stopped(evaluate, at))
+        with pytest.raises(KeyboardInterrupt):
+            again(tmp_path / "interrupted")
+        before = AssistantFolder(tmp_path / "interrupted").read()
+        assert list(before.tasks) == ["a", "b", "c"]
+        AdapterRegistry.from_run(tmp_path / "interrupted").use("a")  # it goes on answering
+    monkeypatch.undo()
+    data = write_jsonl(tmp_path / "e.jsonl", rows("d"))
+    with pytest.raises(RunFolderError, match="interrupted phase of the task 'd', with other task"):
+        learn(data, tmp_path / "interrupted", settings=SETTINGS, threads=1, answers=0, quiet=True)
+    again(tmp_path / "interrupted")
+    one, other = (content(tmp_path / name) for name in ("whole", "interrupted"))
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == ["history.jsonl"]  # it holds times
+    records = [AssistantFolder(tmp_path / name).read().learned[-1] for name in ("whole", "interrupted")]
+    clocks = {"seconds", "time", "memory_bytes"}
+    assert records[0].model_dump(exclude=clocks) == records[1].model_dump(exclude=clocks)
+
+
+def test_a_broken_promise_leaves_the_folder_as_it_was(taught, tmp_path, tiny_model, monkeypatch, capsys):
+    from backends.finetune.cli import main
+    from backends.finetune.learning import measure
+
+    shutil.copytree(taught, tmp_path / "assistant")
+    before = content(tmp_path / "assistant")
+    data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+    found = measure.measured
+    worse = iter(range(1, 100))
+
+    def measured(engine, batches, what):
+        measure = found(engine, batches, what)
+        return measure.model_copy(update={"loss": measure.loss * (1 + 0.1 * next(worse))}) if what == "a" else measure
+
+    monkeypatch.setattr("backends.finetune.learning.phase.measured", measured)
+    monkeypatch.setattr("backends.finetune.learning.phase.ratchet_moves", lambda *_: [True])
+    arguments = ["learn", str(data), "--into", str(tmp_path / "assistant"), "--threads", "1", "--answers", "0"]
+    for setting in SETTINGS:
+        arguments += ["--set", setting]
+    assert main([*arguments, "--promise", "1"]) == 3
+    assert "after d: a +" in capsys.readouterr().err
+    assert content(tmp_path / "assistant") == before
+    monkeypatch.undo()
+    assert main([*arguments, "--promise", "1000"]) == 0
+    assert AssistantFolder(tmp_path / "assistant").read().learned[-1].promise == 10
+
+
+def test_a_task_that_is_not_measured_goes_on_answering_exactly_as_before(taught, tmp_path, tiny_model):
+    shutil.copytree(taught, tmp_path / "assistant")
+    before = AssistantFolder(taught).read()
+    data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+    options: dict[str, Any] = {"settings": SETTINGS, "threads": 1, "answers": 0, "quiet": True}
+    after = learn(data, tmp_path / "assistant", check="none", start="nearest", **options)
+    assert after.learned[-1].checked == {}
+    assert after.learned[-1].start in before.tasks
+    assert {name: after.tasks[name].version for name in before.tasks} == {
+        name: task.version for name, task in before.tasks.items()
+    }
+    with pytest.raises(ConfigError, match="--promise: got 1 with --check none"):
+        learn(data, tmp_path / "assistant", name="e", check="none", promise=1, **options)
+
+
+def test_forgetting_removes_a_task_and_leaves_the_others_as_they_were(taught, tmp_path, tiny_model):
+    shutil.copytree(taught, tmp_path / "assistant")
+    data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+    options: dict[str, Any] = {"settings": SETTINGS, "threads": 1, "answers": 0, "quiet": True}
+    learn(data, tmp_path / "assistant", start="last", **options)
+    before = AssistantFolder(tmp_path / "assistant").read()
+    with pytest.raises(ConfigError, match="'c', from whose LoRA d started"):
+        forget(tmp_path / "assistant", "c")
+    said = forget(tmp_path / "assistant", "b")
+    assert "The shared CRMA was trained on it" in said
+    found = AssistantFolder(tmp_path / "assistant").read()
+    assert list(found.tasks) == ["a", "c", "d"]
+    assert not (tmp_path / "assistant" / "task-1").exists()
+    assert not (tmp_path / "assistant" / "texts-1.jsonl").exists()
+    assert {n: t.version for n, t in found.tasks.items()} == {n: before.tasks[n].version for n in found.tasks}
+    AssistantFolder(tmp_path / "assistant").check_files(found)
+    registry = AdapterRegistry.from_run(tmp_path / "assistant")
+    assert registry.names == ("a", "c", "d")
+    forget(tmp_path / "assistant", "c", even_so=True)
+    again = write_jsonl(tmp_path / "b.jsonl", rows("b"))
+    assert list(learn(again, tmp_path / "assistant", **options).tasks) == ["a", "d", "b"]
+    with pytest.raises(ConfigError, match="--task: got 'nobody'"):
+        forget(tmp_path / "assistant", "nobody")
+
+
+def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, tiny_model, teach):
+    shutil.copytree(taught, tmp_path / "assistant")
+    before = content(tmp_path / "assistant")
+    with pytest.raises(TaskDataError, match="'a', which the folder has learned already"):
+        teach("a")
+    one = write_jsonl(tmp_path / "one.jsonl", rows("x", 1))
+    with pytest.raises(TaskDataError, match=r"got 1 usable example of 1 document; allowed: .*three documents"):
+        teach("x", data=one)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(TaskDataError, match="no rows"):
+        teach("x", data=tmp_path / "empty.jsonl")
+    shapeless = write_jsonl(tmp_path / "shapeless.jsonl", [{"headline": "a", "body": "b"}] * 5)
+    with pytest.raises(TaskDataError, match=r"shapeless\.jsonl, line 1: got the fields 'headline', 'body'.*--columns"):
+        teach("x", data=shapeless)
+    with pytest.raises(ProtocolError, match=r"lora\.rank: got 4; allowed: 2, with which this folder was begun"):
+        teach("x", settings=("lora.rank=4",))
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(ModelError, match="whose config are others than those of"):
+        teach("x", model=other)
+    with pytest.raises(ConfigError, match="--promise: got -1"):
+        teach("x", promise=-1)
+    with pytest.raises(TaskDataError, match=r"HF_HUB_OFFLINE|no package"):
+        teach("x", data="acme/tickets")
+    assert content(tmp_path / "assistant") == before
+
+
+@pytest.mark.parametrize(
+    "name", ["task-0/adapter_model.safetensors", "crma-0.safetensors", "texts-1.jsonl", "history.jsonl"]
+)
+def test_a_damaged_or_missing_file_is_named(taught, tmp_path, teach, name):
+    for change in ("damaged", "missing"):
+        folder = tmp_path / change
+        shutil.copytree(taught, folder)
+        path = folder / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data) if change == "damaged" else path.unlink()
+        before = content(folder)
+        with pytest.raises(RunFolderError) as raised:
+            teach("x", into=change)
+        assert path.name in str(raised.value) or name.partition("/")[0] in str(raised.value)
+        assert content(folder) == before
