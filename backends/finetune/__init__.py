@@ -1,6 +1,7 @@
 """Sequential fine-tuning with CRMA: tasks in sequence on one base model, by PyTorch or JAX.
 
-    from backends.finetune import AdapterRegistry, finetune, load_task, read_results
+    from backends.finetune import learn, load_task                                    # an assistant, task after task
+    from backends.finetune import AdapterRegistry, finetune, read_results, read_task  # experiments on fixed sequences
 
 Everything is loaded when it is first used: the names of this package need no framework.
 """
@@ -11,19 +12,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backends.finetune.inference.exported_task import load_task
     from backends.finetune.inference.registry import AdapterRegistry
+    from backends.finetune.learning.export import export
+    from backends.finetune.learning.forget import forget
+    from backends.finetune.learning.learn import learn
+    from backends.finetune.runs.assistant_folder import Assistant
     from backends.finetune.runs.results import RunResults, read_results
-    from backends.finetune.tasks.task import Task, load_task
+    from backends.finetune.tasks.task import Task, read_task
     from backends.finetune.training.finetune import finetune
 
-__all__ = ["AdapterRegistry", "RunResults", "Task", "finetune", "load_task", "read_results"]
+__all__ = [
+    "AdapterRegistry",
+    "Assistant",
+    "RunResults",
+    "Task",
+    "export",
+    "finetune",
+    "forget",
+    "learn",
+    "load_task",
+    "read_results",
+    "read_task",
+]
 _HOMES = {
     "AdapterRegistry": "inference.registry",
+    "Assistant": "runs.assistant_folder",
     "RunResults": "runs.results",
     "Task": "tasks.task",
+    "export": "learning.export",
     "finetune": "training.finetune",
-    "load_task": "tasks.task",
+    "forget": "learning.forget",
+    "learn": "learning.learn",
+    "load_task": "inference.exported_task",
     "read_results": "runs.results",
+    "read_task": "tasks.task",
 }
 
 

@@ -10,6 +10,8 @@ import typer
 
 from backends.files import printable
 from backends.finetune.cli.certify import certify
+from backends.finetune.cli.chat import chat
+from backends.finetune.cli.export import export
 from backends.finetune.cli.finetune import finetune
 from backends.finetune.cli.forget import forget
 from backends.finetune.cli.generate import generate
@@ -20,12 +22,16 @@ from backends.finetune.cli.plan import plan
 from backends.finetune.cli.protocols import protocols
 from backends.finetune.cli.report import report
 from backends.finetune.cli.route import route
+from backends.finetune.cli.show import show
 from backends.finetune.cli.status import status
 from reference import SPEC_VERSION
 
 COMMANDS: dict[Callable[..., object], str] = {
     learn: "teach an assistant one more task",
     status: "what an assistant has learned, and what became of it",
+    chat: "a conversation with an assistant",
+    export: "one task, for where Hugging Face models are used",
+    show: "the tokens that a model is fed, and which of them it learns",
     forget: "take a task out of an assistant",
     finetune: "fine-tune a model through a sequence of tasks",
     report: "write table, pictures and HTML of a run folder again",

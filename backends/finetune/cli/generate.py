@@ -81,7 +81,18 @@ def generate(
             if found is not None and router is not None:
                 console.print(_explained(found, router))
             console.print(_adapter_line(registry, name, no_crma=no_crma))
+            if not answer.strip():
+                print(empty_answer(registry))
+                continue
             print(printable(answer, keep="\n\t"))  # word for word, where rich would spread a tab into spaces
+
+
+def empty_answer(registry: Any) -> str:
+    """What to say of an answer in which there is nothing to read."""
+    likely = "it was trained to answer prompts of another form, or with the end at once"
+    if not registry.chat.has_template and getattr(registry.tokenizer, "chat_template", None):
+        likely = "the model has a chat template, and was trained and asked without it (template none)"
+    return f"(empty answer: the model wrote its end at once; likely because {likely})"
 
 
 def _prompts(given: list[str], files: list[Path]) -> list[str]:
@@ -97,9 +108,13 @@ def _router(folder: Path, embedding: str | None) -> CentroidRouter:
     from backends.finetune.inference.embeddings import EMBEDDINGS, load_embedding
     from backends.finetune.inference.router import CentroidRouter
     from backends.finetune.inference.router_file import read_router
+    from backends.finetune.learning.router import assistant_router
+    from backends.finetune.runs.assistant_folder import is_assistant
     from backends.finetune.runs.links import refuse_links
 
     refuse_links(folder)
+    if is_assistant(folder):
+        return assistant_router(folder, embedding or "wordllama")
     file = folder / ROUTER_NAME
     if not file.is_file():
         raise RunFolderError(

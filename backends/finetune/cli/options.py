@@ -12,7 +12,7 @@ from reference.errors import ConfigError
 option = partial(typer.Option, show_default=False)  # the help texts name the defaults that matter
 
 ProtocolName = Annotated[str, typer.Argument(help="a protocol's name (see `crma protocols`) or a .toml file")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder of `crma finetune`")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of `crma learn` or `crma finetune`")]
 Backend = Annotated[str, option(help="torch-cpu (default), torch-cuda, jax-cpu or jax-cuda")]
 Threads = Annotated[int | None, option(help="CPU threads (default: all cores)")]
 SeedOfRun = Annotated[int | None, option("--seed", help="of the run (default: its first)")]

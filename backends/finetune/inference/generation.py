@@ -27,7 +27,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message], chat: Chat | Non
     try:
         if isinstance(prompt, str) and not chat.applies:
             return TokenIds(tokenizer).prompt(prompt)
-        turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        turns = [Message("user", prompt.strip())] if isinstance(prompt, str) else prompt
         return TokenIds(tokenizer).before(chat.before(turns))
     except UnusableText as error:
         raise ConfigError(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from backends.adapter_folder import CONFIG, WEIGHTS, read_adapter
 from reference.errors import StateFileError
 
+#: in the settings of an exported LoRA: PEFT, which does not know it, warns by its name where the LoRA is loaded alone
+NEEDS_CRMA = "answers_only_with_its_CRMA_use_load_task_of_crma"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -39,6 +41,7 @@ def load_adapter(folder: Path, device: torch.device | str, expected: Mapping[str
             raise refused(folder, f"a folder without {name}" if folder.is_dir() else "no such folder")
     try:
         data, settings = read_adapter(folder, expected=expected)
+        settings.pop(NEEDS_CRMA, None)
         config = LoraConfig.from_peft_type(**LoraConfig.check_kwargs(**settings))
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         config.base_model_name_or_path = None  # where the model lay when it was trained; PEFT would warn

@@ -49,7 +49,7 @@ def _modules(modules: str | list[str]) -> str | list[str]:
     return modules
 
 
-def _template(template: str) -> str:
+def template_of(template: str) -> str:
     """The template itself in place of its file: what a run reads does not change with a file elsewhere."""
     if template in ("auto", "none") or "{%" in template or "{{" in template:
         return template
@@ -142,7 +142,7 @@ class Protocol(_OF_METHODS):
     accumulation: Rows = 1
     packing: bool = False
     gradient_checkpointing: bool = False
-    template: Annotated[str, AfterValidator(_without_nul), AfterValidator(_template)] = "none"
+    template: Annotated[str, AfterValidator(_without_nul), AfterValidator(template_of)] = "none"
     max_tokens: Annotated[int, Field(ge=8, le=2**24)] = 128  # the longest context of an open model: 10 million
     warmup_steps: Steps = 2
     checkpoint_every: Annotated[int, Field(ge=1, le=10**9)] = 20

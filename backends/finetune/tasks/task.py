@@ -32,10 +32,10 @@ class Example:
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """The messages; or a prompt and its response as two of them; none for a plain text."""
+        """The messages; or a prompt and its response, without white space around them; none for a plain text."""
         if self.messages or not self.prompt:
             return self.messages
-        return Message("user", self.prompt), Message("assistant", self.response)
+        return Message("user", self.prompt.strip()), Message("assistant", self.response.strip())
 
     @property
     def text(self) -> str:
@@ -108,7 +108,7 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
     return tuple(_example(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
 
 
-def load_task(name: str, train: str | Path, holdout: str | Path) -> Task:
+def read_task(name: str, train: str | Path, holdout: str | Path) -> Task:
     """A task of one's own from two files, each with one JSON object a line: {"prompt": ..., "response": ...} or
     {"text": ...}.
 
@@ -127,7 +127,7 @@ def parse_task_options(options: Sequence[str]) -> list[Task]:
     Clauses: ERR-1, ERR-2.
     """
     parts = [_parts(option) for option in options]
-    tasks = [load_task(*of_task) for of_task in parts]
+    tasks = [read_task(*of_task) for of_task in parts]
     used: dict[str, str] = {}
     for name, *paths in parts:
         for side, path in zip(("training", "holdout"), paths, strict=True):

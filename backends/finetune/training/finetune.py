@@ -60,7 +60,7 @@ def finetune(
 
     Args:
         protocol: a name (``crma protocols`` lists them) or the path of a .toml file. tasks: in their order, in place of
-            the protocol's (:func:`backends.finetune.load_task`).
+            the protocol's (:func:`backends.finetune.read_task`).
         model: a local Hugging Face folder, or "smollm2". out: the run folder; "runs/NAME" of the protocol by default.
         seeds, conditions, settings: in place of the protocol's; each of ``settings`` is FIELD=VALUE as in TOML.
         backend: "torch-cpu", "torch-cuda", "jax-cpu" or "jax-cuda". mesh: for JAX, such as "4x2". shard: under

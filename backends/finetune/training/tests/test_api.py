@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from backends.finetune import finetune, load_task, read_results
+from backends.finetune import finetune, read_results, read_task
 from backends.finetune.conftest import adapters, measured, tiny_protocol
 from reference.errors import ProtocolError
 
@@ -16,7 +16,7 @@ from reference.errors import ProtocolError
 @pytest.fixture
 def tasks(tiny_tasks):
     named = (option.partition("=")[::2] for option in tiny_tasks)
-    return [load_task(name, *paths.rsplit(":", 1)) for name, paths in named]
+    return [read_task(name, *paths.rsplit(":", 1)) for name, paths in named]
 
 
 def test_a_run_from_python_is_that_of_the_command(tiny_model, tasks, tmp_path, crma, finetune_command, capfd):
@@ -41,7 +41,7 @@ def test_a_mistake_is_an_error_before_anything_is_written(tiny_model, tasks, tmp
 def test_the_names_need_no_framework_and_others_are_refused():
     code = (
         "import sys, backends.finetune as f\n"
-        "assert f.read_results and f.load_task and f.RunResults\n"
+        "assert f.read_results and f.read_task and f.RunResults\n"
         "assert not {'torch', 'jax', 'transformers'} & set(sys.modules)\n"
         "try: f.nothing\n"
         "except AttributeError as error: print(error)"
