@@ -166,9 +166,5 @@ def rewrite_results(run: Path, lines: list[dict[str, Any]]) -> None:
 
 def measured(run: Path) -> list[dict[str, Any]]:
     """The phases of a run without what a clock or the machine's memory wrote."""
-    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    phases = [line for line in lines if line["kind"] == "phase"]
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "memory_bytes", "sha256")}
-        for line in phases
-    ]
+    phases = [line for line in results_lines(run) if line["kind"] == "phase"]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_bytes")} for line in phases]

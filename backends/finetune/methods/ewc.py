@@ -119,8 +119,8 @@ class ConsolidatedWeights:
         importance, centre, rest = {}, {}, self._rest.double()
         for name, added in fisher.items():
             added, where = added.detach().float(), parameters[name].detach().float()
-            before = self._importance[name].to(where.device) if self._importance else torch.zeros_like(where)
-            old = self._centre[name].to(where.device) if self._importance else where
+            before = self._importance.get(name, torch.zeros_like(where))
+            old = self._centre.get(name, where)
             importance[name] = before + added
             share = torch.where(importance[name] > 0, added / importance[name], 1.0)  # 1: a weight of 0, anywhere
             moved = where - old
@@ -139,12 +139,11 @@ class ConsolidatedWeights:
         import torch
 
         _check_layout(self._importance, parameters)
-        terms = []
-        for name, parameter in parameters.items():
-            self._importance[name] = self._importance[name].to(parameter.device)  # once, after a load
-            self._centre[name] = self._centre[name].to(parameter.device)
-            terms.append((self._importance[name] * (parameter.float() - self._centre[name]).square()).sum())
-        distance = torch.stack([term.to(terms[0].device) for term in terms]).sum()
+        terms = [
+            (self._importance[name] * (parameter.float() - self._centre[name]).square()).sum()
+            for name, parameter in parameters.items()
+        ]
+        distance = torch.stack(terms).sum()
         return 0.5 * strength * (distance + self._rest.to(distance.device))
 
     def state(self) -> dict[str, Tensor]:

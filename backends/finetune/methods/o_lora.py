@@ -52,7 +52,7 @@ class OrthogonalLora(Method):
             if name not in self.earlier:
                 return output
             a, b = self.earlier[name]
-            return output + earlier_output(inputs[0].to(a.dtype), a, b).to(output.dtype)
+            return output + earlier_output(inputs[0], a, b).to(output.dtype)
 
         return add_earlier
 
@@ -76,9 +76,8 @@ class OrthogonalLora(Method):
         super().restore(loras)
 
     def _stack(self) -> None:
-        for name, factors in self.slot.factors().items():
-            a, b = (factor.detach().clone() for factor in factors)
-            self.earlier[name] = stack_lora(self.earlier.get(name), a, b * self.training.scaling)
+        for name, (a, b) in self.slot.factors().items():
+            self.earlier[name] = stack_lora(self.earlier.get(name), a, b, self.training.scaling)
 
 
 def orthogonality_loss(a: Tensor, earlier: Tensor) -> Tensor:
@@ -101,14 +100,12 @@ def orthogonality_loss(a: Tensor, earlier: Tensor) -> Tensor:
     return (earlier.detach() @ a.mT).square().sum()
 
 
-def stack_lora(
-    previous: tuple[Tensor, Tensor] | None, a: Tensor, b: Tensor, scaling: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def stack_lora(previous: tuple[Tensor, Tensor] | None, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """Append a finished LoRA ``scaling * B A`` to those before it: ``B_prev A_prev`` is the sum of all.
 
     Args:
         previous: (A_prev, B_prev) of shapes (R, in) and (out, R), or None before the first. a: shape (r, in).
-            b: shape (out, r). scaling: folded into B, as PEFT's ``alpha / r`` (leave 1 if it is in ``b`` already).
+            b: shape (out, r). scaling: folded into B, as PEFT's ``alpha / r``.
 
     Returns:
         (A, B) of shapes (R + r, in) and (out, R + r), copies without gradient. Raises: ShapeError.

@@ -52,8 +52,8 @@ class JaxEngine:
     """See :class:`backends.finetune.engines.engine.Engine`. Raises: ModelError if the folder cannot be loaded."""
 
     def __init__(self, job: Job, placement: Placement) -> None:
-        self.model_path, self.protocol, self.condition = job.model, job.protocol, job.condition
-        model_path, protocol, condition = job.model, job.protocol, job.condition
+        protocol, condition = self.protocol, self.condition = job.protocol, job.condition
+        model_path = self.model_path = job.model
         self.seed, self.placement, self.world = job.seed, placement, SINGLE
         check_fits(model_path, protocol)
         dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"

@@ -49,7 +49,7 @@ def test_a_stack_is_the_sum_of_its_loras():
 
 def test_a_stack_is_a_copy_without_gradient():
     a, b = torch.nn.Parameter(torch.ones(1, 3)), torch.nn.Parameter(torch.ones(2, 1))
-    stack = stack_lora(None, a, b)
+    stack = stack_lora(None, a, b, 1.0)
     with torch.no_grad():
         a.fill_(9.0)
         b.fill_(9.0)
@@ -59,15 +59,16 @@ def test_a_stack_is_a_copy_without_gradient():
 
 def test_sixteen_bit_inputs_are_computed_in_the_dtype_of_the_stack():
     x = torch.randn(4, 3, generator=generator(11)).bfloat16()
-    stack = stack_lora(None, torch.randn(2, 3, generator=generator(12)), torch.randn(5, 2, generator=generator(13)))
+    a, b = torch.randn(2, 3, generator=generator(12)), torch.randn(5, 2, generator=generator(13))
+    stack = stack_lora(None, a, b, 1.0)
     assert earlier_output(x, *stack).dtype == torch.float32
     torch.testing.assert_close(earlier_output(x, *stack), earlier_output(x.float(), *stack), rtol=0, atol=0)
 
 
 def test_loras_of_other_layers_are_refused():
-    stack = stack_lora(None, torch.ones(1, 3), torch.ones(2, 1))
+    stack = stack_lora(None, torch.ones(1, 3), torch.ones(2, 1), 1.0)
     for a, b in [((1, 4), (2, 1)), ((1, 3), (5, 1)), ((2, 3), (2, 1))]:
         with pytest.raises(ShapeError, match="a, b"):
-            stack_lora(stack, torch.ones(a), torch.ones(b))
+            stack_lora(stack, torch.ones(a), torch.ones(b), 1.0)
     with pytest.raises(ShapeError, match="earlier"):
         orthogonality_loss(torch.ones(1, 4), stack[0])
