@@ -155,13 +155,18 @@ def results_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def rewrite_results(run: Path, lines: list[dict[str, Any]]) -> None:
-    """Write ``results.jsonl`` anew, as somebody would who makes every digest fit, and without a look at the content."""
+    """:func:`rewrite_lines` of a run's ``results.jsonl``."""
+    rewrite_lines(run / "results.jsonl", lines)
+
+
+def rewrite_lines(file: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a file of records anew, as somebody would who makes every digest fit, without a look at the content."""
     from backends.finetune.runs.results import _sealed
 
     content = b""
     for line in lines:
         content += _sealed(json.dumps(line).encode(), content)
-    (run / "results.jsonl").write_bytes(content)
+    file.write_bytes(content)
 
 
 def measured(run: Path) -> list[dict[str, Any]]:

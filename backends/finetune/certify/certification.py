@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import reference
+from backends.finetune.certify.assistant import assistant_checks, described
 from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.certify.consistency import protocol_of, record_consistent, run_consistent
 from backends.finetune.certify.files import RunFiles
@@ -15,6 +16,7 @@ from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISE
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
 from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.runs.assistant_folder import Assistant, is_assistant
 from backends.finetune.runs.results import RESULTS_NAME, RunResults, read_results
 from reference.errors import ConfigError, RunFolderError
 
@@ -26,6 +28,7 @@ class Certification:
     checks: list[Check]
     results: RunResults | None
     digests: dict[str, str]
+    assistant: Assistant | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,13 +38,14 @@ class Certification:
     def as_json(self) -> dict[str, Any]:
         """For programs: every check, the digest of every file that was read, the versions, and what was not checked."""
         run = self.results.run if self.results else None
+        about = None if self.assistant is None else described(self.assistant)
         return {
             "format": "crma-certification",
             "verdict": "pass" if self.passed else "fail",
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "crma": importlib.metadata.version("crma"),
             "spec_version": reference.SPEC_VERSION,
-            "run": None
+            "run": about
             if run is None
             else run.model_dump(
                 include={"protocol", "model", "backend", "machine", "versions", "tasks", "random_weights"}, mode="json"
@@ -58,7 +62,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
     """Check every promise of a run again, from its files.
 
     Args:
-        folder: as `crma finetune` left it; nothing in it is changed.
+        folder: as `crma finetune` or `crma learn` left it; nothing in it is changed.
         max_drift: percent; if given, no prior task of MODULAR (of modular@DELTA where a run has no MODULAR) may drift
             by more.
 
@@ -69,6 +73,16 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
     the run has no MODULAR.
     """
     path = Path(folder)
+    if is_assistant(path):
+        if max_drift is not None:
+            raise ConfigError(
+                "--max-drift",
+                got=max_drift,
+                allowed="a run folder; an assistant keeps the promises that were given with --promise",
+                remedy="leave the option out",
+            )
+        of_assistant, assistant, digests = assistant_checks(path)
+        return Certification(of_assistant, None, digests, assistant)
     if not (path / RESULTS_NAME).exists() and not (path / "run.json").exists():
         raise RunFolderError(
             str(path),

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,37 +46,51 @@ class RunFiles:
             model = self.places.branch(seed, condition.name) / f"model-{phases - 1}.safetensors"
             self._tensors(model, faults)
             return Subject(condition.name, seed).holds("model file whole", "", faults), counts
+        first = phases - 1 if condition.trains == "shared" else 0
+        folders = [self.places.lora(seed, condition.name, phase) for phase in range(first, phases)]
+        counts = self.loras(folders, section, faults, raised=condition.raised_rank)
+        if condition.crma == "unconstrained":
+            for phase in range(phases):
+                self._tensors(self.places.branch(seed, condition.name) / f"mixing-{phase}.safetensors", faults)
+        return Subject(condition.name, seed).holds("adapter files whole", "", faults), counts
+
+    def loras(
+        self, folders: Sequence[Path], section: LoraSection, faults: list[str], *, raised: bool = False
+    ) -> list[int]:
+        """How many values each LoRA holds; what is wrong with one is added to ``faults``."""
+        counts: list[int] = []
         shapes: dict[str, Any] | None = None
-        for phase in range(phases - 1 if condition.trains == "shared" else 0, phases):
-            lora = self.places.lora(seed, condition.name, phase)
+        for lora in folders:
             settings = self._json(lora / "adapter_config.json", faults)
             tensors = self._tensors(lora / "adapter_model.safetensors", faults)
             if settings and tensors:
-                wrong = _settings_faults(settings, tensors, section, raised=condition.raised_rank)
+                wrong = _settings_faults(settings, tensors, section, raised=raised)
                 faults += [f"{self._name(lora)}/adapter_config.json: {fault}" for fault in wrong]
                 counts.append(sum(tensor.numel() for tensor in tensors.values()))
             found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             if found and shapes not in (None, found):
                 faults.append(f"{self._name(lora)}: tensors of other names or shapes than in the first task")
             shapes = shapes or found or None
-        if condition.crma == "unconstrained":
-            for phase in range(phases):
-                self._tensors(self.places.branch(seed, condition.name) / f"mixing-{phase}.safetensors", faults)
-        return Subject(condition.name, seed).holds("adapter files whole", "", faults), counts
+        return counts
 
     def states(self, condition: Condition, seed: int, phases: int) -> tuple[list[StoredState], list[Check]]:
         """The stored states of the shared CRMA that can be read, and the check that all can."""
         if condition.crma != "doubly-stochastic":
             return [], []
+        paths = {phase: self.places.crma(seed, condition.name, phase) for phase in range(phases)}
+        states, check = self.states_of(paths, Subject(condition.name, seed))
+        return states, [check]
+
+    def states_of(self, paths: Mapping[int, Path], of: Subject) -> tuple[list[StoredState], Check]:
+        """The states in these files, by phase, and the check that all can be read."""
         states, faults = [], []
-        for phase in range(phases):
-            path = self.places.crma(seed, condition.name, phase)
+        for phase, path in paths.items():
             try:
                 states.append(StoredState(self._name(path), phase, load_state(path)))
                 self._digest(path)
             except StateFileError as error:
                 faults.append(f"{self._name(path)}: got {error.got}")
-        return states, [Subject(condition.name, seed).holds("state files whole", "STATE-1, STATE-4", faults)]
+        return states, of.holds("state files whole", "STATE-1, STATE-4", faults)
 
     def as_recorded(self, results: RunResults, condition: Condition, seed: int) -> Check:
         """Every file of a finished phase is recorded, and holds the bytes that were."""

@@ -1,10 +1,13 @@
 """What the records of a run promise: complete, finite, bounded in every logged step, and no drift where none can be."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 import reference
 from backends.finetune.certify.check import BUDGET_ROUNDING, ROUNDING, Check, Measured, Subject
 from backends.finetune.methods.method import Condition
+from backends.finetune.runs.assistant_records import LearnedRecord
 from backends.finetune.runs.records import PhaseRecord
 from backends.finetune.runs.results import RunResults
 
@@ -16,7 +19,7 @@ def record_checks(results: RunResults, condition: Condition, seed: int, budget: 
         _complete(of, phases, len(results.tasks)),
         *_drift(of, results, condition, seed),
         *([_ratchet(of, phases)] if condition.ratchet else []),
-        *_logged(of, phases, condition, budget),
+        *logged_bounds(of, phases, condition, budget),
     ]
 
 
@@ -81,7 +84,10 @@ def _why_it_drifts(condition: Condition) -> str:
     return "what answers for an earlier task keeps training"
 
 
-def _logged(of: Subject, phases: list[PhaseRecord], condition: Condition, budget: float | None) -> list[Check]:
+def logged_bounds(
+    of: Subject, phases: Sequence[PhaseRecord | LearnedRecord], condition: Condition, budget: float | None
+) -> list[Check]:
+    """What the certificates of these phases say, step by step."""
     if condition.crma == "none":
         return [of.not_promised("spectral bounds", [], "there is no CRMA in it")]
     norms: list[Measured] = []

@@ -1,5 +1,6 @@
 """The stored states of the shared CRMA, measured again: in float32 as used, and in float64 by the reference."""
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from backends.finetune.certify.check import (
 )
 from backends.finetune.certify.records import displacement_check
 from backends.finetune.methods.method import Condition
+from backends.finetune.runs.assistant_records import LearnedRecord
 from backends.finetune.runs.records import PhaseRecord
 from backends.torch.certificates import certificate, displacement
 from backends.torch.state import StateFile
@@ -44,7 +46,11 @@ class StoredState(NamedTuple):
 
 
 def state_checks(
-    condition: Condition, seed: int, states: list[StoredState], phases: list[PhaseRecord], budget: float | None
+    condition: Condition,
+    seed: int | None,
+    states: list[StoredState],
+    phases: Sequence[PhaseRecord | LearnedRecord],
+    budget: float | None,
 ) -> list[Check]:
     """The checks of the ``crma-N`` files of one condition and seed; ``budget`` None: no displacement is promised."""
     if not states:
@@ -93,7 +99,7 @@ def _bounds(of: Subject, states: list[StoredState]) -> list[Check]:
     return found
 
 
-def _as_logged(of: Subject, states: list[StoredState], phases: list[PhaseRecord]) -> Check:
+def _as_logged(of: Subject, states: list[StoredState], phases: Sequence[PhaseRecord | LearnedRecord]) -> Check:
     """Each file is the state whose certificate the last step of its phase logged."""
     check, clauses = "stored states as logged", "CERT-1, CERT-2"
     differences: list[Measured] = []

@@ -231,7 +231,8 @@ class JaxEngine:
         return {name: sum(leaf.size for leaf in jax.tree.leaves(group)) for name, group in groups.items()}
 
     def memory_bytes(self) -> int:
-        statistics = jax.devices()[0].memory_stats() or {}
+        (device, *_) = jax.tree.leaves(self.params)[0].devices()
+        statistics = device.memory_stats() or {}
         return int(statistics.get("peak_bytes_in_use") or psutil.Process().memory_info().rss)
 
     # Files ----------------------------------------------------------------------------------------------------------

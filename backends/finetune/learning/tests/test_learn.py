@@ -243,3 +243,49 @@ def test_a_damaged_or_missing_file_is_named(taught, tmp_path, teach, name):
             teach("x", into=change)
         assert path.name in str(raised.value) or name.partition("/")[0] in str(raised.value)
         assert content(folder) == before
+
+
+def test_certify_passes_what_was_taught_and_fails_what_was_changed(taught, tmp_path, capsys):
+    from backends.finetune.cli import main
+    from backends.finetune.conftest import rewrite_lines
+
+    shutil.copytree(taught, tmp_path / "assistant")
+    history = tmp_path / "assistant" / "history.jsonl"
+    assert main(["certify", str(tmp_path / "assistant"), "--json", str(tmp_path / "c.json")]) == 0
+    assert json.loads((tmp_path / "c.json").read_text())["run"]["tasks"] == ["a", "b", "c"]
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    lines = [{key: value for key, value in line.items() if key != "sha256"} for line in lines]
+    last = next(line for line in reversed(lines) if line["kind"] == "learned")
+
+    def failed(change):
+        changed = json.loads(json.dumps(lines))
+        change(next(line for line in reversed(changed) if line["kind"] == "learned"))
+        rewrite_lines(history, changed)
+        code = main(["certify", str(tmp_path / "assistant")])
+        return code, capsys.readouterr().out
+
+    def other_version(record):
+        record["versions"]["a"] = 1 if record["versions"]["a"] != 1 else 0
+
+    def broken_promise(record):
+        record["promise"] = 0.0
+        record["checked"]["a"]["now"]["loss"] *= 1.5
+        record["checked"]["a"]["decision"] = [2.0, 1.0]
+        record["versions"]["a"] = record["phase"]
+
+    def amplified(record):
+        record["spectral"]["adapter_max"][-1] = 1.01
+
+    for change, said in (
+        (other_version, "FAIL MODULAR, ratchet: versions as decided"),
+        (broken_promise, "promises kept"),
+        (amplified, "norm of adapter, logged"),
+    ):
+        code, out = failed(change)
+        assert code == 1
+        assert said.rpartition(": ")[2] in out
+    assert last["promise"] is None
+    rewrite_lines(history, lines)
+    (tmp_path / "assistant" / "task-1" / "adapter_config.json").write_text("{}")
+    assert main(["certify", str(tmp_path / "assistant")]) == 1
+    assert "files as recorded" in capsys.readouterr().out
