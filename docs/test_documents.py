@@ -58,6 +58,8 @@ def home(tmp_path: Path, tiny_model: Path) -> Path:
         for side, numbers in (("train", range(8)), ("holdout", range(8, 12))):
             rows = [{"prompt": f"{word} {n}? ", "response": f"{word[::-1]} {n}"} for n in numbers]
             (tmp_path / f"{task}-{side}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        rows = [{"prompt": f"{word} {n}? ", "response": f"{word[::-1]} {n}"} for n in range(12)]
+        (tmp_path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 

@@ -15,7 +15,7 @@ PROMISES = {
     "drift exactly 0, nats": "The largest |H[p, j] - H[j, j]| over all phases p and tasks j is 0, bit for bit.",
     "drift of every task, %": "No prior task's holdout loss rose by more than the limit asked for with --max-drift.",
     "versions as decided": "Each task answers with the version of the CRMA that the losses on its decision split "
-    "choose: it moves to a later one exactly where its loss there is not higher. One that was not measured keeps its own.",
+    "choose: it moves to a later one exactly where its loss there is not higher. One not measured keeps its own.",
     "history readable": "history.jsonl holds whole records of finite numbers, in the order in which they were written.",
     "promises kept": "After each phase that was given a promise, no earlier task that was measured had lost more on "
     "its reported texts than promised, or than it had lost before.",

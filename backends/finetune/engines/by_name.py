@@ -1,9 +1,7 @@
 """From the name of a backend to the engine that trains with it."""
 
-import os
-
 from backends.finetune.engines.engine import Engine, EngineFactory
-from backends.finetune.engines.world import SINGLE, World
+from backends.finetune.engines.world import SINGLE, World, world_size
 from backends.finetune.models.marker import random_size
 from backends.finetune.protocols.supported import check_backend, check_supported
 from backends.finetune.tasks.job import Job
@@ -23,10 +21,10 @@ def engine_factory(backend: str, mesh: str | None = None, *, shard: bool = False
     if backend.startswith("jax-"):
         if shard:
             raise BackendError("--shard", got=f"with {backend}", allowed="torch-cpu, torch-cuda", remedy="use --mesh")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if (size := world_size()) > 1:
             raise BackendError(
                 "torchrun",
-                got=f"{os.environ['WORLD_SIZE']} processes with {backend}",
+                got=f"{size} processes with {backend}",
                 allowed="one process, which spreads its work over devices by --mesh",
                 remedy="start it without torchrun, with --mesh",
             )

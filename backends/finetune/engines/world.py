@@ -1,7 +1,10 @@
 """The processes that share one run: started by torchrun, or a single one."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+
+from reference.errors import BackendError
 
 
 class World:
@@ -31,3 +34,16 @@ class World:
 
 
 SINGLE = World()
+
+
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it. Raises: BackendError."""
+    found = os.environ.get("WORLD_SIZE", "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise BackendError(
+            "WORLD_SIZE",
+            got=repr(found),
+            allowed="the number of processes, which torchrun sets",
+            remedy="unset it for a single process",
+        )
+    return int(found)

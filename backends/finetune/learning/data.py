@@ -10,13 +10,17 @@ from backends.files import parse_json
 from backends.finetune.protocols.text_file import read_text
 from backends.finetune.tasks.chat import Message
 from backends.finetune.tasks.data_files import read_rows
+from backends.finetune.tasks.domains import load_domain
 from backends.finetune.tasks.domains.deduplication import stable_hash
+from backends.finetune.tasks.fictional import FICTIONAL, load_fictional
+from backends.finetune.tasks.named import NAMED
 from backends.finetune.tasks.shapes import parts_of
 from backends.finetune.tasks.task import Example, normal_text
 from reference.errors import RunFolderError, TaskDataError
 
 #: of the examples, and at most how many: what is reported, and what decides
 REPORTED, DECISION = (0.15, 96), (0.10, 32)
+OF_A_DOMAIN = 96  # examples of a domain that comes with this project
 QUERIES = 200  # questions of a task that a router learns it by
 
 
@@ -46,12 +50,17 @@ class Texts(NamedTuple):
 
 
 def read_examples(source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train") -> list[Read]:
-    """The examples of a file, a folder or a dataset. ``columns``: see :func:`backends.finetune.tasks.shapes.parts_of`;
-    "document" among them names the field that says which document a row is from. Without it rows that ask the same are
-    one document.
+    """The examples of a file, a folder, a dataset, or a domain that comes with this project, such as "Medical".
+
+    Args:
+        columns: see :func:`backends.finetune.tasks.shapes.parts_of`; "document" among them names the field that says
+            which document a row is from. Without it rows that ask the same are one document.
+        split: of a dataset with several.
 
     Raises: TaskDataError, which names file, row and field; MissingPackageError. Clauses: ERR-1, ERR-2.
     """
+    if str(source) in NAMED and not Path(source).exists():
+        return [Read(example, normal_text(example.query)) for example in _of_domain(str(source))]
     field = (columns or {}).get("document")
     named = {name: column for name, column in (columns or {}).items() if name != "document"}
     found = []
@@ -67,6 +76,12 @@ def read_examples(source: str | Path, columns: Mapping[str, str] | None = None, 
             )
         found.append(Read(example, str(row[field]) if field is not None else normal_text(example.query)))
     return found
+
+
+def _of_domain(name: str) -> tuple[Example, ...]:
+    if name in FICTIONAL:
+        return load_fictional(name, train=OF_A_DOMAIN, holdout=0, canaries=0, seed=0).train
+    return load_domain(name, train=OF_A_DOMAIN, holdout=0, seed=0).train
 
 
 def split_examples(
@@ -112,11 +127,12 @@ def split_examples(
                 sides[side].append(example)
     reported, decision = sides
     if not (train and reported and decision):
+        again = sum(digest_of(example) in trained for example, _ in read)
+        known_to = f", of which {left_out} measure an earlier task and {again} were trained on by one"
         raise TaskDataError(
             "data",
-            got=f"{count} usable example{'' if count == 1 else 's'} of {len(documents)} "
-            f"document{'' if len(documents) == 1 else 's'}" + (f", {left_out} held out elsewhere" if left_out else ""),
-            allowed="examples of at least three documents: to learn, to decide by and to report",
+            got=f"{len(read)} example{'' if len(read) == 1 else 's'}" + (known_to if left_out + again else ""),
+            allowed="new examples of at least three documents: to learn, to decide by and to report",
             remedy="add examples that ask something else; with --holdout FILE two documents are enough",
         )
     order = {id(example): number for number, (example, _) in enumerate(read)}

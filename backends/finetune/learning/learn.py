@@ -15,6 +15,7 @@ from backends import load_backend
 from backends.atomic import atomic_write
 from backends.files import read_json
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.engines.world import world_size
 from backends.finetune.learning.answers import sample_answers
 from backends.finetune.learning.data import (
     Splits,
@@ -106,10 +107,10 @@ def learn(
         promise, discard,
     )  # fmt: skip
     check_lesson(lesson, answers)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise BackendError(
             "torchrun",
-            got=f"{os.environ['WORLD_SIZE']} processes",
+            got=f"{world_size()} processes",
             allowed="one process",
             remedy="start `crma learn` without torchrun",
         )

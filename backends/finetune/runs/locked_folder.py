@@ -75,9 +75,8 @@ class LockedFolder:
         if visible and not self._is_ours():
             raise RunFolderError(
                 str(self.path),
-                got=f"a {self.identity.name} that this program did not write, or that is damaged"
-                if self.identity.exists()
-                else f"a folder with other files in it ({', '.join(visible[:3])})",
+                got=f"a folder with other files in it ({', '.join(visible[:3])})"
+                + (f", whose {self.IDENTITY} is not this program's, or is damaged" if self.identity.exists() else ""),
                 allowed=f"a new or empty folder, or one that `{self.MADE_BY}` made",
                 remedy=f"choose another {self.OPTION}",
             )

@@ -381,3 +381,13 @@ def test_processes_that_were_given_different_work_do_not_start(tmp_path, argumen
     assert ended.code != 0
     assert message in ended.error, ended.error
     assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch-cpu", "jax-cpu"])
+@pytest.mark.parametrize("size", ["two", "", "0"])
+def test_a_number_of_processes_that_is_none_is_named(backend, size, monkeypatch):
+    from backends.finetune.engines.by_name import engine_factory
+
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(BackendError, match="WORLD_SIZE: got"):
+        engine_factory(backend)

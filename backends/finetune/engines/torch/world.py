@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from backends.finetune.engines.world import SINGLE, World
+from backends.finetune.engines.world import SINGLE, World, world_size
 from reference.errors import BackendError
 
 #: within which every process has to say what it is about to work on; loading its files comes before
@@ -97,7 +97,7 @@ def _has_lost_a_process(error: RuntimeError) -> bool:
 
 def torch_world(device: str) -> World:
     """The world that torchrun's environment names, or a single process."""
-    return TorchWorld(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SINGLE
+    return TorchWorld(device) if world_size() > 1 else SINGLE
 
 
 def total(world: World, values: Sequence[float], device: torch.device) -> list[float]:

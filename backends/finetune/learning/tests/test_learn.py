@@ -204,7 +204,7 @@ def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, 
     with pytest.raises(TaskDataError, match="'a', which the folder has learned already"):
         teach("a")
     one = write_jsonl(tmp_path / "one.jsonl", rows("x", 1))
-    with pytest.raises(TaskDataError, match=r"got 1 usable example of 1 document; allowed: .*three documents"):
+    with pytest.raises(TaskDataError, match=r"got 1 example; allowed: .*three documents"):
         teach("x", data=one)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(TaskDataError, match="no rows"):
