@@ -71,36 +71,12 @@ def _tokens(call: Call) -> int:
     return math.prod(call.x.shape[:-1]) if call.x is not None else math.prod(call.logits.shape[:-2])
 
 
-def _n_is(n: int, call: Call) -> bool:
-    return call.logits.shape[-1] == n
+def _is(of: Callable[[Call], Any], value: object) -> Condition:
+    return lambda call: bool(of(call) == value)
 
 
-def _k_is(iterations: int, call: Call) -> bool:
-    return call.iterations == iterations
-
-
-def _rank_is(rank: int, call: Call) -> bool:
-    return bool(call.basis.shape[1] == rank)
-
-
-def _d_is(hidden_size: int, call: Call) -> bool:
-    return bool(call.basis.shape[2] == hidden_size)
-
-
-def _gate_is(gate: float, call: Call) -> bool:
-    return call.gate == gate
-
-
-def _logits_lie(holds: Callable[[Array], bool], call: Call) -> bool:
-    return holds(call.logits)
-
-
-def _x_lies(holds: Callable[[Array], bool], call: Call) -> bool:
-    return holds(call.x)
-
-
-def _strided(array: Array) -> bool:
-    return array.size > 0 and array.ndim > 0 and abs(array.strides[-1]) == 2 * array.itemsize and array.strides[-1] > 0
+def _lies(of: Callable[[Call], Any], holds: Callable[[Array], bool]) -> Condition:
+    return lambda call: holds(of(call))
 
 
 _LOGITS = [7, 10, 11, 13, 20, 23, 24, 29, 37, 40, 48, 50, 53, 63]
@@ -110,7 +86,7 @@ _GATES = [-104, -60, -25, -20, -16, -14, 14, 18, 20, 30, 60]
 _SIZES = [512, 1023, 1024, 2048, 4096, 5120, 8192]
 _MEMORY: dict[str, Callable[[Array], bool]] = {
     "Fortran": lambda array: array.flags.f_contiguous and not array.flags.c_contiguous,
-    "strided": _strided,
+    "strided": lambda array: array.size > 0 and array.ndim > 0 and array.strides[-1] == 2 * array.itemsize,
     "reversed": lambda array: array.size > 0 and array.ndim > 0 and array.strides[-1] < 0,
     "stride_0": lambda array: array.size > 0 and 0 in array.strides,
     "read-only": lambda array: not array.flags.writeable,
@@ -118,18 +94,18 @@ _MEMORY: dict[str, Callable[[Array], bool]] = {
 }
 #: level -> condition, and what of a layout's id says that it has the level
 PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
-    **{f"k_is_{k:03}": (partial(_k_is, k), f"K{k}-") for k in _ITERATIONS},
-    **{f"{name}_logits": (partial(_logits_lie, holds), f"-{name}]") for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (_is(lambda call: call.logits.shape[-1], n), f"n{n}-") for n in _LOGITS},
+    **{f"k_is_{k:03}": (_is(lambda call: call.iterations, k), f"K{k}-") for k in _ITERATIONS},
+    **{f"{name}_logits": (_lies(lambda call: call.logits, holds), f"-{name}]") for name, holds in _MEMORY.items()},
     "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch2050"),
     "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch4099"),
     "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
 }
 ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
-    **{f"rank_is_{r:02}": (partial(_rank_is, r), f"r{r}-") for r in _RANKS},
-    **{f"d_is_{d:04}": (partial(_d_is, d), f"d{d}-") for d in _SIZES},
-    **{f"{name}_x": (partial(_x_lies, holds), f"{name}-") for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (_is(lambda call: call.logits.shape[-1], n), f"n{n}-") for n in _LOGITS},
+    **{f"rank_is_{r:02}": (_is(lambda call: call.basis.shape[1], r), f"r{r}-") for r in _RANKS},
+    **{f"d_is_{d:04}": (_is(lambda call: call.basis.shape[2], d), f"d{d}-") for d in _SIZES},
+    **{f"{name}_x": (_lies(lambda call: call.x, holds), f"{name}-") for name, holds in _MEMORY.items()},
     "d_over_4100": (lambda call: call.basis.shape[2] > 4100, "d8192"),
     "more_than_1024_tokens": (lambda call: _tokens(call) > 1024, "tokens1030"),
     "more_than_2048_tokens": (lambda call: _tokens(call) > 2048, "tokens2050"),
@@ -145,7 +121,7 @@ ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
     "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
 }
 GATE_LEVELS: dict[str, tuple[Condition, str]] = {
-    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (partial(_gate_is, gate), f"{float(gate)}]")
+    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (_is(lambda call: call.gate, gate), f"{float(gate)}]")
     for gate in _GATES
     if abs(gate) < 87
 }

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import COTANGENT, FORWARD, VJP, Around, Returns
 from conformance.selftest.mutants.base import ADAPTER, ORTHOGONAL, PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.mutants.sharing import OneBuffer
 from conformance.selftest.port import Array, NumpyPort
 
 
@@ -20,24 +22,16 @@ class ChangesLogits(NumpyPort):
         return logits
 
 
-class ChangesX(NumpyPort):
-    """Writes y over the caller's x."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        if x.flags.writeable:
-            x[...] = y
-        return y
+def written_over_x(y: Array, x: Array, *_: Any) -> Array:
+    if x.flags.writeable:
+        x[...] = y
+    return y
 
 
-class ChangesTheCotangent(NumpyPort):
-    """Accumulates the gradient of x in the caller's cotangent."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        if inputs[4].flags.writeable:
-            inputs[4][...] = gradients.x
-        return gradients
+def accumulated_in_the_cotangent(gradients: Gradients, *given: Any) -> Gradients:
+    if given[COTANGENT].flags.writeable:
+        given[COTANGENT][...] = gradients.x
+    return gradients
 
 
 class CacheByIdentity(NumpyPort):
@@ -77,22 +71,14 @@ class CacheByShape(NumpyPort):
         return super().sinkhorn(logits, self.compiled.setdefault(logits.shape, iterations))
 
 
-class GradientAtTheLastForward(NumpyPort):
+class GradientAtTheLastForward(Around):
     """The backward pass takes the logits of the last forward pass of these sizes, whatever it is given itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[tuple[int, ...], Array] = {}
-
-    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
-        self.kept[mix_logits.shape] = mix_logits.copy()
-        return super().adapter_forward(x, mix_logits, gate_logit, basis, iterations)
-
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        kept = self.kept.get(mix_logits.shape, mix_logits)
-        return super().adapter_vjp(x, kept, gate_logit, basis, cotangent, iterations)
+    def call(self, function: str, *arguments: Any) -> Any:
+        x, logits, *others = arguments
+        if function in FORWARD:
+            self.kept[logits.shape] = logits.copy()
+        return super().call(function, x, self.kept.get(logits.shape, logits), *others)
 
 
 class GradientsAccumulate(NumpyPort):
@@ -126,20 +112,6 @@ class StaleWorkspace(NumpyPort):
         else:
             self.held = tuple(np.concatenate([a, b[len(a) :]]) for a, b in zip(arrays, self.held, strict=True))
         return super().basis_terms(*self.held)
-
-
-class ResultsShareABuffer(NumpyPort):
-    """y is written into memory that the next call of the same shape writes into again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: dict[tuple[int, ...], Array] = {}
-
-    def adapter_forward(self, *inputs: Any) -> Array:
-        y = super().adapter_forward(*inputs)
-        buffer = self.buffers.setdefault((*y.shape, y.dtype.num), np.empty_like(y))
-        buffer[...] = y
-        return buffer
 
 
 class LastBitsByChance(NumpyPort):
@@ -177,25 +149,21 @@ _BOTH = (PROJECTION, ADAPTER, STATE_FILE)
 _CHANGED = ("test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits",)
 _AGAIN = ("test_calls_share_no_state",)
 _STRIDES = ("test_strided_inputs_are_read_by_index_not_by_memory",)
+_OWN = ("test_a_gradient_is_that_of_its_own_arguments",)
 _IN_PLACE = ("test_an_array_changed_in_place_is_read_anew",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
         ("changes_logits", ChangesLogits, _CHANGED, (PROJECTION, STATE_FILE)),
-        ("changes_x", ChangesX, _CHANGED, (PROJECTION, STATE_FILE)),
-        ("changes_the_cotangent", ChangesTheCotangent, _CHANGED, (PROJECTION, ADAPTER, STATE_FILE)),
+        ("changes_x", partial(Returns, FORWARD, written_over_x), _CHANGED, (PROJECTION, STATE_FILE)),
+        ("changes_the_cotangent", partial(Returns, VJP, accumulated_in_the_cotangent), _CHANGED, _BOTH),
         ("cache_by_identity", CacheByIdentity, _IN_PLACE, _BOTH),
         ("kappa_cached_by_identity", KappaCachedByIdentity, _IN_PLACE, (PROJECTION, STATE_FILE)),
         ("cache_by_shape", CacheByShape, ("test_rows_then_columns_exactly_k_times",), (ORTHOGONAL, STATE_FILE)),
-        (
-            "gradient_at_the_last_forward",
-            GradientAtTheLastForward,
-            ("test_a_gradient_is_that_of_its_own_arguments",),
-            _BOTH,
-        ),
+        ("gradient_at_the_last_forward", partial(GradientAtTheLastForward, FORWARD + VJP), _OWN, _BOTH),
         ("gradients_accumulate", GradientsAccumulate, (*_CHANGED, *_AGAIN), _BOTH),
         ("stale_workspace", StaleWorkspace, ("test_leading_axes_are_summed_for_the_parameters",), _BOTH),
-        ("results_share_a_buffer", ResultsShareABuffer, _AGAIN, (PROJECTION, STATE_FILE)),
+        ("results_share_a_buffer", partial(OneBuffer, FORWARD), _AGAIN, (PROJECTION, STATE_FILE)),
         ("last_bits_by_chance", LastBitsByChance, _CHANGED, _BOTH),
         ("logits_read_in_memory_order", partial(ReadsMemoryInOrder, False), _STRIDES, (ADAPTER, STATE_FILE)),
         ("x_read_in_memory_order", partial(ReadsMemoryInOrder, True), _STRIDES, (PROJECTION, STATE_FILE)),

@@ -149,6 +149,7 @@ class SigmoidOverflows(NumpyPort):
 
 
 _ELSEWHERE = (PROJECTION, STATE_FILE)
+_OWN_PART = ("test_streams_read_their_own_part_of_the_basis",)
 _GATE = ("test_change_is_proportional_to_the_sigmoid_of_the_gate_logit",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, _ELSEWHERE)
@@ -164,16 +165,8 @@ MUTANTS = tuple(
             ("test_non_expansive_at_every_magnitude", "test_conserves_the_sum_of_the_streams"),
         ),
         ("streams_not_taken_out", StreamsNotTakenOut, (ADAPTER, "test_identity_when_m_is_the_identity")),
-        (
-            "basis_with_ranks_before_streams",
-            partial(BasisOfAnotherLayout, 1, 0, 2),
-            ("test_streams_read_their_own_part_of_the_basis",),
-        ),
-        (
-            "basis_as_columns",
-            partial(BasisOfAnotherLayout, 0, 2, 1),
-            ("test_streams_read_their_own_part_of_the_basis",),
-        ),
+        ("basis_with_ranks_before_streams", partial(BasisOfAnotherLayout, 1, 0, 2), _OWN_PART),
+        ("basis_as_columns", partial(BasisOfAnotherLayout, 0, 2, 1), _OWN_PART),
         ("write_out_reshaped", WriteOutReshaped, (ADAPTER, "test_streams_read_their_own_part_of_the_basis")),
         ("write_out_by_pseudo_inverse", WriteOutByPseudoInverse, (ADAPTER,)),
         ("no_kappa", Kappa, ("test_independent_of_the_scale_of_the_basis", "test_non_expansive_at_every_magnitude")),
