@@ -1,38 +1,14 @@
 """``--backend`` from every place, and its errors. Clauses: BACK-1, BACK-2, ERR-2, ERR-3."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import reference
+from conformance.selftest.programs import PACKAGE, PYTEST, ROOT, SUITE, assert_one_clear_error, run
 
-PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = PACKAGE.parent
 ONE_TEST = PACKAGE / "test_backend_interface.py::test_attributes"
-PYTEST = ("-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
-SUITE = ("-m", "conformance", "-n", "0", "-p", "no:cacheprovider")  # one process, as pytest itself
-
-
-def run(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), *sys.path])}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def assert_one_clear_error(done, *parts):
-    assert done.returncode == 4, done.stdout + done.stderr
-    printed = done.stdout + done.stderr
-    assert "Traceback" not in printed
-    assert printed.count("allowed:") == 1, printed
-    for part in ("Try:", *parts):
-        assert part in printed
 
 
 @pytest.mark.clause("BACK-2", "CONF-2")
