@@ -14,8 +14,9 @@ import numpy as np
 from backends.interface import Gradients
 from conformance.design.axes import ADAPTER, class_of
 from conformance.design.layouts import adapter_layouts, rows
+from conformance.selftest.mutants.around import FORWARD, PROJECT, PULL_BACK, VJP, Around, X, first_gate
 from conformance.selftest.mutants.base import Mutant
-from conformance.selftest.port import Array, NumpyPort
+from conformance.selftest.port import Array
 
 
 class Call(NamedTuple):
@@ -29,42 +30,44 @@ class Call(NamedTuple):
 
 
 Condition = Callable[[Call], bool]
+Functions = tuple[str, ...]
+NAMES: dict[Functions, str] = {
+    PROJECT: "projection",
+    PULL_BACK: "projection_vjp",
+    FORWARD: "adapter",
+    VJP: "adapter_vjp",
+}
 
 
-class WrongAt(NumpyPort):
-    """Where ``condition`` holds one function is wrong: M is transposed, anything else is off by a little."""
+def _call_of(*arguments: Any) -> Call:
+    if len(arguments) < 5:
+        return Call(arguments[0], arguments[-1])
+    x, logits, gate, basis = arguments[:4]
+    return Call(logits, arguments[-1], x, float(first_gate(gate)), basis)
 
-    def __init__(self, condition: Condition, function: str) -> None:
-        super().__init__()
-        self.condition, self.function = condition, function
 
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        mixing = super().sinkhorn_projection(mix_logits, iterations)
-        wrong = self._is_wrong("projection", mix_logits, iterations)
-        return np.ascontiguousarray(np.swapaxes(mixing, -1, -2)) if wrong else mixing
+class WrongAt(Around):
+    """Where ``condition`` holds a function is wrong: M is transposed, anything else is off by a little."""
 
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        gradient = super().sinkhorn_projection_vjp(mix_logits, cotangent, iterations)
-        wrong = self._is_wrong("projection_vjp", mix_logits, iterations)
-        return np.asarray(gradient * gradient.dtype.type(0.98)) if wrong else gradient
+    def __init__(self, condition: Condition, functions: Functions) -> None:
+        super().__init__(functions)
+        self.condition = condition
 
-    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
-        y = super().adapter_forward(x, mix_logits, gate_logit, basis, iterations)
-        if not self._is_wrong("adapter", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
-            return y
-        with np.errstate(all="ignore"):
-            return np.asarray(y - (0.1 * (y.astype(np.float64) - x.astype(np.float64))).astype(y.dtype))
+    def call(self, function: str, *arguments: Any) -> Any:
+        result = super().call(function, *arguments)
+        if not self.condition(_call_of(*arguments)):
+            return result
+        if function in PROJECT:
+            return np.ascontiguousarray(np.swapaxes(result, -1, -2))
+        if function in FORWARD:
+            with np.errstate(all="ignore"):
+                change = result.astype(np.float64) - arguments[X].astype(np.float64)
+                return np.asarray(result - (0.1 * change).astype(result.dtype))
+        return Gradients(result.x, *map(_off, result[1:])) if function in VJP else _off(result)
 
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        gradients = super().adapter_vjp(x, mix_logits, gate_logit, basis, cotangent, iterations)
-        if not self._is_wrong("adapter_vjp", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
-            return gradients
-        return Gradients(gradients.x, *(np.asarray(g * g.dtype.type(0.98)) for g in gradients[1:]))
 
-    def _is_wrong(self, function: str, *arguments: Any) -> bool:
-        return function == self.function and self.condition(Call(*arguments))
+def _off(gradient: Array) -> Array:
+    return np.asarray(gradient * gradient.dtype.type(0.98))
 
 
 def _tokens(call: Call) -> int:
@@ -147,9 +150,9 @@ def _pairs() -> dict[str, tuple[Condition, str]]:
     return found
 
 
-def _mutants(function: str, test: str, levels: dict[str, tuple[Condition, str]]) -> list[Mutant]:
+def _mutants(functions: Functions, test: str, levels: dict[str, tuple[Condition, str]]) -> list[Mutant]:
     return [
-        Mutant(f"{function}_where_{name}", partial(WrongAt, condition, function), (test,), (), layouts=layouts)
+        Mutant(f"{NAMES[functions]}_where_{name}", partial(WrongAt, condition, functions), (test,), (), layouts=layouts)
         for name, (condition, layouts) in levels.items()
     ]
 
@@ -163,11 +166,11 @@ COMPOUND: dict[str, tuple[Condition, str]] = {
     "any_level_": (partial(_any_of, {name: ADAPTER_LEVELS[name] for name in list(ADAPTER_LEVELS)[::2]}), ""),
 }
 MUTANTS = (
-    *_mutants("adapter", "test_design::test_adapter", COMPOUND),
-    *_mutants("adapter_vjp", "test_adapter_gradient", COMPOUND),
-    *_mutants("projection", "test_projection", PROJECTION_LEVELS),
-    *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS),
-    *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
-    *_mutants("adapter_vjp", "test_adapter_gradient", ADAPTER_LEVELS),
-    *_mutants("adapter_vjp", "test_every_gate", GATE_LEVELS),
+    *_mutants(FORWARD, "test_design::test_adapter", COMPOUND),
+    *_mutants(VJP, "test_adapter_gradient", COMPOUND),
+    *_mutants(PROJECT, "test_projection", PROJECTION_LEVELS),
+    *_mutants(PULL_BACK, "test_projection_gradient", PROJECTION_LEVELS),
+    *_mutants(FORWARD, "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
+    *_mutants(VJP, "test_adapter_gradient", ADAPTER_LEVELS),
+    *_mutants(VJP, "test_every_gate", GATE_LEVELS),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.interface import Gradients
+from conformance.selftest.mutants.around import FORWARD, VJP, Around
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 
@@ -34,25 +34,22 @@ class StreamsNotTakenOut(NumpyPort):
         return np.asarray((y + unmixed).astype(x.dtype))
 
 
-class BasisOfAnotherLayout(NumpyPort):
+class BasisOfAnotherLayout(Around):
     """The numbers of A taken as laid out in another order of its axes; its gradient goes the same way."""
 
     def __init__(self, *axes: int) -> None:
-        super().__init__()
+        super().__init__(FORWARD + VJP)
         self.axes = axes
 
-    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
-        return super().adapter_forward(x, mix_logits, gate_logit, self._dealt(basis), iterations)
-
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        gradients = super().adapter_vjp(x, mix_logits, gate_logit, self._dealt(basis), cotangent, iterations)
-        return gradients._replace(basis=gradients.basis.transpose(self.axes).reshape(basis.shape))
-
-    def _dealt(self, basis: Array) -> Array:
-        laid_out = [basis.shape[axis] for axis in self.axes] if basis.ndim == 3 else basis.shape
-        return basis.reshape(laid_out).transpose(np.argsort(self.axes)) if basis.ndim == 3 else basis
+    def call(self, function: str, *arguments: Any) -> Any:
+        x, logits, gate, basis, *others = arguments
+        if basis.ndim != 3:
+            return super().call(function, *arguments)
+        laid_out = basis.reshape([basis.shape[axis] for axis in self.axes])
+        result = super().call(function, x, logits, gate, laid_out.transpose(np.argsort(self.axes)), *others)
+        if function in FORWARD:
+            return result
+        return result._replace(basis=result.basis.transpose(self.axes).reshape(basis.shape))
 
 
 class WriteOutReshaped(NumpyPort):

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -173,35 +174,9 @@ def ignore_errors_in_threads() -> None:
         np.seterr(all="ignore")
 
 
-def set_environment() -> None:
-    os.environ["MUTANT"] = "was here"
-
-
-def replace_output() -> None:
-    sys.stdout = sys.__stdout__
-
-
-def ignore_errors() -> None:
-    np.seterr(all="ignore")
-
-
-def set_decimal() -> None:
-    decimal.getcontext().prec = 50
-
-
-def of_torch(act: Callable[[Any], object]) -> Callable[[], object]:
-    def trace() -> object:
-        import torch
-
-        return act(torch)
-
-    return trace
-
-
-def enable_x64() -> None:
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
+def of(framework: str, act: Callable[[Any], object]) -> Callable[[], object]:
+    """What is done to a framework, which is imported for it."""
+    return lambda: act(import_module(framework))
 
 
 TRACES: dict[str, Callable[[], object]] = {
@@ -210,39 +185,36 @@ TRACES: dict[str, Callable[[], object]] = {
     "numpy_random_seeded": lambda: np.random.seed(0),  # noqa: NPY002
     "numpy_random_drawn_from": lambda: np.random.random(),  # noqa: NPY002
     "warnings_are_ignored": lambda: warnings.simplefilter("ignore"),
-    "numpy_errors_are_ignored": ignore_errors,
+    "numpy_errors_are_ignored": lambda: np.seterr(all="ignore"),
     "numpy_errors_are_put_back": lambda: np.seterr(divide="warn", over="warn", under="ignore", invalid="warn"),
     "numpy_prints_shorter": lambda: np.set_printoptions(precision=3),
-    "environment_is_set": set_environment,
+    "environment_is_set": lambda: os.environ.update(MUTANT="was here"),
     "folder_is_changed": lambda: os.chdir("/"),
     "umask_is_set": lambda: os.umask(0),
     "collector_is_off": gc.disable,
     "collector_is_on": gc.enable,
     "recursion_limit_is_set": lambda: sys.setrecursionlimit(5000),
     "switch_interval_is_set": lambda: sys.setswitchinterval(0.01),
-    "decimals_are_precise": set_decimal,
+    "decimals_are_precise": lambda: setattr(decimal.getcontext(), "prec", 50),
     "interrupts_end_the_process": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    "output_is_replaced": replace_output,
+    "output_is_replaced": lambda: setattr(sys, "stdout", sys.__stdout__),
     "loggers_are_silent": lambda: logging.root.setLevel(logging.ERROR),
     "modules_are_looked_for_elsewhere": lambda: sys.path.insert(0, "/mutant"),
 }
-OF_FRAMEWORKS: dict[str, Callable[[], object]] = {
-    **(
-        {
-            "torch_is_seeded": of_torch(lambda torch: torch.manual_seed(0)),
-            "torch_is_drawn_from": of_torch(lambda torch: torch.rand(1)),
-            "torch_defaults_to_float64": of_torch(lambda torch: torch.set_default_dtype(torch.float64)),
-            "torch_defaults_to_float32": of_torch(lambda torch: torch.set_default_dtype(torch.float32)),
-            "torch_without_gradients": of_torch(lambda torch: torch.set_grad_enabled(False)),
-            "torch_with_gradients": of_torch(lambda torch: torch.set_grad_enabled(True)),
-            "torch_on_three_threads": of_torch(lambda torch: torch.set_num_threads(3)),
-            "torch_multiplies_roughly": of_torch(lambda torch: torch.set_float32_matmul_precision("high")),
-        }
-        if find_spec("torch")
-        else {}
-    ),
-    **({"jax_in_64_bits": enable_x64} if find_spec("jax") else {}),
+OF_TORCH: dict[str, Callable[[], object]] = {
+    "torch_is_seeded": of("torch", lambda torch: torch.manual_seed(0)),
+    "torch_is_drawn_from": of("torch", lambda torch: torch.rand(1)),
+    "torch_defaults_to_float64": of("torch", lambda torch: torch.set_default_dtype(torch.float64)),
+    "torch_defaults_to_float32": of("torch", lambda torch: torch.set_default_dtype(torch.float32)),
+    "torch_without_gradients": of("torch", lambda torch: torch.set_grad_enabled(False)),
+    "torch_with_gradients": of("torch", lambda torch: torch.set_grad_enabled(True)),
+    "torch_on_three_threads": of("torch", lambda torch: torch.set_num_threads(3)),
+    "torch_multiplies_roughly": of("torch", lambda torch: torch.set_float32_matmul_precision("high")),
 }
+OF_JAX: dict[str, Callable[[], object]] = {
+    "jax_in_64_bits": of("jax", lambda jax: jax.config.update("jax_enable_x64", True)),
+}
+OF_FRAMEWORKS = {**(OF_TORCH if find_spec("torch") else {}), **(OF_JAX if find_spec("jax") else {})}
 
 
 def norm(array: Array) -> float:
@@ -262,16 +234,20 @@ _STAYS = ("test_a_result_stays_as_it_is",)
 _WITH_K = ("test_what_a_port_keeps_is_found_by_k_too",)
 _SIZE = ("test_states_of_the_same_size_are_still_two",)
 _IN_PLACE = ("test_an_array_changed_in_place_is_read_anew",)
-_TRACES: list[tuple[str, Callable[[], NumpyPort], tuple[str, ...], tuple[str, ...]]] = [
-    (name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
+MUTANTS = tuple(
+    Mutant(name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
     for name, trace in {**TRACES, **OF_FRAMEWORKS}.items()
-]
-MUTANTS = tuple(Mutant(*trace) for trace in _TRACES) + tuple(
+) + tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
         ("seeds_in_loading", partial(LeavesBehind, lambda: random.seed(0), LOAD), _STATE, _BOTH),
         ("seeds_in_saving", partial(LeavesBehind, lambda: random.seed(0), SAVE), _STATE, _BOTH),
-        ("errors_ignored_by_a_refusal", partial(LeavesBehind, ignore_errors, refused=True), _STATE, _BOTH),
+        (
+            "errors_ignored_by_a_refusal",
+            partial(LeavesBehind, lambda: np.seterr(all="ignore"), refused=True),
+            _STATE,
+            _BOTH,
+        ),
         ("one_workspace_for_all_threads", OneWorkspace, _THREADS, _BOTH),
         ("one_slot_for_all_threads", partial(OneSlot, PROJECT), _THREADS, _BOTH),
         ("one_slot_of_gradients", partial(OneSlot, VJP), _THREADS, _BOTH),

@@ -14,7 +14,7 @@ import numpy as np
 
 from conformance.selftest.mutants.around import PROJECT, Around, Given, argument, arrays_of, cut_to_a_square, each_array
 from conformance.selftest.mutants.base import Mutant
-from conformance.selftest.mutants.process import TRACES, LeavesBehind, ignore_errors, set_environment
+from conformance.selftest.mutants.process import TRACES, LeavesBehind
 from conformance.selftest.port import Array, NumpyPort
 
 Arguments = tuple[Any, ...]
@@ -111,8 +111,8 @@ FAULTS: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] =
         ("many_streams", "many_axes", "large_k"),
     ),
     "seeds_the_generator": (leaves(TRACES["numpy_random_seeded"]), _PROCESS, ()),
-    "sets_the_error_handling": (leaves(ignore_errors), _PROCESS, ()),
-    "sets_the_environment": (leaves(set_environment), _PROCESS, ()),
+    "sets_the_error_handling": (leaves(TRACES["numpy_errors_are_ignored"]), _PROCESS, ()),
+    "sets_the_environment": (leaves(TRACES["environment_is_set"]), _PROCESS, ()),
     "cleans_what_is_not_finite": (cleans, (), ("large_k",)),
     "broadcasts_the_cotangent": (broadcasts, (), ("large_k",)),
     "takes_any_k": (takes_any_k, ("test_iterations_that_are_no_integer_above_0_are_refused",), ("large_k",)),
