@@ -68,7 +68,7 @@ def test_an_attribute_that_is_none_is_one_clear_error(attribute, value):
 
 
 @pytest.mark.clause("BACK-1")
-@pytest.mark.parametrize("value", ["float16", "nonsense", None, 7, np.int32, object()])
+@pytest.mark.parametrize("value", ["float16", "complex128", "nonsense", None, 7, np.int32, object()])
 def test_a_dtype_of_parameters_that_is_none_is_one_clear_error(value):
     port = NumpyPort()
     port.parameter_dtype = value
