@@ -37,9 +37,7 @@ def accumulated_in_the_cotangent(gradients: Gradients, *given: Any) -> Gradients
 class CacheByIdentity(NumpyPort):
     """M is kept for as long as the logits are the same array, though an optimizer changes them in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cached: tuple[Any, int, Array] | None = None
+    cached: tuple[Any, int, Array] | None = None
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         if self.cached is None or self.cached[0] is not mix_logits or self.cached[1] != iterations:
@@ -50,9 +48,7 @@ class CacheByIdentity(NumpyPort):
 class KappaCachedByIdentity(NumpyPort):
     """The same with kappa, for as long as the basis lies where it lay."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cached: tuple[Array, Any] | None = None
+    cached: tuple[Array, Any] | None = None
 
     def squared_norm_bound(self, basis: Array) -> tuple[Any, Array]:
         if self.cached is None or not np.shares_memory(self.cached[0], basis):
@@ -84,9 +80,7 @@ class GradientAtTheLastForward(Around):
 class GradientsAccumulate(NumpyPort):
     """Gradients are added to those of the call before, if that had the same shapes: nobody sets them to zero."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: Gradients | None = None
+    held: Gradients | None = None
 
     def adapter_vjp(self, *inputs: Any) -> Gradients:
         gradients = super().adapter_vjp(*inputs)
@@ -100,9 +94,7 @@ class GradientsAccumulate(NumpyPort):
 class StaleWorkspace(NumpyPort):
     """One buffer for the largest batch so far; what a smaller one leaves in it of the one before is summed as well."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: tuple[Array, ...] = ()
+    held: tuple[Array, ...] = ()
 
     def basis_terms(self, moved: Array, upstream: Array, moved_back: Array, tokens: Array) -> tuple[Array, Array]:
         arrays = moved, upstream, moved_back, tokens
@@ -148,7 +140,7 @@ class ReadsMemoryInOrder(NumpyPort):
 _BOTH = (PROJECTION, ADAPTER, STATE_FILE)
 _CHANGED = ("test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits",)
 _AGAIN = ("test_calls_share_no_state",)
-_STRIDES = ("test_strided_inputs_are_read_by_index_not_by_memory",)
+_STRIDES = ("test_arrays_are_read_however_they_lie_in_memory",)
 _OWN = ("test_a_gradient_is_that_of_its_own_arguments",)
 _IN_PLACE = ("test_an_array_changed_in_place_is_read_anew",)
 MUTANTS = tuple(

@@ -172,8 +172,7 @@ _READS = ("test_reads_what_a_state_file_holds",)
 _HOLDS = (*_READS, "test_golden_state_file")
 _SIZE = ("test_every_size_is_read",)
 _ANYWHERE = ("test_arrays_are_found_by_name_wherever_they_lie",)
-_LAYERS = ("test_layers_keep_their_order",)
-_DAMAGED = ("test_damaged_files_are_refused",)
+_DAMAGED = ("test_golden_state_file",)
 _FAMILY = ("test_files_that_are_wrong_in_one_thing_are_refused",)
 _LEGAL = ("test_every_legal_form_is_read",)
 _NUMBERS = (PROJECTION, ADAPTER)
@@ -230,12 +229,7 @@ MUTANTS = _LENIENT + tuple(
         ),
         ("reads_in_the_usual_order", partial(ReadsInOrder, sorted), _ANYWHERE, _NUMBERS),
         ("reads_in_header_order", partial(ReadsInOrder, list), _ANYWHERE, _NUMBERS),
-        (
-            "layers_reversed",
-            partial(Returns, LOAD, with_each(lambda array: array[::-1])),
-            (*_LAYERS, "test_golden_state_file"),
-            _NUMBERS,
-        ),
+        ("layers_reversed", partial(Returns, LOAD, with_each(lambda array: array[::-1])), _HOLDS, _NUMBERS),
         ("logits_transposed", partial(Returns, LOAD, transposed), _HOLDS, _NUMBERS),
         (
             "default_iterations",
