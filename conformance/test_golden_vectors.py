@@ -1,33 +1,24 @@
 """A port reproduces the golden vectors: forward, gradients, certificates, state files. Clauses: VEC-2..VEC-5, VEC-7."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from backends.interface import dtype_named
 from conformance.agreement import fails, fails_or_nowhere_finite, require_x_dtype
 from conformance.compare import assert_close
-from conformance.golden_vectors.format import INDEX, load_files, read_group, read_header
+from conformance.golden_vectors.format import load_files, read
 from conformance.tolerances import Tolerance
 
-FILES = load_files()
-GROUPS = [listed["header"] for listed in read_header(FILES, INDEX)["groups"]]
+CASES = list(read(load_files()))
 PARAMETERS = ("mix_logits", "gate_logit", "basis")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow", "ignore:divide by zero")
-
-
-@cache
-def cases_of(group):
-    return list(read_group(FILES, group))
 
 
 def named_cases(*operations):
     """``pytest.param`` for each case of these operations, with its clauses as marks."""
     return [
         pytest.param(case, id=case.about["name"], marks=pytest.mark.clause(*case.about["clauses"]))
-        for group in GROUPS
-        for case in cases_of(group)
+        for case in CASES
         if case.about["operation"] in operations
     ]
 
