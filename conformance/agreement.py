@@ -195,24 +195,34 @@ def assert_agrees(comparison: Comparison, row: tuple[str, str], backend: Backend
     """Compare by the table's row. Where the reference's value lies below the tolerance, zeros would pass: the port's
     noise is still bounded there, but hypothesis does not count the example.
     """
-    tolerance = tolerance_for(row[0], backend.parameter_dtype, row[1])
-    actual, expected, scale = comparison
-    if not is_resolvable(expected, tolerance, scale):
-        assert_within(actual, expected, tolerance, clause=clause, scale=scale, context=context)
+    if not _agrees(comparison, (row[0], backend.parameter_dtype, row[1]), clause, context):
         reject()
-    assert_close(actual, expected, tolerance, clause=clause, scale=scale, context=context)
 
 
 def assert_agrees_if_resolvable(
     comparison: Comparison, row: tuple[str, Any, str], clause: str, context: object
 ) -> bool:
     """Compare by a row of the table (operation, dtype, direction), and say whether zeros would have failed."""
+    return _agrees(comparison, row, clause, context) and bool(np.any(comparison.expected))
+
+
+def _agrees(comparison: Comparison, row: tuple[str, Any, str], clause: str, context: object) -> bool:
+    """Whether the comparison, which was made, was one that could fail clearly (ACC-2)."""
     tolerance = tolerance_for(*row)
     actual, expected, scale = comparison
     resolvable = is_resolvable(expected, tolerance, scale)
     compare = assert_close if resolvable else assert_within
     compare(actual, expected, tolerance, clause=clause, scale=scale, context=context)
-    return resolvable and bool(np.any(expected))
+    return resolvable
+
+
+def assert_sums_to_one(backend: Backend, mixing: Any, clause: str, context: object, layers: int = 1) -> None:
+    """Rows and columns of M, or of a product of ``layers`` of them. Clause: SINK-5."""
+    tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
+    scale = layers * max(1, np.shape(mixing)[-1] / 16)
+    for axis in (-1, -2):
+        sums = np.asarray(mixing, np.longdouble).sum(axis=axis)
+        assert_close(sums, np.ones(sums.shape), tolerance, clause=clause, scale=scale, context=(context, axis))
 
 
 def assert_near(backend: Backend, actual: Any, expected: Any, clause: str, scale: Any, context: object) -> None:
@@ -228,34 +238,33 @@ def require_x_dtype(backend: Backend, name: str) -> None:
         pytest.skip(f"not offered: x in {name} (x_dtypes)")
 
 
-def fails_or_all_nan(call: Callable[[], Array]) -> bool:
-    """What a port may do with values it cannot use: raise, or answer NaN throughout; never a finite value."""
-    try:
-        result = np.asarray(call())
-    except (PortStoppedError, PortResultError):
-        raise  # a program that died has refused nothing, nor has one that answers something else than an array
-    except Exception:
-        return True
-    return bool(np.isnan(result).all())
-
-
-def fails_or_nowhere_finite(call: Callable[[], Iterable[Array]]) -> bool:
-    """Whether a port refuses, or none of the numbers of its results is finite."""
-    try:
-        results = [np.asarray(result).astype(np.float64) for result in call()]
-    except (PortStoppedError, PortResultError):
-        raise
-    except Exception:
-        return True
-    return not any(np.isfinite(result).any() for result in results)
+def require(backend: Backend, function: str) -> None:
+    """Skip the test of an optional function that the port does not have. Clause: BACK-6."""
+    if not hasattr(backend, function):
+        pytest.skip(f"not offered: {function}")
 
 
 def fails(call: Callable[[], object]) -> bool:
     """Whether a port refuses; which exception is its own affair."""
+    return fails_or(call, lambda _: False)
+
+
+def fails_or_all_nan(call: Callable[[], Array]) -> bool:
+    """What a port may do with values it cannot use: raise, or answer NaN throughout; never a finite value."""
+    return fails_or(call, lambda result: bool(np.isnan(np.asarray(result)).all()))
+
+
+def fails_or_nowhere_finite(call: Callable[[], Iterable[Array]]) -> bool:
+    """Whether a port refuses, or none of the numbers of its results is finite."""
+    return fails_or(call, lambda results: not any(np.isfinite(np.asarray(r).astype(float)).any() for r in results))
+
+
+def fails_or(call: Callable[[], Any], holds: Callable[[Any], bool]) -> bool:
+    """Whether a port refuses, or what it answers is as good as a refusal."""
     try:
-        call()
+        result = call()
     except (PortStoppedError, PortResultError):
-        raise
+        raise  # a program that died has refused nothing, nor has one that answers something else than an array
     except Exception:
         return True
-    return False
+    return holds(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,9 @@ class Call:
         except Exception as error:
             raise AssertionError(f"{self.function} refused good arguments: {type(error).__name__}: {error}") from error
 
-    def copy(self) -> Call:
-        """The same with arrays of its own, row by row."""
-        return Call(self.function, tuple(np.array(a) if isinstance(a, np.ndarray) else a for a in self.arguments))
+    def with_arrays(self, made: Callable[[np.ndarray], np.ndarray]) -> Call:
+        """The same call with ``made`` of each array; with ``np.array``, arrays of its own, row by row."""
+        return Call(self.function, tuple(made(a) if isinstance(a, np.ndarray) else a for a in self.arguments))
 
     @property
     def arrays(self) -> list[np.ndarray]:

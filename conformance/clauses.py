@@ -7,6 +7,7 @@ with its source. Works in a checkout and from an installed wheel. Clauses: CONF-
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,11 +74,7 @@ def read_clauses(folder: Path = SPEC) -> list[Clause]:
     ]
 
 
-def clause_ids() -> list[str]:
-    """Ids of all clauses that are in force, in the order of the specification."""
-    return [clause.id for clause in read_clauses() if not clause.withdrawn]
-
-
+@cache
 def clause_titles() -> dict[str, str]:
     """Id -> first sentence in plain text, for the clauses that are in force."""
     return {clause.id: clause.title for clause in read_clauses() if not clause.withdrawn}

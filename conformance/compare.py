@@ -5,7 +5,6 @@ Clauses: ACC-1, ACC-2.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,7 @@ def assert_close(
             allowed="less than a quarter of the largest expected value, or a result of zeros would pass",
             remedy=f"compare a quantity of order one, or a case whose value is larger: {context}",
         )
-    _assert_within(a, e, tolerance, s, clause, context)
+    assert_within(a, e, tolerance, clause=clause, scale=s, context=context)
 
 
 def assert_within(
@@ -92,7 +91,31 @@ def assert_within(
 ) -> None:
     """As :func:`assert_close` without ACC-2: for what lies below the tolerance. It bounds a port's noise, no more."""
     a, e, s = _comparable(actual, expected, scale, clause, context)
-    _assert_within(a, e, tolerance, s, clause, context)
+    if a.size == 0:
+        return
+    bound = np.broadcast_to(np.maximum(np.abs(e) * tolerance.relative, tolerance.atol * s), e.shape)
+    error = np.abs(a - e)
+    excess = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
+    worst = np.unravel_index(int(excess.argmax()), excess.shape)
+    index = tuple(int(i) for i in worst)
+    at_worst = (float(array[worst]) for array in (error, bound, a, e))
+    found = Measurement(clause, tolerance.operation, tolerance.dtype, index, context, *at_worst)
+    for observe in observers:
+        observe(found)
+    if (error <= bound).all():
+        return
+    in_ulp = (
+        f" = {found.error / _ulp(found.expected, tolerance):.3g} ulp of {tolerance.dtype}" if found.expected else ""
+    )
+    raise AssertionError(
+        f"{clause}: {np.count_nonzero(error > bound)} of {e.size} values are too far from the reference.\n"
+        f"  clause: {clause_titles().get(clause, 'none of the specification')}\n"
+        f"  worst at {index}: actual {a[worst]!s}, expected {e[worst]!s}\n"
+        f"  error {found.error:.3g}{in_ulp}, allowed {found.allowed:.3g}\n"
+        f"  tolerance: {tolerance.ulps:g} ulp, rtol {tolerance.rtol:g}, atol {tolerance.atol:.3g} "
+        f"(times {np.broadcast_to(s, e.shape)[worst]:.3g}) because {tolerance.reason}\n"
+        f"  case: {context}"
+    )
 
 
 def is_resolvable(expected: ArrayLike, tolerance: Tolerance, scale: ArrayLike = 1.0) -> bool:
@@ -142,39 +165,6 @@ def assert_at_most(
     a = np.asarray(actual, dtype=np.float64)
     e = np.minimum(a, np.broadcast_to(np.asarray(limit, dtype=np.float64), a.shape))
     assert_within(a, e, tolerance, clause=clause, scale=scale, context=context)
-
-
-def _assert_within(a: Array, e: Array, tolerance: Tolerance, scale: Array, clause: str, context: object) -> None:
-    if a.size == 0:
-        return
-    bound = np.broadcast_to(np.maximum(np.abs(e) * tolerance.relative, tolerance.atol * scale), e.shape)
-    error = np.abs(a - e)
-    excess = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
-    worst = np.unravel_index(int(excess.argmax()), excess.shape)
-    index = tuple(int(i) for i in worst)
-    at_worst = (float(array[worst]) for array in (error, bound, a, e))
-    found = Measurement(clause, tolerance.operation, tolerance.dtype, index, context, *at_worst)
-    for observe in observers:
-        observe(found)
-    if (error <= bound).all():
-        return
-    in_ulp = (
-        f" = {found.error / _ulp(found.expected, tolerance):.3g} ulp of {tolerance.dtype}" if found.expected else ""
-    )
-    raise AssertionError(
-        f"{clause}: {np.count_nonzero(error > bound)} of {e.size} values are too far from the reference.\n"
-        f"  clause: {_titles().get(clause, 'none of the specification')}\n"
-        f"  worst at {index}: actual {a[worst]!s}, expected {e[worst]!s}\n"
-        f"  error {found.error:.3g}{in_ulp}, allowed {found.allowed:.3g}\n"
-        f"  tolerance: {tolerance.ulps:g} ulp, rtol {tolerance.rtol:g}, atol {tolerance.atol:.3g} "
-        f"(times {np.broadcast_to(scale, e.shape)[worst]:.3g}) because {tolerance.reason}\n"
-        f"  case: {context}"
-    )
-
-
-@cache
-def _titles() -> dict[str, str]:
-    return clause_titles()
 
 
 def _ulp(value: float, tolerance: Tolerance) -> float:

@@ -21,7 +21,7 @@ def laid_out(array: Array, memory: str) -> Array:
     return arranged
 
 
-def _unaligned(array: Array) -> Array:
+def unaligned(array: Array) -> Array:
     """From an odd address on, as in a buffer of a file or of a network."""
     moved: Array = np.ndarray(array.shape, array.dtype, np.empty(array.nbytes + 1, np.uint8), offset=1)
     moved[...] = array
@@ -41,5 +41,5 @@ MEMORY: dict[str, Callable[[Array], Array]] = {
     "reversed": lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
     "stride 0": _first_axis_once,
     "read-only": lambda array: array,
-    "unaligned": _unaligned,
+    "unaligned": unaligned,
 }

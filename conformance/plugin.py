@@ -14,7 +14,7 @@ import reference
 from backends import Backend
 from backends.files import printable
 from backends.interface import OPTIONAL, x_dtypes
-from conformance.clauses import clause_ids, clauses_of
+from conformance.clauses import clause_titles, clauses_of
 from conformance.controller import COLLECTED, LOADED, SIGNATURES, USE, Controller, is_controller, load_counted
 from conformance.gaps import GAPS, PACKAGE, declare_gaps, is_ours, read_gaps, refuse_skipped
 from conformance.installation import one_installation, refuse_another_installation
@@ -76,7 +76,7 @@ def _configure_options(config: pytest.Config) -> None:
     gaps = config.getoption("--gaps")
     config.stash[GAPS] = read_gaps(gaps) if gaps else []
     for clause in config.getoption("--clause") or ():
-        if clause not in clause_ids():
+        if clause not in clause_titles():
             raise ConfigError(
                 "--clause", got=repr(clause), allowed="an id of spec/, such as SINK-3", remedy="see spec/README.md"
             )
@@ -105,7 +105,8 @@ def _configure_options(config: pytest.Config) -> None:
             remedy="-n 0",
         )
     if reports:
-        from conformance.report.ledger import ReportPlugin, check_report_paths  # with jinja2 and matplotlib
+        from conformance.report.files import check_report_paths
+        from conformance.report.ledger import ReportPlugin
 
         check_report_paths(reports)
         config.pluginmanager.register(ReportPlugin(config), "crma-conformance-report")

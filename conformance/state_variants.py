@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from conformance.golden_vectors.state_files import (
     CONFIG,
     KEYS,
+    assemble,
     checksum,
     state_arrays,
     state_file,
@@ -80,6 +81,7 @@ def legal_files() -> Variants:
     )
     yield "config without spaces", state_file(arrays, config=json.dumps(CONFIG, separators=(",", ":")))
     yield "metadata not in ASCII", state_file(arrays, author="Öß Ж 語 \u0001 \U0001f600", base_model="λ")
+    yield "a long text among the metadata", state_file(arrays, notes="x" * 9000)
     yield "metadata of an empty key and an empty value", state_file(arrays, KEYS, **{"": "", "notes": ""})
     yield "many keys", state_file(arrays, KEYS, **{f"key {number}": "x" * number for number in range(300)})
     for version in ("0.0", "0.1", "0.2", "0.10", "0.999999999"):
@@ -126,10 +128,10 @@ def with_other_dtypes() -> Variants:
     header, body = taken_apart(state_file(state_arrays()))
     for key, (dtype, size) in itertools.product(KEYS, OTHER_DTYPES.items()):
         shape = header[key]["shape"]
-        yield f"{key} as {dtype}", _assembled({**header, key: {**header[key], "dtype": dtype}}, body)
+        yield f"{key} as {dtype}", assemble({**header, key: {**header[key], "dtype": dtype}}, body)
         if shape[-1] * 4 % size == 0:
             fitting = {**header[key], "dtype": dtype, "shape": [*shape[:-1], shape[-1] * 4 // size]}
-            yield f"{key} as {dtype} of a fitting shape", _assembled({**header, key: fitting}, body)
+            yield f"{key} as {dtype} of a fitting shape", assemble({**header, key: fitting}, body)
 
 
 def with_other_shapes() -> Variants:
@@ -150,7 +152,7 @@ def with_other_shapes() -> Variants:
     forms: tuple[Callable[[int], Any], ...] = (float, str, lambda size: [size])
     for key, form in itertools.product(KEYS, forms):
         entry = {**header[key], "shape": [form(size) for size in header[key]["shape"]]}
-        yield f"{key} {entry['shape']}", _assembled({**header, key: entry}, body)
+        yield f"{key} {entry['shape']}", assemble({**header, key: entry}, body)
     none = {key: array[:0] for key, array in state_arrays().items()}
     yield "no layers", state_file(none, config=json.dumps({**CONFIG, "layers": 0}))
 
@@ -206,10 +208,10 @@ def with_other_metadata() -> Variants:
     header, body = taken_apart(state_file(state_arrays()))
     metadata = header["__metadata__"]
     for key, value in itertools.product((*metadata, "base_model", "content_sha256", "author"), NO_TEXTS):
-        yield f"{key} {value!r}", _assembled({**header, "__metadata__": {**metadata, key: value}}, body)
+        yield f"{key} {value!r}", assemble({**header, "__metadata__": {**metadata, key: value}}, body)
     for value in (*NO_TEXTS, "", "crma"):
         if value != {}:
-            yield f"metadata {value!r}", _assembled({**header, "__metadata__": value}, body)
+            yield f"metadata {value!r}", assemble({**header, "__metadata__": value}, body)
     for name in ("optimizer", "lora", "_extra", "mix_logits.1", "MIX_LOGITS", "", "__metadata"):
         entries: tuple[Any, ...] = (
             {"dtype": "F32", "shape": [0], "data_offsets": [len(body)] * 2},
@@ -220,7 +222,7 @@ def with_other_metadata() -> Variants:
             {},
         )
         for entry in entries:
-            yield f"an entry {name!r} {entry!r}", _assembled({**header, name: entry}, body)
+            yield f"an entry {name!r} {entry!r}", assemble({**header, name: entry}, body)
 
 
 def with_other_texts() -> Variants:
@@ -292,9 +294,9 @@ def with_other_offsets() -> Variants:
             }
             yield (
                 f"{size} bytes before {key}",
-                _assembled({**header, **moved}, body[:begin] + bytes(size) + body[begin:]),
+                assemble({**header, **moved}, body[:begin] + bytes(size) + body[begin:]),
             )
-    yield "8 bytes behind the arrays", _assembled(header, body + bytes(8))
+    yield "8 bytes behind the arrays", assemble(header, body + bytes(8))
     for key in KEYS:
         begin, end = header[key]["data_offsets"]
         spans: list[Any] = [
@@ -304,8 +306,6 @@ def with_other_offsets() -> Variants:
             [begin, begin],
             [0.5, end],
             [begin],
-        ]
-        spans += [
             [],
             [begin, end, end],
             [float(begin), float(end)],
@@ -315,10 +315,10 @@ def with_other_offsets() -> Variants:
             None,
         ]
         for span in spans:
-            yield f"{key} at {span}", _assembled({**header, key: {**header[key], "data_offsets": span}}, body)
+            yield f"{key} at {span}", assemble({**header, key: {**header[key], "data_offsets": span}}, body)
         for left_out in ("dtype", "shape", "data_offsets"):
             entry = {name: value for name, value in header[key].items() if name != left_out}
-            yield f"{key} without {left_out}", _assembled({**header, key: entry}, body)
+            yield f"{key} without {left_out}", assemble({**header, key: entry}, body)
 
 
 def with_other_header_lengths() -> Variants:
@@ -346,7 +346,3 @@ FAMILIES: dict[str, Callable[[], Variants]] = {
     "offsets": with_other_offsets,
     "header lengths": with_other_header_lengths,
 }
-
-
-def _assembled(header: dict[str, Any], body: bytes) -> bytes:
-    return with_header(json.dumps(header).encode(), body)

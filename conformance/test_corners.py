@@ -16,24 +16,20 @@ from conformance.agreement import (
     assert_agrees,
     assert_agrees_if_resolvable,
     inputs_of,
+    require,
     require_x_dtype,
 )
-from conformance.strategies import Adapter, Logits
+from conformance.calls import case_of
 
 FORWARD = ("adapter y - x", "forward")
 FAR = (-40, -20, 14, 40)
-
-
-def case_of(seed=4):
-    return Adapter(Logits("normal", 0.5, 3, (), seed), 2, 3, (5,), 1.0, 1.0, 1.0, True, seed)
 
 
 @pytest.mark.clause("MIX-10", "GRAD-7")
 @pytest.mark.parametrize("dtype", HALF)
 def test_automatic_differentiation_with_x_in_16_bits(backend, dtype):
     require_x_dtype(backend, dtype)
-    if not hasattr(backend, "adapter_autodiff"):
-        pytest.skip("not offered: adapter_autodiff")
+    require(backend, "adapter_autodiff")
     for name, comparison in adapter_gradients(backend, case_of(), 3, dtype, "adapter_autodiff").items():
         row = (f"adapter {name}", dtype if name == "x" else backend.parameter_dtype, "gradient")
         assert assert_agrees_if_resolvable(comparison, row, CLAUSES[name], name), "zeros would have failed"

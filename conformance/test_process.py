@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from conformance.agreement import (
 from conformance.calls import Call, K, calls_of, case_of
 from conformance.compare import assert_within
 from conformance.first_call import first_changes
+from conformance.memory import laid_out, unaligned
 from conformance.process_state import (
     arithmetic_faults,
     changes,
@@ -131,31 +134,13 @@ def tempting_calls(backend: Any, name: str) -> list[Call]:
     return calls_of(backend, case, drawn.get("iterations", K), **changed)
 
 
-def of_arrays(layout: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
-    return lambda argument: layout(argument) if isinstance(argument, np.ndarray) else argument
-
-
-def at_an_odd_address(array: np.ndarray) -> np.ndarray:
-    memory = np.zeros(array.nbytes + 1, np.uint8)
-    moved = memory[1:].view(array.dtype).reshape(array.shape)
-    moved[...] = array
-    return moved
-
-
-def every_second(array: np.ndarray) -> np.ndarray:
-    return np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array
-
-
-def backwards(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array[..., ::-1])[..., ::-1] if array.ndim else array
-
-
-LAYOUTS: dict[str, Callable[[Any], Any]] = {
-    "at an odd address": of_arrays(at_an_odd_address),
-    "every second": of_arrays(every_second),
-    "backwards": of_arrays(backwards),
-    "column by column": of_arrays(lambda array: np.asarray(array, order="F")),
-    "repeated": of_arrays(lambda array: array),  # as the arguments come
+#: name -> how an array of one axis or more lies in memory; an odd address is one for a single number too
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "at an odd address": unaligned,
+    "every second": partial(laid_out, memory="strided"),
+    "backwards": partial(laid_out, memory="reversed"),
+    "column by column": partial(laid_out, memory="Fortran"),
+    "repeated": lambda array: array,  # as the arguments come
 }
 #: strides of 0
 REPEATED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -210,7 +195,7 @@ def test_no_argument_is_kept(backend):
         assert_freed(kept, function)
         del result
     for refused in refused_calls(backend):
-        call = refused.copy()
+        call = refused.with_arrays(np.array)
         kept = [weakref.ref(array) for array in call.arrays]
         try_refused(backend, [call])
         del call
@@ -235,8 +220,8 @@ def test_arrays_are_read_however_they_lie_in_memory(backend, layout):
         batches = (np.broadcast_to(logits, two), np.broadcast_to(square, two))
         calls += [Call("sinkhorn_projection", (batches[0], K)), Call("sinkhorn_projection_vjp", (*batches, K))]
     for call in calls:
-        laid = Call(call.function, tuple(map(LAYOUTS[layout], call.arguments)))
-        plain = call.copy()
+        laid = call.with_arrays(LAYOUTS[layout])
+        plain = call.with_arrays(np.array)
         before = [layout_of(array) for array in laid.arrays]
         result = laid(backend)
         assert_same_up_to_rounding(backend, result, plain(backend), plain)
@@ -262,7 +247,7 @@ def test_arguments_may_share_memory_with_each_other(backend, views):
             "overlapping": (memory[:-1], memory[1:]),
         }[views]
         together = Call(call.function, tuple(arguments))
-        apart = together.copy()
+        apart = together.with_arrays(np.array)
         before = layout_of(memory), layout_of(array)
         assert_same_up_to_rounding(backend, together(backend), apart(backend), apart)
         assert (layout_of(memory), layout_of(array)) == before, f"BACK-7: {call.function}"
@@ -372,9 +357,7 @@ def test_the_same_arguments_give_the_same_bits_a_thousand_times(backend):
 def with_other_values(call: Call, number: int) -> Call:
     """Content that no call has had before, for a port that keeps some of its results and forgets others."""
     factor = 1 + (number + 1) / 4096
-    return Call(
-        call.function, tuple(a * a.dtype.type(factor) if isinstance(a, np.ndarray) else a for a in call.arguments)
-    )
+    return call.with_arrays(lambda array: array * array.dtype.type(factor))
 
 
 @dataclass(frozen=True)
@@ -387,17 +370,14 @@ class Alike(Adapter):
     exchanged: str = ""
 
     def _of(self, name: str) -> np.ndarray:
-        array = np.round({**vars(self), "values": self.logits.values, **self._arrays}[name] * 256) / 256
+        drawn = dict(zip(("x", "cotangent", "basis"), self._drawn, strict=True)) | {"values": self.logits.values}
+        array = np.round(drawn[name] * 256) / 256
         if name == self.exchanged:
             flat = array.reshape(-1)
             middle = len(flat) // 2
             other = next(i for i in range(1, len(flat) - 1) if abs(flat[i] - flat[middle]) > 0.25)
             flat[[middle, other]] = flat[[other, middle]]
         return np.asarray(array, np.float32)
-
-    @property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return dict(zip(("x", "cotangent", "basis"), self._drawn, strict=True))
 
     x = property(lambda self: self._of("x"))
     cotangent = property(lambda self: self._of("cotangent"))
@@ -416,7 +396,8 @@ def test_what_a_port_keeps_is_found_by_all_of_its_content(backend, exchanged):
         assert_agrees(adapter_change(backend, case, K), ("adapter y - x", "forward"), backend, "BACK-9", case)
         for name, comparison in adapter_gradients(backend, case, K).items():
             assert_agrees(comparison, (f"adapter {name}", "gradient"), backend, "BACK-9", (name, case))
-        logits: Any = SameValues(case.mix_logits)
+        values = case.mix_logits
+        logits: Any = SimpleNamespace(values=values, condition=max(1.0, float(np.ptp(values))), memory="C")
         row = ("sinkhorn_projection", "forward")
         assert_agrees(projection(backend, logits, K), row, backend, "BACK-9", case)
 
@@ -443,13 +424,6 @@ def test_states_of_the_same_size_are_still_two(backend):
             written: Any = decode_state(calls["save_state"](backend))
             for array, given in zip(written, calls["save_state"].arrays, strict=False):
                 assert np.array_equal(array, np.asarray(given, np.float32)), f"BACK-9: save_state, {seed}"
-
-
-class SameValues:
-    """Logits that are given, as :class:`conformance.strategies.Logits` that are drawn."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.condition, self.memory = values, max(1.0, float(np.ptp(values))), "C"
 
 
 # -- the rest of the process --

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import reference
-from conformance.agreement import assert_agrees, fails_or_all_nan, projection
+from conformance.agreement import assert_agrees, assert_sums_to_one, fails_or_all_nan, projection
 from conformance.compare import assert_close
 from conformance.strategies import (
     ITERATIONS,
@@ -38,10 +38,8 @@ def test_each_matrix_of_a_batch_is_projected_on_its_own(backend, case, iteration
     together = projected(backend, case.values, iterations)
     tolerance = tolerance_for(*ROW[:1], backend.parameter_dtype, "forward")
     for index in np.ndindex(case.leading):
-        alone = projected(backend, case.values[index], iterations)
-        assert_close(
-            together[index], alone, tolerance, clause="SINK-1", scale=case.condition, context=(case, iterations, index)
-        )
+        alone, context = projected(backend, case.values[index], iterations), (case, iterations, index)
+        assert_close(together[index], alone, tolerance, clause="SINK-1", scale=case.condition, context=context)
 
 
 @pytest.mark.clause("SINK-3")
@@ -63,10 +61,7 @@ def test_doubly_stochastic_at_every_magnitude(backend, case, iterations):
     assert mixing.shape == case.values.shape
     assert not np.isnan(mixing).any(), f"SINK-5: NaN for {case}"
     assert (mixing >= 0).all(), f"SINK-7: smallest entry {mixing.min()} for {case}"
-    tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
-    for axis in (-1, -2):
-        sums, context = mixing.astype(np.longdouble).sum(axis=axis), (case, iterations, axis)
-        assert_close(sums, np.ones(sums.shape), tolerance, clause="SINK-5", scale=max(1, case.n / 16), context=context)
+    assert_sums_to_one(backend, mixing, "SINK-5", (case, iterations))
 
 
 @pytest.mark.clause("SINK-5")
@@ -74,11 +69,7 @@ def test_doubly_stochastic_at_every_magnitude(backend, case, iterations):
 def test_sums_hold_where_roundings_line_up(backend, n):
     """In multiples of the identity n - 1 entries of a row are rounded alike: float32 sums miss 5e-7 from n = 10 on."""
     logits = np.linspace(0.0, 12.0, 51)[:, None, None] * np.eye(n)
-    mixing = projected(backend, logits.astype(np.float32), 20).astype(np.longdouble)
-    tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
-    for axis in (-1, -2):
-        sums = mixing.sum(axis=axis)
-        assert_close(sums, np.ones(sums.shape), tolerance, clause="SINK-5", context=(n, axis))
+    assert_sums_to_one(backend, projected(backend, logits.astype(np.float32), 20), "SINK-5", n)
 
 
 @pytest.mark.clause("SINK-5", "SINK-6")
@@ -151,7 +142,4 @@ def test_products_stay_doubly_stochastic(backend, first, seed):
     """Composed over layers nothing accumulates but rounding: 24 matrices, each off by at most one row's tolerance."""
     case = Logits(first.kind, first.magnitude, first.n, (24,), seed)
     product = np.linalg.multi_dot([*projected(backend, case.values, 20).astype(np.float64)])
-    tolerance = tolerance_for("row and column sums", backend.parameter_dtype, "forward")
-    for axis in (-1, -2):
-        scale = 24.0 * max(1, case.n / 16)
-        assert_close(product.sum(axis=axis), np.ones(case.n), tolerance, clause="SINK-5", scale=scale, context=case)
+    assert_sums_to_one(backend, product, "SINK-5", case, layers=24)

@@ -85,42 +85,30 @@ _ROWS = {
     ),
     ("non-expansive", "forward"): (0, 8, "||x||", "floor 0.74 over 4,000 dense maps of every magnitude; d <= 41"),
 }
-TOLERANCES = {
-    (operation, dtype, direction): Tolerance(
-        dtype, ulps, 0.0, atol * EPS[dtype], f"{reason}; scale: {scale}", f"{operation}, {direction}"
-    )
-    for (operation, direction), (ulps, atol, scale, reason) in _ROWS.items()
-    for dtype in DTYPES
-}
+TOLERANCES: dict[tuple[str, str, str], Tolerance] = {}
+
+
+def _add(operation: str, dtype: str, direction: str, ulps: float, atol: float, reason: str) -> None:
+    row = Tolerance(dtype, ulps, 0.0, atol, reason, f"{operation}, {direction}")
+    TOLERANCES[operation, dtype, direction] = row
+
+
+for (_name, _direction), (_ulps, _atol, _scale, _reason) in _ROWS.items():
+    for _dtype in DTYPES:
+        _add(_name, _dtype, _direction, _ulps, _atol * EPS[_dtype], f"{_reason}; scale: {_scale}")
 for _bound in ("row and column sums", "spectral norm"):  # SINK-5 and SINK-6 are stated for float32 alone
-    TOLERANCES[_bound, "float64", "forward"] = Tolerance(
-        "float64",
-        0,
-        0.0,
-        16 * EPS["float64"],
-        "floor 5 eps at n = 16, of the reference; scale: max(1, n / 16)",
-        f"{_bound}, forward",
-    )
+    _reason = "floor 5 eps at n = 16, of the reference; scale: max(1, n / 16)"
+    _add(_bound, "float64", "forward", 0, 16 * EPS["float64"], _reason)
 for _dtype in DTYPES:
-    TOLERANCES["differences", _dtype, "gradient"] = Tolerance(
-        _dtype,
-        0,
-        0.0,
-        20 * EPS[_dtype] ** (2 / 3),
+    _reason = (
         "a slope over 2 h, h = eps^(1/3): rounding of the forward pass adds eps / h, the third derivative h^2, both "
-        "eps^(2/3); scale: 2 h ||x|| ||dL/dy||",
-        "differences, gradient",
+        "eps^(2/3); scale: 2 h ||x|| ||dL/dy||"
     )
+    _add("differences", _dtype, "gradient", 0, 20 * EPS[_dtype] ** (2 / 3), _reason)
 for _name, _direction, _scale in (("adapter y", "forward", "||x||"), ("adapter x", "gradient", "||dL/dy||")):
     for _dtype in ("float16", "bfloat16"):
-        TOLERANCES[_name, _dtype, _direction] = Tolerance(
-            _dtype,
-            0.51,
-            0.0,
-            16 * EPS["float32"],
-            f"MIX-10: float32 inside, one rounding to nearest at the end; scale: {_scale}",
-            f"{_name}, {_direction}",
-        )
+        _reason = f"MIX-10: float32 inside, one rounding to nearest at the end; scale: {_scale}"
+        _add(_name, _dtype, _direction, 0.51, 16 * EPS["float32"], _reason)
 
 
 def tolerance_for(operation: str, dtype: Any, direction: str) -> Tolerance:

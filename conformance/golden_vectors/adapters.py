@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 import reference
 from conformance.agreement import (
+    INPUTS,
     adapter_change,
     adapter_gradients,
     mixing_cotangent,
@@ -20,12 +21,7 @@ from conformance.tolerances import tolerance_for
 
 Array = NDArray[Any]
 CHANGE: Row = ("adapter y - x", "forward")
-GRADIENTS = {
-    "x": "grad_x_minus_cotangent",
-    "mix_logits": "grad_mix_logits",
-    "gate_logit": "grad_gate_logit",
-    "basis": "grad_basis",
-}
+GRADIENTS = {name: f"grad_{name}" for name in INPUTS} | {"x": "grad_x_minus_cotangent"}
 #: the table has no row for certificates, which are matrices of n r in float64: some 100 roundings of a QR and an SVD
 CERTIFICATE_ATOL = 1e-12
 
@@ -63,7 +59,7 @@ def _adapter(name: str, adapter: Adapter, iterations: int, gradients: bool) -> l
 
 def adapter_inputs(adapter: Adapter) -> dict[str, Array]:
     parts = (adapter.x, adapter.mix_logits, adapter.gate_logit, adapter.basis)
-    return dict(zip(("x", "mix_logits", "gate_logit", "basis"), parts, strict=True))
+    return dict(zip(INPUTS, parts, strict=True))
 
 
 def _parameters(adapter: Adapter) -> dict[str, Array]:

@@ -71,9 +71,7 @@ def differences(stored: Files, fresh: Files) -> Iterator[str]:
 
 def _header_differences(name: str, stored: Files, fresh: Files) -> Iterator[str]:
     left, right = read_header(stored, name), read_header(fresh, name)
-    for key in sorted((left.keys() | right.keys()) - {"cases", "data_sha256"}):
-        if left.get(key) != right.get(key):
-            yield f"{name}: {key} is {left.get(key)!r}, the reference gives {right.get(key)!r}"
+    yield from (f"{name}: {text}" for text in _unequal(left, right, {"cases", "data_sha256"}))
     if name == INDEX:
         return
     cases, fresh_cases = ({case.about["name"]: case for case in read_group(files, name)} for files in (stored, fresh))
@@ -84,9 +82,7 @@ def _header_differences(name: str, stored: Files, fresh: Files) -> Iterator[str]
 
 
 def _case_differences(stored: StoredCase, fresh: StoredCase) -> Iterator[str]:
-    for key in sorted((stored.about.keys() | fresh.about.keys()) - {"arrays"}):
-        if stored.about.get(key) != fresh.about.get(key):
-            yield f"{key} is {stored.about.get(key)!r}, the reference gives {fresh.about.get(key)!r}"
+    yield from _unequal(stored.about, fresh.about, {"arrays"})
     if stored.arrays.keys() != fresh.arrays.keys():
         yield f"arrays {', '.join(stored.arrays)}, the reference gives {', '.join(fresh.arrays)}"
         return
@@ -96,10 +92,9 @@ def _case_differences(stored: StoredCase, fresh: StoredCase) -> Iterator[str]:
 
 def _array_differences(stored: StoredArray, fresh: StoredArray) -> Iterator[str]:
     entry, fresh_entry = stored.entry, fresh.entry
-    for key in sorted((entry.keys() | fresh_entry.keys()) - {"tolerance"}):
-        if entry.get(key) != fresh_entry.get(key):
-            yield f"{key} is {entry.get(key)!r}, the reference gives {fresh_entry.get(key)!r}"
-            return
+    if unequal := list(_unequal(entry, fresh_entry, {"tolerance"})):
+        yield unequal[0]
+        return
     if entry["role"] == "input":
         if stored.values.tobytes() != fresh.values.tobytes():
             yield "an input with other bits"
@@ -113,6 +108,12 @@ def _array_differences(stored: StoredArray, fresh: StoredArray) -> Iterator[str]
     error, allowed = np.abs(values - expected), np.maximum(np.abs(expected) * bound["relative"], bound["absolute"])
     if not (error <= allowed).all():
         yield f"off by {error.max():.3g} from the reference, allowed {allowed.max():.3g}"
+
+
+def _unequal(stored: dict[str, Any], fresh: dict[str, Any], left_out: set[str]) -> Iterator[str]:
+    for key in sorted((stored.keys() | fresh.keys()) - left_out):
+        if stored.get(key) != fresh.get(key):
+            yield f"{key} is {stored.get(key)!r}, the reference gives {fresh.get(key)!r}"
 
 
 def _flat(tolerance: dict[str, Any]) -> dict[str, float]:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conformance.agreement import INPUTS
 from conformance.golden_vectors.adapters import adapter_inputs, seeded
 from conformance.golden_vectors.cases import Case, seed_of, words
 from conformance.strategies import Adapter, Logits
 
 Array = NDArray[Any]
 NOT_FINITE = {"NaN": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
-PARAMETERS = ("mix_logits", "gate_logit", "basis")
+PARAMETERS = INPUTS[1:]
 
 
 def invalid_projections() -> Iterator[Case]:

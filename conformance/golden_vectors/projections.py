@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from conformance.agreement import Comparison, projection, projection_gradient, settled_within
 from conformance.golden_vectors.cases import REFERENCE, Case, Row, output, seed_of, settle, words
-from conformance.strategies import Logits
+from conformance.strategies import Logits, random_cotangent
 from conformance.tolerances import tolerance_for
 
 Array = NDArray[Any]
@@ -22,7 +22,7 @@ def projection_cases(name: str, logits: Logits, iterations: tuple[int, ...] = (1
 
 def _projections(name: str, logits: Logits, iterations: tuple[int, ...]) -> list[Case]:
     drawn = f"{words(logits)}; cotangent normal, seed {logits.seed + 1}"
-    cotangent = np.random.default_rng(logits.seed + 1).standard_normal(logits.values.shape).astype(np.float32)
+    cotangent = random_cotangent(logits.values.shape, logits.seed + 1)
     allowed = max(tolerance_for("sinkhorn_projection", "float32", "gradient").atol, 4e-6)
     within = allowed * logits.condition * np.abs(cotangent).max(initial=0.0)
     trivial = logits.n == 1 or not logits.values.size
@@ -65,12 +65,14 @@ class TiedLogits(Logits):
         return logits.astype(np.float32)
 
 
+TIED = TiedLogits("lattice", 1024.0, 4, (), 0)
+
+
 def tie_cases() -> Iterator[Case]:
-    logits = TiedLogits("lattice", 1024.0, 4, (), 0)
-    cotangent = np.random.default_rng(seed_of("tie")).standard_normal((4, 4)).astype(np.float32)
+    cotangent = random_cotangent((4, 4), seed_of("tie"))
     for k in (1, 2):
-        comparison = projection_gradient(REFERENCE, logits, cotangent, k)
+        comparison = projection_gradient(REFERENCE, TIED, cotangent, k)
         outputs = output("grad_mix_logits", comparison, ("sinkhorn_projection", "gradient"))
         drawn = "two equal blocks [[0, -1024], [0, 0]], all else -4096; cotangent normal"
-        inputs = {"mix_logits": logits.values, "cotangent": cotangent}
+        inputs = {"mix_logits": TIED.values, "cotangent": cotangent}
         yield Case(f"tie, K={k}, gradient", "sinkhorn_projection_vjp", ("GRAD-2",), drawn, k, inputs, outputs)

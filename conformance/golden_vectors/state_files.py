@@ -84,29 +84,27 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
     good = state_file(arrays)
     header, body = taken_apart(good)
     extra = {**arrays, "optimizer": np.zeros(1, np.float32)}
-    offsets = header["mix_logits"]["data_offsets"]
+    (begin, end), size = header["mix_logits"]["data_offsets"], len(body)
     metadata = header["__metadata__"]
     nested = b'{"a":' * 2000 + b"0" + b"}" * 2000
 
     def shaped(*shape: float) -> bytes:
         return assemble({**header, "mix_logits": {**header["mix_logits"], "shape": shape}}, body)
 
-    def moved(key: str, begin: int, end: int) -> bytes:
-        return assemble({**header, key: {**header[key], "data_offsets": [begin, end]}}, body)
+    def lying_at(spans: dict[str, list[int]], body: bytes = body) -> bytes:
+        return assemble({**header, **{key: {**header[key], "data_offsets": spans[key]} for key in spans}}, body)
+
+    def later(*keys: str) -> dict[str, list[int]]:
+        return {key: [offset + 8 for offset in header[key]["data_offsets"]] for key in keys}
 
     def config(**changed: Any) -> bytes:
         return state_file(arrays, config=json.dumps({**CONFIG, **changed}))
 
-    after = {key: [offset + 8 for offset in header[key]["data_offsets"]] for key in KEYS[1:]}
-    holed = {key: {**header[key], "data_offsets": moved_on} for key, moved_on in after.items()}
-    with_hole = assemble({**header, **holed}, body[: offsets[1]] + bytes(8) + body[offsets[1] :])
-    shares = {"mix_logits": [offsets[0], offsets[1] - 4], "gate_logits": [offsets[1] - 4, offsets[1] + 8]}
-    shifted = assemble({**header, **{key: {**header[key], "data_offsets": span} for key, span in shares.items()}}, body)
+    with_hole = lying_at(later(*KEYS[1:]), body[:end] + bytes(8) + body[end:])
+    shifted = lying_at({"mix_logits": [begin, end - 4], "gate_logits": [end - 4, end + 8]})
     spoiled = {value: {**arrays, "bases": arrays["bases"].copy()} for value in (np.nan, np.inf)}
     for value, several in spoiled.items():
         several["bases"][1, 2, 1, 3] = value
-    later = {key: [offset + 8 for offset in header[key]["data_offsets"]] for key in KEYS}
-    begins_later = {key: {**header[key], "data_offsets": span} for key, span in later.items()}
     in_gates = {**arrays, "gate_logits": np.asarray([0.5, np.nan], np.float32)}
     shape = {**arrays, "mix_logits": arrays["mix_logits"].reshape(1, 3, 6)}
     half = {**arrays, "gate_logits": arrays["gate_logits"].astype(np.float16)}
@@ -121,12 +119,12 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "shape-negative": (shaped(-2, -3, 3), "a shape with negative sizes, whose product is right"),
         "shape-overflow": (shaped(2**32, 2**32, 18), "the product of a shape overflows 64 bits"),
         "shape-fraction": (shaped(2.5, 3, 3), "a size that is no integer"),
-        "offsets-negative": (moved("mix_logits", -offsets[1], offsets[1]), "an offset is negative"),
-        "offsets-reversed": (moved("mix_logits", offsets[1], offsets[0]), "an array ends before it begins"),
+        "offsets-negative": (lying_at({"mix_logits": [-end, end]}), "an offset is negative"),
+        "offsets-reversed": (lying_at({"mix_logits": [end, begin]}), "an array ends before it begins"),
         "offsets-hole": (with_hole, "bytes between two arrays belong to neither"),
-        "offsets-outside": (moved("bases", len(body), len(body) + 336), "an array lies behind the end of the file"),
-        "offsets-overlap": (moved("gate_logits", offsets[0], offsets[0] + 8), "two arrays share bytes"),
-        "offsets-too-short": (moved("mix_logits", offsets[0], offsets[1] - 4), "fewer bytes than the shape needs"),
+        "offsets-outside": (lying_at({"bases": [size, size + 336]}), "an array lies behind the end of the file"),
+        "offsets-overlap": (lying_at({"gate_logits": [begin, begin + 8]}), "two arrays share bytes"),
+        "offsets-too-short": (lying_at({"mix_logits": [begin, end - 4]}), "fewer bytes than the shape needs"),
         "offsets-unlike-shapes": (shifted, "no hole, no overlap, and not the bytes that the shapes need"),
         "other-format": (state_file(arrays, format="lora"), "metadata: format is not crma"),
         "no-metadata": (assemble({key: header[key] for key in KEYS}, body), "metadata: missing"),
@@ -152,7 +150,7 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "nan": (state_file(spoiled[np.nan]), "bases holds a NaN"),
         "infinity": (state_file(spoiled[np.inf]), "bases holds an infinity"),
         "nan-gate": (state_file(in_gates), "gate_logits holds a NaN"),
-        "offsets-begin-late": (assemble({**header, **begins_later}, bytes(8) + body), "bytes before the first array"),
+        "offsets-begin-late": (lying_at(later(*KEYS), bytes(8) + body), "bytes before the first array"),
         "header-length-wraps": (struct.pack("<Q", 2**64 - 8) + good[8:], "8 + the length of the header is 2^64"),
         "checksum": (state_file(arrays, content_sha256=checksum(in_gates)), "content_sha256 is that of other content"),
         "checksum-capitals": (

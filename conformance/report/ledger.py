@@ -19,12 +19,11 @@ from conformance import compare
 from conformance.clauses import clauses_of
 from conformance.controller import LOADED
 from conformance.gaps import GAPS, PACKAGE, identifier, is_ours
-from conformance.report.files import check_report_paths, write_reports
+from conformance.report.files import write_reports
 from conformance.report.tally import OWN, Entry, Ledger
 from conformance.report.verdict import summarise
 from reference.errors import CRMAError
 
-__all__ = ["ReportPlugin", "check_report_paths"]
 _FULL_EXAMPLES = 150
 _MESSAGE = 900
 
@@ -41,13 +40,6 @@ class ReportPlugin:
         self.files: set[Path] = set()
         self.started = time.time()
         self.lines: list[str] = []
-
-    def pytest_configure(self) -> None:
-        if self.config.getoption("numprocesses", None):
-            raise pytest.UsageError(
-                "--conformance-report: got tests spread over processes (-n); allowed: one process, which sees every "
-                "comparison. Try: the same command without -n"
-            )
 
     def pytest_sessionstart(self) -> None:
         compare.observers.append(self.ledger.observe)

@@ -4,9 +4,7 @@ Several mutants share a process, since most of its time is spent on starting; ea
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -16,9 +14,9 @@ from typing import NamedTuple
 
 from conformance.selftest.mutants import MUTANTS
 from conformance.selftest.mutants.base import Mutant
+from conformance.selftest.programs import PACKAGE, run
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTS = {path.stem: path for path in sorted((ROOT / "conformance").glob("test_*.py"))}
+TESTS = {path.stem: path for path in sorted(PACKAGE.glob("test_*.py"))}
 BATCH = 12
 #: a result that was compared and found wrong, or a state file that the suite's own reader refuses; anything else, such
 #: as a crash of the port, would prove nothing
@@ -43,12 +41,9 @@ def run_suite(folder: Path, backends: list[str], profile: str, *options: str) ->
     """Only conformance/test_*.py, or what of them is among ``options``. Skipped tests have no outcome."""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "conformance", "--profile", profile, "--tb=short", "-q", "-p", "no:cacheprovider"]
+    command = ["-m", "conformance", "--profile", profile, "--tb=short", "-q", "-p", "no:cacheprovider"]
     command += [f"--junitxml={report}", *(f"--backend={name}" for name in backends), *options]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = run(folder, *command, timeout=900, OMP_NUM_THREADS="1")
     outcomes: dict[tuple[str, str, str], list[str]] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ():
         test, _, parameters = case.get("name", "").partition("[")

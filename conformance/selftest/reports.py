@@ -1,34 +1,23 @@
 """Reports of small runs, and ledgers that are made up."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from conformance.report.tally import OWN, Entry, Ledger
 from conformance.report.verdict import summarise
+from conformance.selftest.programs import PACKAGE, run
 
-PACKAGE = Path(__file__).resolve().parents[1]
 SINKHORN = PACKAGE / "test_sinkhorn_projection.py"
 AGREES = f"{SINKHORN}::test_agrees_with_the_reference"
 SECOND_INDEX = f"{PACKAGE / 'test_residual_mixing.py'}::test_contracts_over_the_second_index"
 PORT, MUTANT = "conformance.selftest.port:make_port", "conformance.selftest.mutants:transposed_mixing"
 
 
-def run(folder, *arguments):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *sys.path]),
-    }
-    command = [sys.executable, "-m", "conformance", "--quick", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def run_suite(folder, *arguments):
+    command = ("-m", "conformance", "--quick", "-q", "-p", "no:cacheprovider")
+    return run(folder, *command, *arguments, OMP_NUM_THREADS="1")
 
 
 def read(path):
@@ -37,7 +26,7 @@ def read(path):
 
 
 def report_of(folder, *arguments, status=0):
-    done = run(folder, *arguments, "--conformance-report=out.html", "--conformance-report=out.json")
+    done = run_suite(folder, *arguments, "--conformance-report=out.html", "--conformance-report=out.json")
     assert done.returncode == status, done.stdout + done.stderr
     return read(folder / "out.json"), (folder / "out.html").read_text(encoding="utf-8"), done.stdout
 

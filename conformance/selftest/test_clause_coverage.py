@@ -12,7 +12,6 @@ from conformance.clauses import (
     SPEC,
     Clause,
     cited,
-    clause_ids,
     clause_titles,
     marked_tests,
     parse_clauses,
@@ -127,7 +126,7 @@ def test_the_contents_page_lists_every_clause():
 
 def test_ids_and_titles_serve_a_report():
     titles = clause_titles()
-    assert list(titles) == clause_ids()
+    assert list(titles) == [clause.id for clause in CLAUSES if not clause.withdrawn]
     assert titles[f"{GROUP}-7"] == "No entry of M is negative"
     assert all(title and "\n" not in title and "`" not in title and "**" not in title for title in titles.values())
 

@@ -1,9 +1,12 @@
 """The comparer and its table. Clauses: ACC-1, ACC-2, ACC-3."""
 
+import re
+
 import numpy as np
 import pytest
 
 from conformance.agreement import adapter_change, adapter_gradients, projection, projection_gradient
+from conformance.clauses import SPEC
 from conformance.compare import (
     Measurement,
     ToleranceError,
@@ -158,6 +161,14 @@ def test_table_is_complete_and_every_row_says_why():
         assert row.atol > 0
         assert len(row.reason) > 20
         assert any(line.startswith(f"| {operation} | {direction} | {dtype} |") for line in rows)
+
+
+@pytest.mark.clause("ACC-3")
+def test_the_table_in_the_specification_is_this_one():
+    page = (SPEC / "70-accuracy.md").read_text(encoding="utf-8")
+    printed = re.search(r"<!-- tolerances:begin -->(.*)<!-- tolerances:end -->", page, re.DOTALL)
+    assert printed
+    assert printed[1].strip() == as_markdown().strip()
 
 
 @pytest.mark.clause("ACC-3")

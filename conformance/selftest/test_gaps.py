@@ -5,7 +5,7 @@ import re
 import pytest
 
 from conformance.gaps import Gap, read_gaps
-from conformance.selftest.test_plugin import PACKAGE, PYTEST, ROOT, SUITE, assert_one_clear_error, run
+from conformance.selftest.programs import PACKAGE, PYTEST, ROOT, SUITE, assert_one_clear_error, run
 from reference.errors import ConfigError
 
 WRONG = "conformance.selftest.mutants:transposed_mixing"

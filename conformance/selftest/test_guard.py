@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conformance.selftest.test_plugin import ROOT, SUITE, assert_one_clear_error, run
+from conformance.selftest.programs import ROOT, SUITE, assert_one_clear_error, has_ended, run
 
 TEST = "test_residual_mixing.py::test_a_cycle_moves_stream_j_to_stream_i"
 PORTS = """
@@ -74,15 +74,6 @@ def wait_for(path: Path) -> int:
     raise AssertionError(f"no {path.name}")
 
 
-def is_gone(pid: int) -> bool:
-    for _ in range(200):
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def heed_interrupts() -> None:
     """A shell that starts the tests in the background has them ignore SIGINT, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -104,7 +95,7 @@ def test_a_signal_ends_both_processes(folder, sent, status, part):
         printed = started.communicate(timeout=60)[0].decode()
     assert started.returncode == status, printed
     assert part in printed
-    assert is_gone(pid)
+    assert has_ended(pid)
 
 
 def on_a_terminal(folder: Path, *arguments: str, expect: str, typed: bytes) -> tuple[int, str]:

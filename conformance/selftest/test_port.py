@@ -3,13 +3,9 @@
 Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12, ERR-2.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +16,7 @@ from backends.port import Port
 from conformance.agreement import fails, fails_or_all_nan
 from conformance.plugin import _offers
 from conformance.selftest.port import NumpyPort
+from conformance.selftest.programs import ROOT, run
 from reference.errors import BackendError, PortResultError, PortStoppedError, ShapeError
 
 LOGITS = np.eye(3, dtype=np.float32)
@@ -71,7 +68,7 @@ def test_an_attribute_that_is_none_is_one_clear_error(attribute, value):
 
 
 @pytest.mark.clause("BACK-1")
-@pytest.mark.parametrize("value", ["float16", "nonsense", None, 7, np.int32, object()])
+@pytest.mark.parametrize("value", ["float16", "complex128", "nonsense", None, 7, np.int32, object()])
 def test_a_dtype_of_parameters_that_is_none_is_one_clear_error(value):
     port = NumpyPort()
     port.parameter_dtype = value
@@ -373,10 +370,7 @@ Port(port, "my:port").sinkhorn_projection(__import__("numpy").zeros((2, 2)), 3)
 @pytest.mark.clause("BACK-1", "ERR-2")
 def test_a_wait_that_nothing_interrupts_ends_the_process():
     """A lock, where the signal is ignored, or compiled code that starts its wait again."""
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "CRMA_PORT_TIMEOUT": "0.3"}
-    command = [sys.executable, "-c", WAITS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = run(ROOT, "-c", WAITS, timeout=60, CRMA_PORT_TIMEOUT="0.3")
     assert done.returncode == 4, done.stderr
     assert "ERROR: my:port, sinkhorn_projection: got no result within 0.3 s" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,28 +3,16 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from conformance.__main__ import _processes
+from conformance.selftest import programs
+from conformance.selftest.programs import EXITS, ROOT
 
 pytest.importorskip("xdist")
 
-ROOT = Path(__file__).resolve().parents[2]
-EXITS = """
-import os
-from conformance.selftest.port import NumpyPort
-
-class Port(NumpyPort):
-    def adapter_vjp(self, *arguments):
-        os._exit(0)
-
-def make_backend():
-    return Port()
-"""
 DIES = """
 import json, sys
 for number, line in enumerate(sys.stdin):
@@ -40,17 +28,8 @@ REFUSALS = "conformance/test_refusals.py"
 
 
 def run(command, folder, **environment):
-    """Of the suite of this checkout, installed or not, from another folder."""
-    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """Status and output of a command from another folder."""
+    done = programs.run(folder, *command, **environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -107,13 +86,13 @@ def test_a_gap_whose_test_passes_fails_the_run(tmp_path):
 @pytest.mark.clause("CONF-4", "CONF-7")
 def test_a_program_that_dies_and_a_port_that_ends_its_process_are_one_status(tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
-    (tmp_path / "exiting.py").write_text(EXITS)
+    (tmp_path / "my_port.py").write_text(EXITS)
     code, printed = pytest_n2(tmp_path, f"--backend={sys.executable} {tmp_path / 'dies.py'}")
     assert code == 4, printed
     assert "an end with status 3" in printed
     assert "INTERNALERROR" not in printed
     command = ["-m", "conformance", "-q", "--quick", "-n", "2", "--max-worker-restart", "0", "test_refusals.py"]
-    code, printed = run([*command, "--backend=exiting:make_backend"], tmp_path)
+    code, printed = run([*command, "--backend=my_port:Exits"], tmp_path)
     assert code == 4, printed
     assert "an end of the process within" in printed
 

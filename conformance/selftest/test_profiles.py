@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from conformance import profiles
-from conformance.selftest.test_plugin import PYTEST, ROOT, SUITE, assert_one_clear_error, run
+from conformance.selftest.programs import PYTEST, ROOT, SUITE, assert_one_clear_error, run
 
 PORT = """
 import os

@@ -4,45 +4,20 @@ Each module holds the faults of one subject. Try ``--backend=conformance.selftes
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 
 from conformance.selftest.mutants.base import Mutant
-from conformance.selftest.mutants.border import MUTANTS as BORDER
-from conformance.selftest.mutants.gradients import MUTANTS as GRADIENTS
-from conformance.selftest.mutants.lenient_reader import MUTANTS as LENIENT_READER
-from conformance.selftest.mutants.levels import MUTANTS as LEVELS
-from conformance.selftest.mutants.memory import MUTANTS as MEMORY
-from conformance.selftest.mutants.mixing import MUTANTS as MIXING
-from conformance.selftest.mutants.process import MUTANTS as PROCESS
-from conformance.selftest.mutants.projection import MUTANTS as PROJECTION
-from conformance.selftest.mutants.refusals import MUTANTS as REFUSALS
-from conformance.selftest.mutants.scoped import MUTANTS as SCOPED
-from conformance.selftest.mutants.sharing import MUTANTS as SHARING
-from conformance.selftest.mutants.sizes import MUTANTS as SIZES
-from conformance.selftest.mutants.state_file import MUTANTS as STATE_FILE
-from conformance.selftest.mutants.state_writer import MUTANTS as STATE_WRITER
 from conformance.selftest.port import NumpyPort
 
-MUTANTS: tuple[Mutant, ...] = (
-    *PROJECTION,
-    *MIXING,
-    *GRADIENTS,
-    *BORDER,
-    *SIZES,
-    *MEMORY,
-    *STATE_FILE,
-    *LENIENT_READER,
-    *STATE_WRITER,
-    *SHARING,
-    *PROCESS,
-    *SCOPED,
-    *LEVELS,
-    *REFUSALS,
+SUBJECTS = (
+    *("projection", "mixing", "gradients", "border", "sizes", "memory", "state_file", "lenient_reader", "state_writer"),
+    *("sharing", "process", "scoped", "levels", "refusals"),
+    *(("autograd",) if find_spec("torch") else ()),  # an extra, which the suite itself does without
 )
-if find_spec("torch"):  # an extra, which the suite itself does without
-    from conformance.selftest.mutants import autograd
-
-    MUTANTS += autograd.MUTANTS
+MUTANTS: tuple[Mutant, ...] = tuple(
+    mutant for subject in SUBJECTS for mutant in import_module(f"{__name__}.{subject}").MUTANTS
+)
 _FACTORIES = {mutant.name: mutant.factory for mutant in MUTANTS}
 
 

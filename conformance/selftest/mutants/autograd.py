@@ -5,11 +5,10 @@ of these is made.
 """
 
 from functools import partial
-from typing import Any
 
-from backends.interface import Gradients, State
+from backends.interface import REQUIRED
 from conformance.selftest.mutants.base import ADAPTER, ORTHOGONAL, PROJECTION, STATE_FILE, Mutant
-from conformance.selftest.port import Array, NumpyPort
+from conformance.selftest.port import NumpyPort
 
 
 class NaiveAutograd(NumpyPort):
@@ -26,23 +25,10 @@ class NaiveAutograd(NumpyPort):
         from conformance.examples.autograd_port import AutogradPort
 
         naively = {"largest": lambda row_sums: row_sums.amax(-2, keepdim=True), "sigmoid": torch.sigmoid}
-        self.port = AutogradPort(**{naive: naively[naive]})
+        port = AutogradPort(**{naive: naively[naive]})
+        for function in REQUIRED:
+            setattr(self, function, getattr(port, function))
         self.x_dtypes = ("float32",)
-
-    def sinkhorn_projection(self, *inputs: Any) -> Array:
-        return self.port.sinkhorn_projection(*inputs)
-
-    def sinkhorn_projection_vjp(self, *inputs: Any) -> Array:
-        return self.port.sinkhorn_projection_vjp(*inputs)
-
-    def adapter_forward(self, *inputs: Any) -> Array:
-        return self.port.adapter_forward(*inputs)
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        return self.port.adapter_vjp(*inputs)
-
-    def load_state(self, data: bytes) -> State:
-        return self.port.load_state(data)
 
 
 _RIGHT = (PROJECTION, ADAPTER, ORTHOGONAL, STATE_FILE)

@@ -1,10 +1,26 @@
 """Faults at the border of a port: dtypes, devices, values that are not finite, shapes."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import (
+    BASIS,
+    FORWARD,
+    GATE,
+    PROJECT,
+    PULL_BACK,
+    VJP,
+    Given,
+    Returns,
+    X,
+    argument,
+    cut_to_a_square,
+    first_gate,
+    without_nan,
+)
 from conformance.selftest.mutants.base import ADAPTER, ORTHOGONAL, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 
@@ -22,23 +38,6 @@ class HalfPrecisionStreams(NumpyPort):
         return np.asarray((tokens + self.strength(gate, rows) * self.write(moved, rows)).astype(x.dtype))
 
 
-class HalfPrecisionParameters(NumpyPort):
-    """The basis is rounded to the dtype of x, and the rest done in float32."""
-
-    def checked_inputs(self, x: Array, logits: Array, gate_logit: Array, basis: Array) -> tuple[Array, Array, Array]:
-        tokens, gate, rows = super().checked_inputs(x, logits, gate_logit, basis)
-        return tokens, gate, rows.astype(x.dtype).astype(self.parameter_dtype)
-
-
-class HalfPrecisionGradients(NumpyPort):
-    """The gradients of the parameters are rounded to the dtype of x on their way."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        kept = [array.astype(inputs[0].dtype).astype(array.dtype) for array in gradients[1:]]
-        return Gradients(gradients.x, *kept)
-
-
 class TwoRoundingsOfY(NumpyPort):
     """What is added to x is rounded to the dtype of x, and their sum again."""
 
@@ -47,36 +46,10 @@ class TwoRoundingsOfY(NumpyPort):
         return np.asarray(x + (y - x.astype(self.parameter_dtype)).astype(x.dtype))
 
 
-class Float32Out(NumpyPort):
-    """y is float32 whatever x is."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        return super().adapter_forward(np.asarray(x, self.parameter_dtype), *parameters)
-
-
-class Float32GradientOut(NumpyPort):
-    """So is the gradient of x."""
-
-    def adapter_vjp(self, x: Array, *others: Any) -> Gradients:
-        return super().adapter_vjp(np.asarray(x, self.parameter_dtype), *others)
-
-
-class Float64Out(NumpyPort):
-    """The projection is float64 though the parameters are float32."""
-
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return super().sinkhorn_projection(mix_logits, iterations).astype(np.float64)
-
-
 class SilentFallback(NumpyPort):
     """Named for a GPU, and computes on the CPU."""
 
     name = "mutant-cuda"
-
-
-class NanInXBecomesZero(NumpyPort):
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        return super().adapter_forward(np.nan_to_num(x), *parameters)
 
 
 class OneTokenSpoilsAll(NumpyPort):
@@ -94,83 +67,63 @@ class NanInTheGateBecomesClosed(NumpyPort):
         return np.nan_to_num(super().sigmoid(value), nan=0.0)
 
 
-class NanInTheBasisBecomesZero(NumpyPort):
-    def checked_inputs(self, x: Array, logits: Array, gate_logit: Array, basis: Array) -> tuple[Array, Array, Array]:
-        return super().checked_inputs(x, logits, gate_logit, np.nan_to_num(basis, posinf=0, neginf=0))
+def with_a_rounded_basis(x: Array, logits: Array, gate: Array, basis: Array, *others: Any) -> tuple[Any, ...]:
+    """The basis is rounded to the dtype of x, and the rest done in float32."""
+    return x, logits, gate, basis.astype(x.dtype).astype(basis.dtype), *others
 
 
-class FirstGateForAll(NumpyPort):
-    """Of several gates the first is taken, without a word."""
-
-    def checked_inputs(self, x: Array, logits: Array, gate_logit: Array, basis: Array) -> tuple[Array, Array, Array]:
-        return super().checked_inputs(x, logits, np.ravel(gate_logit)[0], basis)
+def rounded_parameters(gradients: Gradients, x: Array, *_: Any) -> Gradients:
+    """The gradients of the parameters are rounded to the dtype of x on their way."""
+    return Gradients(gradients.x, *(gradient.astype(x.dtype).astype(gradient.dtype) for gradient in gradients[1:]))
 
 
-class IterationsAtLeastOne(NumpyPort):
-    """K = 0 is taken for 1."""
-
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return super().sinkhorn_projection(mix_logits, max(1, iterations))
-
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        return super().sinkhorn_projection_vjp(mix_logits, cotangent, max(1, iterations))
+def in_float32(x: Array) -> Array:
+    return np.asarray(x, np.float32)
 
 
-class CutsToASquare(NumpyPort):
-    """Logits that are not square are cut until they are."""
-
-    def checked_logits(self, mix_logits: Array) -> Array:
-        n = min(mix_logits.shape[-2:])
-        return super().checked_logits(mix_logits[..., :n, :n])
+def with_k_at_least_1(*given: Any) -> tuple[Any, ...]:
+    return *given[:-1], max(1, given[-1])
 
 
 _HALF = ("test_half_precision_x_with_full_precision_inside",)
 _TOKEN = ("test_a_token_that_is_not_finite_passes_through_and_touches_no_other",)
 _DTYPE = ("test_result_has_the_dtype_and_shape_of_x",)
-_ALL = (PROJECTION, STATE_FILE)
+_HALF_GRADIENTS = ("test_half_precision_x_gets_full_precision_gradients",)
+_SHAPE = ("test_projection_keeps_shape_and_dtype",)
+_NAN_GATE = ("test_a_gate_that_is_not_finite_is_never_a_number_in_between",)
+_NAN_PARAMETER = ("test_a_parameter_that_is_not_finite_never_gives_a_finite_number",)
+_GATES = ("test_a_gate_per_stream_is_refused",)
+_K = ("test_iterations_that_are_no_integer_above_0_are_refused",)
+_SQUARE = ("test_logits_that_are_not_square_are_refused",)
 _BOTH = (PROJECTION, ADAPTER, STATE_FILE)
+_ADAPTER = FORWARD + VJP
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
         ("half_precision_streams", HalfPrecisionStreams, _HALF, _BOTH),
-        ("half_precision_parameters", HalfPrecisionParameters, _HALF, _BOTH),
-        (
-            "half_precision_gradients",
-            HalfPrecisionGradients,
-            ("test_half_precision_x_gets_full_precision_gradients",),
-            _BOTH,
-        ),
+        ("half_precision_parameters", partial(Given, _ADAPTER, with_a_rounded_basis), _HALF, _BOTH),
+        ("half_precision_gradients", partial(Returns, VJP, rounded_parameters), _HALF_GRADIENTS, _BOTH),
         ("two_roundings_of_y", TwoRoundingsOfY, _HALF, _BOTH),
-        ("float32_out", Float32Out, _DTYPE, _BOTH),
-        ("float32_gradient_out", Float32GradientOut, _DTYPE, _BOTH),
-        ("float64_out", Float64Out, ("test_projection_keeps_shape_and_dtype",), (STATE_FILE,)),
+        ("float32_out", partial(Given, FORWARD, argument(X, in_float32)), _DTYPE, _BOTH),
+        ("float32_gradient_out", partial(Given, VJP, argument(X, in_float32)), _DTYPE, _BOTH),
+        ("float64_out", partial(Returns, PROJECT, lambda mixing, *_: mixing.astype(np.float64)), _SHAPE, (STATE_FILE,)),
         ("silent_fallback", SilentFallback, ("test_device_is_the_one_that_the_name_promises",), _BOTH),
-        ("nan_in_x_becomes_zero", NanInXBecomesZero, _TOKEN, _BOTH),
+        ("nan_in_x_becomes_zero", partial(Given, FORWARD, argument(X, np.nan_to_num)), _TOKEN, _BOTH),
         ("one_token_spoils_all", OneTokenSpoilsAll, _TOKEN, _BOTH),
-        (
-            "nan_in_the_gate_becomes_closed",
-            NanInTheGateBecomesClosed,
-            ("test_a_gate_that_is_not_finite_is_never_a_number_in_between",),
-            _BOTH,
-        ),
+        ("nan_in_the_gate_becomes_closed", NanInTheGateBecomesClosed, _NAN_GATE, _BOTH),
         (
             "nan_in_the_basis_becomes_zero",
-            NanInTheBasisBecomesZero,
-            ("test_a_parameter_that_is_not_finite_never_gives_a_finite_number",),
+            partial(Given, _ADAPTER, argument(BASIS, without_nan)),
+            _NAN_PARAMETER,
             _BOTH,
         ),
-        ("first_gate_for_all", FirstGateForAll, ("test_a_gate_per_stream_is_refused",), _BOTH),
-        (
-            "iterations_at_least_one",
-            IterationsAtLeastOne,
-            ("test_iterations_that_are_no_integer_above_0_are_refused",),
-            _BOTH,
-        ),
+        ("first_gate_for_all", partial(Given, _ADAPTER, argument(GATE, first_gate)), _GATES, _BOTH),
+        ("iterations_at_least_one", partial(Given, PROJECT + PULL_BACK + _ADAPTER, with_k_at_least_1), _K, _BOTH),
         (
             "cuts_to_a_square",
-            CutsToASquare,
-            ("test_logits_that_are_not_square_are_refused",),
-            (*_ALL, ORTHOGONAL),
+            partial(Given, PROJECT, argument(0, cut_to_a_square)),
+            _SQUARE,
+            (PROJECTION, STATE_FILE, ORTHOGONAL),
         ),
     )
 )

@@ -6,21 +6,15 @@ from typing import Any
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import COTANGENT, VJP, Given, Returns, argument
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.mutants.mixing import TransposedMixing
 from conformance.selftest.port import COLUMN, ROW, Array, NumpyPort, total
 
 
-class ZeroGradient(NumpyPort):
+def without(lost: str, gradients: Gradients, *_: Any) -> Gradients:
     """One input's gradient is lost."""
-
-    def __init__(self, lost: str) -> None:
-        super().__init__()
-        self.lost = lost
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        return gradients._replace(**{self.lost: np.zeros_like(getattr(gradients, self.lost))})
+    return gradients._replace(**{lost: np.zeros_like(getattr(gradients, lost))})
 
 
 class DetachedMixing(NumpyPort):
@@ -117,37 +111,22 @@ class OneTermOfTheBasis(NumpyPort):
         return one, np.zeros_like(one)
 
 
-class NoIdentityInX(NumpyPort):
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        return gradients._replace(x=gradients.x - np.asarray(inputs[4], gradients.x.dtype))
+def without_the_identity(gradients: Gradients, *given: Any) -> Gradients:
+    return gradients._replace(x=gradients.x - np.asarray(given[COTANGENT], gradients.x.dtype))
 
 
-class XByTheForwardMap(NumpyPort):
+def x_by_the_forward_map(gradients: Gradients, *given: Any) -> Gradients:
     """The cotangent of x goes through G, not through its transpose."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        return super().adapter_vjp(*inputs)._replace(x=TransposedMixing().adapter_vjp(*inputs).x)
+    return gradients._replace(x=TransposedMixing().adapter_vjp(*given).x)
 
 
-class AveragedOverTokens(NumpyPort):
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        tokens = np.float32(max(1, inputs[0].size // inputs[0].shape[-1]))
-        return gradients._replace(**{name: getattr(gradients, name) / tokens for name in Gradients._fields[1:]})
-
-
-class CotangentOfOnes(NumpyPort):
-    """The gradient of ``y.sum()``, whatever the cotangent is."""
-
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        return super().adapter_vjp(x, mix_logits, gate_logit, basis, np.ones_like(cotangent), iterations)
+def averaged_over_tokens(gradients: Gradients, x: Array, *_: Any) -> Gradients:
+    tokens = np.float32(max(1, x.size // x.shape[-1]))
+    return Gradients(gradients.x, *(gradient / tokens for gradient in gradients[1:]))
 
 
 class ProjectionCotangentOfOnes(NumpyPort):
-    """The same in the projection alone, where it gives 0: the sum of M does not depend on S."""
+    """The gradient of ``M.sum()``, whatever the cotangent is: 0, as this sum does not depend on S."""
 
     def correction_vjp(self, plain: Array, grad_mixing: Array) -> Array:
         return super().correction_vjp(plain, np.ones_like(grad_mixing))
@@ -176,7 +155,7 @@ _DIFFERENCES = ("test_gradient_agrees_with_differences_of_the_port",)
 _LOST = tuple(
     Mutant(
         f"zero_gradient_of_{name}",
-        partial(ZeroGradient, name),
+        partial(Returns, VJP, partial(without, name)),
         (*_ADAPTER, "test_every_input_gets_a_gradient"),
         _ELSEWHERE,
     )
@@ -202,10 +181,14 @@ MUTANTS = _LOST + tuple(
         ("sigmoid_derivative_cancels", SigmoidDerivativeCancels, ("test_every_gate",)),
         ("basis_by_the_write_out_alone", partial(OneTermOfTheBasis, 0), (*_ADAPTER, *_DIFFERENCES)),
         ("basis_by_the_read_in_alone", partial(OneTermOfTheBasis, 1), (*_ADAPTER, *_DIFFERENCES)),
-        ("no_identity_in_x", NoIdentityInX, (*_ADAPTER, *_BY_ITSELF)),
-        ("x_by_the_forward_map", XByTheForwardMap, (*_ADAPTER, *_BY_ITSELF)),
-        ("averaged_over_tokens", AveragedOverTokens, (*_ADAPTER, "test_leading_axes_are_summed_for_the_parameters")),
-        ("cotangent_of_ones", CotangentOfOnes, (*_ADAPTER, *_BY_ITSELF)),
+        ("no_identity_in_x", partial(Returns, VJP, without_the_identity), (*_ADAPTER, *_BY_ITSELF)),
+        ("x_by_the_forward_map", partial(Returns, VJP, x_by_the_forward_map), (*_ADAPTER, *_BY_ITSELF)),
+        (
+            "averaged_over_tokens",
+            partial(Returns, VJP, averaged_over_tokens),
+            (*_ADAPTER, "test_leading_axes_are_summed_for_the_parameters"),
+        ),
+        ("cotangent_of_ones", partial(Given, VJP, argument(COTANGENT, np.ones_like)), (*_ADAPTER, *_BY_ITSELF)),
         ("autodiff_of_detached_mixing", AutodiffOfDetachedMixing, _AUTODIFF),
         ("closed_form_unlike_autodiff", ClosedFormUnlikeAutodiff, _AUTODIFF),
         ("projection_cotangent_of_ones", ProjectionCotangentOfOnes, (*_PROJECTION, *_DIFFERENCES)),

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from backends.interface import State
+from conformance.selftest.mutants.around import LOAD, Returns
 from conformance.selftest.mutants.base import PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.mutants.process import KeptBy
+from conformance.selftest.mutants.sharing import KeepsArguments
 from conformance.selftest.mutants.state_file import SIZES, OwnReader
-from conformance.selftest.port import Array
 
 Header = dict[str, Any]
 
@@ -21,9 +23,13 @@ Header = dict[str, Any]
 class Mends(OwnReader):
     """``mend`` changes the header before it is looked at; ``text`` reads its bytes."""
 
-    def __init__(self, mend: Callable[[Header], None], text: Callable[[bytes], Header] | None = None) -> None:
+    def __init__(
+        self,
+        mend: Callable[[Header], None] = lambda header: None,
+        text: Callable[[bytes], Header] = lambda raw: dict(json.loads(raw.decode())),
+    ) -> None:
         super().__init__()
-        self.mend, self.text = mend, text or (lambda raw: dict(json.loads(raw.decode())))
+        self.mend, self.text = mend, text
 
     def decoded(self, data: bytes) -> State:
         start = 8 + struct.unpack("<Q", data[:8])[0]
@@ -123,14 +129,6 @@ def bases_of(any_shape: Callable[[list[int], list[int]], bool]) -> Callable[[Hea
     return change
 
 
-def nothing(_: Header) -> None:
-    return None
-
-
-def first_object(raw: bytes) -> Header:
-    return dict(json.JSONDecoder().raw_decode(raw.decode())[0])
-
-
 class InSmallFilesAlone(OwnReader):
     """A check that takes long is left out of files of 64 KiB and more."""
 
@@ -162,105 +160,76 @@ class ChecksumWithoutTheFirstWord(OwnReader):
             self.left_out = ""
 
 
-class KBits(OwnReader):
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.mask = 2**bits - 1
-
-    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
-        return State(mix_logits, gate_logits, bases, iterations & self.mask)
+def k_at_most_5000(state: State, _: bytes) -> State:
+    if state.iterations > 5000:
+        raise ValueError("too many iterations")
+    return state
 
 
-class KAtMost(OwnReader):
-    def config(self, metadata: dict[str, str]) -> dict[str, Any]:
-        config = super().config(metadata)
-        self.demand("a limit", config["iterations"] <= 5000)
-        return config
+def with_k_of(bits: int) -> Callable[..., State]:
+    return lambda state, _: state._replace(iterations=state.iterations & (2**bits - 1))
 
 
-class KeepsTheBytes(OwnReader):
-    def load_state(self, data: bytes) -> State:
-        self.kept = data
-        return super().load_state(data)
+def with_views(state: State, data: bytes) -> State:
+    """The bases are a view of the bytes, where they lie at a multiple of their size."""
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    entry = json.loads(data[8:start])["bases"]
+    begin, end = entry["data_offsets"]
+    if (start + begin) % 4:
+        return state
+    raw = np.frombuffer(data, "<f4", (end - begin) // 4, start + begin)
+    return state._replace(bases=raw.reshape(entry["shape"]))
 
 
-class ViewsOfTheBytes(OwnReader):
-    def decoded(self, data: bytes) -> State:
-        found, start = super().decoded(data), 8 + struct.unpack("<Q", data[:8])[0]
-        entry = json.loads(data[8:start])["bases"]
-        begin, end = entry["data_offsets"]
-        if (start + begin) % 4:
-            return found
-        raw = np.frombuffer(data, "<f4", (end - begin) // 4, start + begin)
-        return State(found.mix_logits, found.gate_logits, raw.reshape(entry["shape"]), found.iterations)
-
-
-class KeptByItsEnds(OwnReader):
+def its_ends(data: bytes) -> object:
     """A file is known by its length and its first and last 2 KiB."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: dict[Any, State] = {}
-
-    def load_state(self, data: bytes) -> State:
-        key = (len(data), data[:2048], data[-2048:])
-        if key not in self.known:
-            self.known[key] = super().load_state(data)
-        found = self.known[key]
-        return State(found.mix_logits.copy(), found.gate_logits.copy(), found.bases.copy(), found.iterations)
+    return len(data), data[:2048], data[-2048:]
 
 
-MENDS: dict[str, tuple[Callable[[Header], None], Callable[[bytes], Header] | None]] = {
-    "a_version_with_a_line_end": (of_metadata("spec_version", str.rstrip), None),
-    "a_version_of_ten_digits": (
-        of_metadata("spec_version", lambda t: "0.3" if re.fullmatch(r"0\.[1-9]\d{9,}", t) else t),
-        None,
+#: name -> how the header is mended
+MENDS: dict[str, Callable[[Header], None]] = {
+    "a_version_with_a_line_end": of_metadata("spec_version", str.rstrip),
+    "a_version_of_ten_digits": of_metadata(
+        "spec_version", lambda text: "0.3" if re.fullmatch(r"0\.[1-9]\d{9,}", text) else text
     ),
-    "a_version_as_numbers": (of_metadata("spec_version", version_as_numbers), None),
-    "a_version_up_to_nul": (of_metadata("spec_version", lambda text: text.partition("\0")[0]), None),
-    "a_format_up_to_nul": (of_metadata("format", lambda text: text.partition("\0")[0]), None),
-    "a_format_with_a_line_end": (of_metadata("format", str.rstrip), None),
-    "a_format_by_its_beginning": (of_metadata("format", lambda text: text[:4]), None),
-    "a_checksum_with_a_line_end": (of_metadata("content_sha256", str.rstrip), None),
-    "a_checksum_with_some_capitals": (
-        of_metadata("content_sha256", lambda t: t if t == t.upper() else t.lower()),
-        None,
-    ),
-    "metadata_without_null": (without_other_values((type(None),)), None),
-    "metadata_without_lists": (without_other_values((list, dict, bool)), None),
-    "empty_surplus_arrays": (
-        of_entries(lambda n, e: None if isinstance(e, dict) and 0 in e.get("shape", ()) else e),
-        None,
-    ),
-    "surplus_arrays_by_name": (
-        of_entries(lambda name, e: None if name.startswith(("optim", "lora", "_")) else e),
-        None,
-    ),
-    "entries_that_are_no_arrays": (of_entries(lambda _, entry: entry if isinstance(entry, dict) else None), None),
-    "shapes_of_floats": (of_lists(whole), None),
-    "shapes_of_texts": (of_lists(read), None),
-    "two_of_three_offsets": (of_entries(first_two_offsets), None),
-    "bases_with_axes_exchanged": (bases_of(lambda found, wanted: found == [*wanted[:2], *wanted[:1:-1]]), None),
-    "flat_bases": (bases_of(lambda found, wanted: len(found) == 3), None),
-    "config_in_python": (of_config(ast.literal_eval), None),
-    "config_up_to_the_end_of_its_object": (of_config(lambda text: json.JSONDecoder().raw_decode(text)[0]), None),
-    "keys_of_config_in_any_case": (
-        of_config(lambda t: {key.lower(): value for key, value in json.loads(t).items()}),
-        None,
-    ),
-    "config_without_null": (
-        of_config(lambda t: {k: v for k, v in json.loads(t).items() if k in SIZES or v is not None}),
-        None,
-    ),
-    "a_byte_order_mark": (nothing, lambda raw: dict(json.loads(raw.decode("utf-8-sig")))),
-    "a_header_in_latin_1": (nothing, lambda raw: dict(json.loads(raw.decode("utf-8", "replace")))),
-    "half_a_surrogate_pair": (nothing, lambda raw: dict(json.loads(raw.decode("utf-8", "surrogatepass")))),
-    "anything_behind_the_header": (nothing, first_object),
+    "a_version_as_numbers": of_metadata("spec_version", version_as_numbers),
+    "a_version_up_to_nul": of_metadata("spec_version", lambda text: text.partition("\0")[0]),
+    "a_format_up_to_nul": of_metadata("format", lambda text: text.partition("\0")[0]),
+    "a_format_with_a_line_end": of_metadata("format", str.rstrip),
+    "a_format_by_its_beginning": of_metadata("format", lambda text: text[:4]),
+    "a_checksum_with_a_line_end": of_metadata("content_sha256", str.rstrip),
+    "a_checksum_with_some_capitals": of_metadata("content_sha256", lambda t: t if t == t.upper() else t.lower()),
+    "metadata_without_null": without_other_values((type(None),)),
+    "metadata_without_lists": without_other_values((list, dict, bool)),
+    "empty_surplus_arrays": of_entries(lambda _, e: None if isinstance(e, dict) and 0 in e.get("shape", ()) else e),
+    "surplus_arrays_by_name": of_entries(lambda name, e: None if name.startswith(("optim", "lora", "_")) else e),
+    "entries_that_are_no_arrays": of_entries(lambda _, entry: entry if isinstance(entry, dict) else None),
+    "shapes_of_floats": of_lists(whole),
+    "shapes_of_texts": of_lists(read),
+    "two_of_three_offsets": of_entries(first_two_offsets),
+    "bases_with_axes_exchanged": bases_of(lambda found, wanted: found == [*wanted[:2], *wanted[:1:-1]]),
+    "flat_bases": bases_of(lambda found, wanted: len(found) == 3),
+    "config_in_python": of_config(ast.literal_eval),
+    "config_up_to_the_end_of_its_object": of_config(lambda text: json.JSONDecoder().raw_decode(text)[0]),
+    "keys_of_config_in_any_case": of_config(lambda t: {key.lower(): value for key, value in json.loads(t).items()}),
+    "config_without_null": of_config(lambda t: {k: v for k, v in json.loads(t).items() if k in SIZES or v is not None}),
+}
+#: name -> how its bytes are read
+TEXTS: dict[str, Callable[[bytes], Header]] = {
+    "a_byte_order_mark": lambda raw: dict(json.loads(raw.decode("utf-8-sig"))),
+    "a_header_in_latin_1": lambda raw: dict(json.loads(raw.decode("utf-8", "replace"))),
+    "half_a_surrogate_pair": lambda raw: dict(json.loads(raw.decode("utf-8", "surrogatepass"))),
+    "anything_behind_the_header": lambda raw: dict(json.JSONDecoder().raw_decode(raw.decode())[0]),
 }
 _FAMILY = ("test_files_that_are_wrong_in_one_thing_are_refused",)
 _LEGAL = ("test_every_legal_form_is_read",)
+_BYTES = ("test_the_bytes_of_a_file_belong_to_the_caller",)
+_LARGE = ("test_large_files_that_differ_in_one_number_are_two",)
+_MENDING = {name: partial(Mends, mend) for name, mend in MENDS.items()} | {
+    name: partial(Mends, text=text) for name, text in TEXTS.items()
+}
 MUTANTS = tuple(
-    Mutant(f"mends_{name}", partial(Mends, *how), _FAMILY, (STATE_FILE, PROJECTION)) for name, how in MENDS.items()
+    Mutant(f"mends_{name}", factory, _FAMILY, (STATE_FILE, PROJECTION)) for name, factory in _MENDING.items()
 ) + tuple(
     Mutant(name, factory, caught_by, (PROJECTION,))
     for name, factory, caught_by in (
@@ -269,12 +238,12 @@ MUTANTS = tuple(
         ("finite_gates_in_small_files_alone", partial(InSmallFilesAlone, "finite gate_logits"), _FAMILY),
         ("checksum_in_small_files_alone", partial(InSmallFilesAlone, "checksum"), _FAMILY),
         ("checksum_without_the_first_word", ChecksumWithoutTheFirstWord, _FAMILY),
-        ("reads_k_in_8_bits", partial(KBits, 8), _LEGAL),
-        ("reads_k_in_16_bits", partial(KBits, 16), _LEGAL),
-        ("reads_k_in_32_bits", partial(KBits, 32), _LEGAL),
-        ("k_at_most_5000", KAtMost, _LEGAL),
-        ("keeps_the_bytes_of_a_file", KeepsTheBytes, ("test_the_bytes_of_a_file_belong_to_the_caller",)),
-        ("views_of_the_bytes_of_a_file", ViewsOfTheBytes, ("test_the_bytes_of_a_file_belong_to_the_caller",)),
-        ("a_file_kept_by_its_ends", KeptByItsEnds, ("test_large_files_that_differ_in_one_number_are_two",)),
+        ("reads_k_in_8_bits", partial(Returns, LOAD, with_k_of(8)), _LEGAL),
+        ("reads_k_in_16_bits", partial(Returns, LOAD, with_k_of(16)), _LEGAL),
+        ("reads_k_in_32_bits", partial(Returns, LOAD, with_k_of(32)), _LEGAL),
+        ("k_at_most_5000", partial(Returns, LOAD, k_at_most_5000), _LEGAL),
+        ("keeps_the_bytes_of_a_file", partial(KeepsArguments, LOAD), _BYTES),
+        ("views_of_the_bytes_of_a_file", partial(Returns, LOAD, with_views), _BYTES),
+        ("a_file_kept_by_its_ends", partial(KeptBy, LOAD, its_ends), _LARGE),
     )
 )

@@ -14,8 +14,9 @@ import numpy as np
 from backends.interface import Gradients
 from conformance.design.axes import ADAPTER, class_of
 from conformance.design.layouts import adapter_layouts, rows
+from conformance.selftest.mutants.around import FORWARD, PROJECT, PULL_BACK, VJP, Around, X, first_gate
 from conformance.selftest.mutants.base import Mutant
-from conformance.selftest.port import Array, NumpyPort
+from conformance.selftest.port import Array
 
 
 class Call(NamedTuple):
@@ -29,78 +30,56 @@ class Call(NamedTuple):
 
 
 Condition = Callable[[Call], bool]
+Functions = tuple[str, ...]
+NAMES: dict[Functions, str] = {
+    PROJECT: "projection",
+    PULL_BACK: "projection_vjp",
+    FORWARD: "adapter",
+    VJP: "adapter_vjp",
+}
 
 
-class WrongAt(NumpyPort):
-    """Where ``condition`` holds one function is wrong: M is transposed, anything else is off by a little."""
+def _call_of(*arguments: Any) -> Call:
+    if len(arguments) < 5:
+        return Call(arguments[0], arguments[-1])
+    x, logits, gate, basis = arguments[:4]
+    return Call(logits, arguments[-1], x, float(first_gate(gate)), basis)
 
-    def __init__(self, condition: Condition, function: str) -> None:
-        super().__init__()
-        self.condition, self.function = condition, function
 
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        mixing = super().sinkhorn_projection(mix_logits, iterations)
-        wrong = self._is_wrong("projection", mix_logits, iterations)
-        return np.ascontiguousarray(np.swapaxes(mixing, -1, -2)) if wrong else mixing
+class WrongAt(Around):
+    """Where ``condition`` holds a function is wrong: M is transposed, anything else is off by a little."""
 
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        gradient = super().sinkhorn_projection_vjp(mix_logits, cotangent, iterations)
-        wrong = self._is_wrong("projection_vjp", mix_logits, iterations)
-        return np.asarray(gradient * gradient.dtype.type(0.98)) if wrong else gradient
+    def __init__(self, condition: Condition, functions: Functions) -> None:
+        super().__init__(functions)
+        self.condition = condition
 
-    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
-        y = super().adapter_forward(x, mix_logits, gate_logit, basis, iterations)
-        if not self._is_wrong("adapter", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
-            return y
-        with np.errstate(all="ignore"):
-            return np.asarray(y - (0.1 * (y.astype(np.float64) - x.astype(np.float64))).astype(y.dtype))
+    def call(self, function: str, *arguments: Any) -> Any:
+        result = super().call(function, *arguments)
+        if not self.condition(_call_of(*arguments)):
+            return result
+        if function in PROJECT:
+            return np.ascontiguousarray(np.swapaxes(result, -1, -2))
+        if function in FORWARD:
+            with np.errstate(all="ignore"):
+                change = result.astype(np.float64) - arguments[X].astype(np.float64)
+                return np.asarray(result - (0.1 * change).astype(result.dtype))
+        return Gradients(result.x, *map(_off, result[1:])) if function in VJP else _off(result)
 
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        gradients = super().adapter_vjp(x, mix_logits, gate_logit, basis, cotangent, iterations)
-        if not self._is_wrong("adapter_vjp", mix_logits, iterations, x, float(np.ravel(gate_logit)[0]), basis):
-            return gradients
-        return Gradients(gradients.x, *(np.asarray(g * g.dtype.type(0.98)) for g in gradients[1:]))
 
-    def _is_wrong(self, function: str, *arguments: Any) -> bool:
-        return function == self.function and self.condition(Call(*arguments))
+def _off(gradient: Array) -> Array:
+    return np.asarray(gradient * gradient.dtype.type(0.98))
 
 
 def _tokens(call: Call) -> int:
     return math.prod(call.x.shape[:-1]) if call.x is not None else math.prod(call.logits.shape[:-2])
 
 
-def _n_is(n: int, call: Call) -> bool:
-    return call.logits.shape[-1] == n
+def _is(of: Callable[[Call], Any], value: object) -> Condition:
+    return lambda call: bool(of(call) == value)
 
 
-def _k_is(iterations: int, call: Call) -> bool:
-    return call.iterations == iterations
-
-
-def _rank_is(rank: int, call: Call) -> bool:
-    return bool(call.basis.shape[1] == rank)
-
-
-def _d_is(hidden_size: int, call: Call) -> bool:
-    return bool(call.basis.shape[2] == hidden_size)
-
-
-def _gate_is(gate: float, call: Call) -> bool:
-    return call.gate == gate
-
-
-def _logits_lie(holds: Callable[[Array], bool], call: Call) -> bool:
-    return holds(call.logits)
-
-
-def _x_lies(holds: Callable[[Array], bool], call: Call) -> bool:
-    return holds(call.x)
-
-
-def _strided(array: Array) -> bool:
-    return array.size > 0 and array.ndim > 0 and abs(array.strides[-1]) == 2 * array.itemsize and array.strides[-1] > 0
+def _lies(of: Callable[[Call], Any], holds: Callable[[Array], bool]) -> Condition:
+    return lambda call: holds(of(call))
 
 
 _LOGITS = [7, 10, 11, 13, 20, 23, 24, 29, 37, 40, 48, 50, 53, 63]
@@ -110,7 +89,7 @@ _GATES = [-104, -60, -25, -20, -16, -14, 14, 18, 20, 30, 60]
 _SIZES = [512, 1023, 1024, 2048, 4096, 5120, 8192]
 _MEMORY: dict[str, Callable[[Array], bool]] = {
     "Fortran": lambda array: array.flags.f_contiguous and not array.flags.c_contiguous,
-    "strided": _strided,
+    "strided": lambda array: array.size > 0 and array.ndim > 0 and array.strides[-1] == 2 * array.itemsize,
     "reversed": lambda array: array.size > 0 and array.ndim > 0 and array.strides[-1] < 0,
     "stride_0": lambda array: array.size > 0 and 0 in array.strides,
     "read-only": lambda array: not array.flags.writeable,
@@ -118,18 +97,18 @@ _MEMORY: dict[str, Callable[[Array], bool]] = {
 }
 #: level -> condition, and what of a layout's id says that it has the level
 PROJECTION_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
-    **{f"k_is_{k:03}": (partial(_k_is, k), f"K{k}-") for k in _ITERATIONS},
-    **{f"{name}_logits": (partial(_logits_lie, holds), f"-{name}]") for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (_is(lambda call: call.logits.shape[-1], n), f"n{n}-") for n in _LOGITS},
+    **{f"k_is_{k:03}": (_is(lambda call: call.iterations, k), f"K{k}-") for k in _ITERATIONS},
+    **{f"{name}_logits": (_lies(lambda call: call.logits, holds), f"-{name}]") for name, holds in _MEMORY.items()},
     "more_than_2048_matrices": (lambda call: _tokens(call) > 2048, "batch2050"),
     "more_than_4096_matrices": (lambda call: _tokens(call) > 4096, "batch4099"),
     "five_axes_of_matrices": (lambda call: call.logits.ndim == 7, "batch2x1x3x1x2"),
 }
 ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
-    **{f"n_is_{n:02}": (partial(_n_is, n), f"n{n}-") for n in _LOGITS},
-    **{f"rank_is_{r:02}": (partial(_rank_is, r), f"r{r}-") for r in _RANKS},
-    **{f"d_is_{d:04}": (partial(_d_is, d), f"d{d}-") for d in _SIZES},
-    **{f"{name}_x": (partial(_x_lies, holds), f"{name}-") for name, holds in _MEMORY.items()},
+    **{f"n_is_{n:02}": (_is(lambda call: call.logits.shape[-1], n), f"n{n}-") for n in _LOGITS},
+    **{f"rank_is_{r:02}": (_is(lambda call: call.basis.shape[1], r), f"r{r}-") for r in _RANKS},
+    **{f"d_is_{d:04}": (_is(lambda call: call.basis.shape[2], d), f"d{d}-") for d in _SIZES},
+    **{f"{name}_x": (_lies(lambda call: call.x, holds), f"{name}-") for name, holds in _MEMORY.items()},
     "d_over_4100": (lambda call: call.basis.shape[2] > 4100, "d8192"),
     "more_than_1024_tokens": (lambda call: _tokens(call) > 1024, "tokens1030"),
     "more_than_2048_tokens": (lambda call: _tokens(call) > 2048, "tokens2050"),
@@ -145,7 +124,7 @@ ADAPTER_LEVELS: dict[str, tuple[Condition, str]] = {
     "rows_of_zeros": (lambda call: not np.abs(call.basis).sum(axis=-1).all(), "zero_rows"),
 }
 GATE_LEVELS: dict[str, tuple[Condition, str]] = {
-    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (partial(_gate_is, gate), f"{float(gate)}]")
+    f"gate_is_{'minus_' * (gate < 0)}{abs(gate)}": (_is(lambda call: call.gate, gate), f"{float(gate)}]")
     for gate in _GATES
     if abs(gate) < 87
 }
@@ -171,9 +150,9 @@ def _pairs() -> dict[str, tuple[Condition, str]]:
     return found
 
 
-def _mutants(function: str, test: str, levels: dict[str, tuple[Condition, str]]) -> list[Mutant]:
+def _mutants(functions: Functions, test: str, levels: dict[str, tuple[Condition, str]]) -> list[Mutant]:
     return [
-        Mutant(f"{function}_where_{name}", partial(WrongAt, condition, function), (test,), (), layouts=layouts)
+        Mutant(f"{NAMES[functions]}_where_{name}", partial(WrongAt, condition, functions), (test,), (), layouts=layouts)
         for name, (condition, layouts) in levels.items()
     ]
 
@@ -187,11 +166,11 @@ COMPOUND: dict[str, tuple[Condition, str]] = {
     "any_level_": (partial(_any_of, {name: ADAPTER_LEVELS[name] for name in list(ADAPTER_LEVELS)[::2]}), ""),
 }
 MUTANTS = (
-    *_mutants("adapter", "test_design::test_adapter", COMPOUND),
-    *_mutants("adapter_vjp", "test_adapter_gradient", COMPOUND),
-    *_mutants("projection", "test_projection", PROJECTION_LEVELS),
-    *_mutants("projection_vjp", "test_projection_gradient", PROJECTION_LEVELS),
-    *_mutants("adapter", "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
-    *_mutants("adapter_vjp", "test_adapter_gradient", ADAPTER_LEVELS),
-    *_mutants("adapter_vjp", "test_every_gate", GATE_LEVELS),
+    *_mutants(FORWARD, "test_design::test_adapter", COMPOUND),
+    *_mutants(VJP, "test_adapter_gradient", COMPOUND),
+    *_mutants(PROJECT, "test_projection", PROJECTION_LEVELS),
+    *_mutants(PULL_BACK, "test_projection_gradient", PROJECTION_LEVELS),
+    *_mutants(FORWARD, "test_design::test_adapter", {**ADAPTER_LEVELS, **_pairs()}),
+    *_mutants(VJP, "test_adapter_gradient", ADAPTER_LEVELS),
+    *_mutants(VJP, "test_every_gate", GATE_LEVELS),
 )

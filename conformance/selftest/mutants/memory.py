@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import COTANGENT, FORWARD, VJP, Around, Returns
 from conformance.selftest.mutants.base import ADAPTER, ORTHOGONAL, PROJECTION, STATE_FILE, Mutant
+from conformance.selftest.mutants.sharing import OneBuffer
 from conformance.selftest.port import Array, NumpyPort
 
 
@@ -20,32 +22,22 @@ class ChangesLogits(NumpyPort):
         return logits
 
 
-class ChangesX(NumpyPort):
-    """Writes y over the caller's x."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        if x.flags.writeable:
-            x[...] = y
-        return y
+def written_over_x(y: Array, x: Array, *_: Any) -> Array:
+    if x.flags.writeable:
+        x[...] = y
+    return y
 
 
-class ChangesTheCotangent(NumpyPort):
-    """Accumulates the gradient of x in the caller's cotangent."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        if inputs[4].flags.writeable:
-            inputs[4][...] = gradients.x
-        return gradients
+def accumulated_in_the_cotangent(gradients: Gradients, *given: Any) -> Gradients:
+    if given[COTANGENT].flags.writeable:
+        given[COTANGENT][...] = gradients.x
+    return gradients
 
 
 class CacheByIdentity(NumpyPort):
     """M is kept for as long as the logits are the same array, though an optimizer changes them in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cached: tuple[Any, int, Array] | None = None
+    cached: tuple[Any, int, Array] | None = None
 
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         if self.cached is None or self.cached[0] is not mix_logits or self.cached[1] != iterations:
@@ -56,9 +48,7 @@ class CacheByIdentity(NumpyPort):
 class KappaCachedByIdentity(NumpyPort):
     """The same with kappa, for as long as the basis lies where it lay."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cached: tuple[Array, Any] | None = None
+    cached: tuple[Array, Any] | None = None
 
     def squared_norm_bound(self, basis: Array) -> tuple[Any, Array]:
         if self.cached is None or not np.shares_memory(self.cached[0], basis):
@@ -77,30 +67,20 @@ class CacheByShape(NumpyPort):
         return super().sinkhorn(logits, self.compiled.setdefault(logits.shape, iterations))
 
 
-class GradientAtTheLastForward(NumpyPort):
+class GradientAtTheLastForward(Around):
     """The backward pass takes the logits of the last forward pass of these sizes, whatever it is given itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[tuple[int, ...], Array] = {}
-
-    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
-        self.kept[mix_logits.shape] = mix_logits.copy()
-        return super().adapter_forward(x, mix_logits, gate_logit, basis, iterations)
-
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        kept = self.kept.get(mix_logits.shape, mix_logits)
-        return super().adapter_vjp(x, kept, gate_logit, basis, cotangent, iterations)
+    def call(self, function: str, *arguments: Any) -> Any:
+        x, logits, *others = arguments
+        if function in FORWARD:
+            self.kept[logits.shape] = logits.copy()
+        return super().call(function, x, self.kept.get(logits.shape, logits), *others)
 
 
 class GradientsAccumulate(NumpyPort):
     """Gradients are added to those of the call before, if that had the same shapes: nobody sets them to zero."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: Gradients | None = None
+    held: Gradients | None = None
 
     def adapter_vjp(self, *inputs: Any) -> Gradients:
         gradients = super().adapter_vjp(*inputs)
@@ -114,9 +94,7 @@ class GradientsAccumulate(NumpyPort):
 class StaleWorkspace(NumpyPort):
     """One buffer for the largest batch so far; what a smaller one leaves in it of the one before is summed as well."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: tuple[Array, ...] = ()
+    held: tuple[Array, ...] = ()
 
     def basis_terms(self, moved: Array, upstream: Array, moved_back: Array, tokens: Array) -> tuple[Array, Array]:
         arrays = moved, upstream, moved_back, tokens
@@ -126,20 +104,6 @@ class StaleWorkspace(NumpyPort):
         else:
             self.held = tuple(np.concatenate([a, b[len(a) :]]) for a, b in zip(arrays, self.held, strict=True))
         return super().basis_terms(*self.held)
-
-
-class ResultsShareABuffer(NumpyPort):
-    """y is written into memory that the next call of the same shape writes into again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: dict[tuple[int, ...], Array] = {}
-
-    def adapter_forward(self, *inputs: Any) -> Array:
-        y = super().adapter_forward(*inputs)
-        buffer = self.buffers.setdefault((*y.shape, y.dtype.num), np.empty_like(y))
-        buffer[...] = y
-        return buffer
 
 
 class LastBitsByChance(NumpyPort):
@@ -176,26 +140,22 @@ class ReadsMemoryInOrder(NumpyPort):
 _BOTH = (PROJECTION, ADAPTER, STATE_FILE)
 _CHANGED = ("test_inputs_are_not_modified_and_the_same_inputs_give_the_same_bits",)
 _AGAIN = ("test_calls_share_no_state",)
-_STRIDES = ("test_strided_inputs_are_read_by_index_not_by_memory",)
+_STRIDES = ("test_arrays_are_read_however_they_lie_in_memory",)
+_OWN = ("test_a_gradient_is_that_of_its_own_arguments",)
 _IN_PLACE = ("test_an_array_changed_in_place_is_read_anew",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
         ("changes_logits", ChangesLogits, _CHANGED, (PROJECTION, STATE_FILE)),
-        ("changes_x", ChangesX, _CHANGED, (PROJECTION, STATE_FILE)),
-        ("changes_the_cotangent", ChangesTheCotangent, _CHANGED, (PROJECTION, ADAPTER, STATE_FILE)),
+        ("changes_x", partial(Returns, FORWARD, written_over_x), _CHANGED, (PROJECTION, STATE_FILE)),
+        ("changes_the_cotangent", partial(Returns, VJP, accumulated_in_the_cotangent), _CHANGED, _BOTH),
         ("cache_by_identity", CacheByIdentity, _IN_PLACE, _BOTH),
         ("kappa_cached_by_identity", KappaCachedByIdentity, _IN_PLACE, (PROJECTION, STATE_FILE)),
         ("cache_by_shape", CacheByShape, ("test_rows_then_columns_exactly_k_times",), (ORTHOGONAL, STATE_FILE)),
-        (
-            "gradient_at_the_last_forward",
-            GradientAtTheLastForward,
-            ("test_a_gradient_is_that_of_its_own_arguments",),
-            _BOTH,
-        ),
+        ("gradient_at_the_last_forward", partial(GradientAtTheLastForward, FORWARD + VJP), _OWN, _BOTH),
         ("gradients_accumulate", GradientsAccumulate, (*_CHANGED, *_AGAIN), _BOTH),
         ("stale_workspace", StaleWorkspace, ("test_leading_axes_are_summed_for_the_parameters",), _BOTH),
-        ("results_share_a_buffer", ResultsShareABuffer, _AGAIN, (PROJECTION, STATE_FILE)),
+        ("results_share_a_buffer", partial(OneBuffer, FORWARD), _AGAIN, (PROJECTION, STATE_FILE)),
         ("last_bits_by_chance", LastBitsByChance, _CHANGED, _BOTH),
         ("logits_read_in_memory_order", partial(ReadsMemoryInOrder, False), _STRIDES, (ADAPTER, STATE_FILE)),
         ("x_read_in_memory_order", partial(ReadsMemoryInOrder, True), _STRIDES, (PROJECTION, STATE_FILE)),

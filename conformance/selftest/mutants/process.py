@@ -11,12 +11,25 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from conformance.selftest.mutants.around import Around, arrays_of, each_array
+from backends.interface import Gradients
+from conformance.selftest.mutants.around import (
+    FORWARD,
+    FUNCTIONS,
+    LOAD,
+    PROJECT,
+    SAVE,
+    VJP,
+    Around,
+    Returns,
+    arrays_of,
+    each_array,
+)
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 
@@ -24,11 +37,13 @@ _BOTH = (PROJECTION, ADAPTER, STATE_FILE)
 
 
 class LeavesBehind(Around):
-    """``trace`` is done in each call of the functions named, or of all; or only in calls that are refused."""
+    """``trace`` is done in each call of some functions; or only in calls that are refused."""
 
-    def __init__(self, trace: Callable[[], object], function: str = "", refused: bool = False) -> None:
-        super().__init__()
-        self.trace, self.function, self.refused = trace, function, refused
+    def __init__(
+        self, trace: Callable[[], object], functions: tuple[str, ...] = FUNCTIONS, refused: bool = False
+    ) -> None:
+        super().__init__(functions)
+        self.trace, self.refused = trace, refused
 
     def call(self, function: str, *arguments: Any) -> Any:
         try:
@@ -36,7 +51,7 @@ class LeavesBehind(Around):
         except Exception:
             self.trace()
             raise
-        if not self.refused and self.function in ("", function):
+        if not self.refused:
             self.trace()
         return result
 
@@ -57,13 +72,7 @@ class OneWorkspace(NumpyPort):
 class OneSlot(Around):
     """The arguments of a function are kept in one place, checked, and read from there by what computes."""
 
-    def __init__(self, function: str) -> None:
-        super().__init__()
-        self.function = function
-
     def call(self, function: str, *arguments: Any) -> Any:
-        if function != self.function:
-            return super().call(function, *arguments)
         self.given = arguments
         if not all(np.isfinite(array).all() for array in arrays_of(arguments)):
             raise ValueError("not finite")
@@ -73,16 +82,12 @@ class OneSlot(Around):
 class OneStagingBuffer(Around):
     """Arguments are copied into memory of their shape before anything is computed from them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.staged: dict[Any, Array] = {}
-
     def call(self, function: str, *arguments: Any) -> Any:
         def stage(number: int, argument: Any) -> Any:
             if not isinstance(argument, np.ndarray):
                 return argument
             key = number, argument.shape, argument.dtype.str
-            buffer = self.staged.setdefault(key, np.empty(argument.shape, argument.dtype))
+            buffer = self.kept.setdefault(key, np.empty(argument.shape, argument.dtype))
             buffer[...] = argument
             return buffer
 
@@ -92,104 +97,60 @@ class OneStagingBuffer(Around):
 class BufferOfAThread(Around):
     """Each thread has a buffer for its results: one thread's results are written over by its own next call."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.local = threading.local()
-
     def call(self, function: str, *arguments: Any) -> Any:
-        buffers = self.local.__dict__.setdefault("buffers", {})
-
-        def placed(array: Array) -> Array:
-            buffer: Array = buffers.setdefault((function, array.shape, array.dtype.str), np.empty_like(array))
-            np.copyto(buffer, array)
-            return buffer
-
         result = super().call(function, *arguments)
-        return placed(result) if isinstance(result, np.ndarray) else result
-
-
-class SettingsOfTheThread(Around):
-    """The first call in a thread other than the main one sets how NumPy treats errors there."""
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            np.seterr(all="ignore")
-        return super().call(function, *arguments)
+        if not isinstance(result, np.ndarray):
+            return result
+        key = threading.get_ident(), function, result.shape, result.dtype.str
+        buffer: Array = self.kept.setdefault(key, np.empty_like(result))
+        np.copyto(buffer, result)
+        return buffer
 
 
 class OtherBits(Around):
     """Results of a function move by a rounding ``from_call`` on; with ``grows``, by one more in each later call."""
 
-    def __init__(self, function: str, from_call: int, grows: bool = False) -> None:
-        super().__init__()
-        self.function, self.from_call, self.grows, self.calls = function, from_call, grows, 0
+    def __init__(self, functions: tuple[str, ...], from_call: int, grows: bool = False) -> None:
+        super().__init__(functions)
+        self.from_call, self.grows, self.calls = from_call, grows, 0
 
     def call(self, function: str, *arguments: Any) -> Any:
-        result = super().call(function, *arguments)
-        if function != self.function:
-            return result
         self.calls += 1
         steps = max(0, self.calls - self.from_call) if self.grows else int(self.calls > self.from_call)
-        return each_array(lambda a: (a * a.dtype.type(1 + steps * np.finfo(np.float32).eps)).astype(a.dtype), result)
+        factor = 1 + steps * np.finfo(np.float32).eps
+        return each_array(lambda a: (a * a.dtype.type(factor)).astype(a.dtype), super().call(function, *arguments))
 
 
 class KeptBy(Around):
-    """Results are kept, and found again by less than the content of the arguments."""
+    """Results are kept, and found again by less than the content of the arguments: by ``key`` of them all."""
 
-    def __init__(self, function: str, key: Callable[[Array], object], with_iterations: bool = True) -> None:
-        super().__init__()
-        self.function, self.key, self.with_iterations = function, key, with_iterations
-        self.kept: dict[Any, Any] = {}
+    def __init__(self, functions: tuple[str, ...], key: Callable[..., object]) -> None:
+        super().__init__(functions)
+        self.key = key
 
     def call(self, function: str, *arguments: Any) -> Any:
-        if function != self.function:
-            return super().call(function, *arguments)
-        last = arguments[-1] if self.with_iterations else 0
-        key = tuple((a.shape, a.dtype.str, self.key(a)) for a in arrays_of(arguments)), last
+        key = self.key(*arguments)
         if key not in self.kept:
             self.kept[key] = super().call(function, *arguments)
         return each_array(np.array, self.kept[key])
 
 
-class ReadsTheFirstOfASize(Around):
-    """A file that is as long as one before is taken for it."""
+def by(of_array: Callable[[Array], object], with_iterations: bool = True) -> Callable[..., object]:
+    """For :class:`KeptBy`: shapes, dtypes, something ``of_array``, and K."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[int, Any] = {}
+    def key(*arguments: Any) -> object:
+        arrays = tuple((a.shape, a.dtype.str, of_array(a)) for a in arrays_of(arguments))
+        return arrays, arguments[-1] if with_iterations else 0
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        if function != "load_state":
-            return super().call(function, *arguments)
-        result = super().call(function, *arguments)
-        return each_array(np.array, self.kept.setdefault(len(arguments[0]), result))
-
-
-class DependsOnTheGenerator(Around):
-    """A jitter of the last bit is drawn from the global generator, whose state is then put back."""
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        result = super().call(function, *arguments)
-        if function != "adapter_vjp":
-            return result
-        state = np.random.get_state()  # noqa: NPY002
-        factor = 1 + np.random.randint(0, 3, result.basis.shape) * np.finfo(np.float32).eps  # noqa: NPY002
-        np.random.set_state(state)  # noqa: NPY002
-        return result._replace(basis=(result.basis * factor).astype(result.basis.dtype))
+    return key
 
 
 class EvictsTheWrongOne(Around):
     """A cache of 64 results by content; when it is full, the newest key is given the oldest result."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[Any, Any] = {}
-
     def call(self, function: str, *arguments: Any) -> Any:
-        if function != "sinkhorn_projection":
-            return super().call(function, *arguments)
-        logits = arguments[0]
-        key = logits.shape, logits.dtype.str, logits.tobytes(), arguments[1]
+        logits, iterations = arguments
+        key = logits.shape, logits.dtype.str, logits.tobytes(), iterations
         if key not in self.kept:
             result = super().call(function, *arguments)
             same = [old for old in self.kept if old[0] == logits.shape]
@@ -199,35 +160,23 @@ class EvictsTheWrongOne(Around):
         return self.kept[key].copy()
 
 
-def set_environment() -> None:
-    os.environ["MUTANT"] = "was here"
+def jittered(gradients: Gradients, *_: Any) -> Gradients:
+    """The last bit is drawn from the global generator, whose state is then put back."""
+    state = np.random.get_state()  # noqa: NPY002
+    factor = 1 + np.random.randint(0, 3, gradients.basis.shape) * np.finfo(np.float32).eps  # noqa: NPY002
+    np.random.set_state(state)  # noqa: NPY002
+    return gradients._replace(basis=(gradients.basis * factor).astype(gradients.basis.dtype))
 
 
-def replace_output() -> None:
-    sys.stdout = sys.__stdout__
+def ignore_errors_in_threads() -> None:
+    """The first call in a thread other than the main one sets how NumPy treats errors there."""
+    if threading.current_thread() is not threading.main_thread():
+        np.seterr(all="ignore")
 
 
-def ignore_errors() -> None:
-    np.seterr(all="ignore")
-
-
-def set_decimal() -> None:
-    decimal.getcontext().prec = 50
-
-
-def of_torch(act: Callable[[Any], object]) -> Callable[[], object]:
-    def trace() -> object:
-        import torch
-
-        return act(torch)
-
-    return trace
-
-
-def enable_x64() -> None:
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
+def of(framework: str, act: Callable[[Any], object]) -> Callable[[], object]:
+    """What is done to a framework, which is imported for it."""
+    return lambda: act(import_module(framework))
 
 
 TRACES: dict[str, Callable[[], object]] = {
@@ -236,39 +185,36 @@ TRACES: dict[str, Callable[[], object]] = {
     "numpy_random_seeded": lambda: np.random.seed(0),  # noqa: NPY002
     "numpy_random_drawn_from": lambda: np.random.random(),  # noqa: NPY002
     "warnings_are_ignored": lambda: warnings.simplefilter("ignore"),
-    "numpy_errors_are_ignored": ignore_errors,
+    "numpy_errors_are_ignored": lambda: np.seterr(all="ignore"),
     "numpy_errors_are_put_back": lambda: np.seterr(divide="warn", over="warn", under="ignore", invalid="warn"),
     "numpy_prints_shorter": lambda: np.set_printoptions(precision=3),
-    "environment_is_set": set_environment,
+    "environment_is_set": lambda: os.environ.update(MUTANT="was here"),
     "folder_is_changed": lambda: os.chdir("/"),
     "umask_is_set": lambda: os.umask(0),
     "collector_is_off": gc.disable,
     "collector_is_on": gc.enable,
     "recursion_limit_is_set": lambda: sys.setrecursionlimit(5000),
     "switch_interval_is_set": lambda: sys.setswitchinterval(0.01),
-    "decimals_are_precise": set_decimal,
+    "decimals_are_precise": lambda: setattr(decimal.getcontext(), "prec", 50),
     "interrupts_end_the_process": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    "output_is_replaced": replace_output,
+    "output_is_replaced": lambda: setattr(sys, "stdout", sys.__stdout__),
     "loggers_are_silent": lambda: logging.root.setLevel(logging.ERROR),
     "modules_are_looked_for_elsewhere": lambda: sys.path.insert(0, "/mutant"),
 }
-OF_FRAMEWORKS: dict[str, Callable[[], object]] = {
-    **(
-        {
-            "torch_is_seeded": of_torch(lambda torch: torch.manual_seed(0)),
-            "torch_is_drawn_from": of_torch(lambda torch: torch.rand(1)),
-            "torch_defaults_to_float64": of_torch(lambda torch: torch.set_default_dtype(torch.float64)),
-            "torch_defaults_to_float32": of_torch(lambda torch: torch.set_default_dtype(torch.float32)),
-            "torch_without_gradients": of_torch(lambda torch: torch.set_grad_enabled(False)),
-            "torch_with_gradients": of_torch(lambda torch: torch.set_grad_enabled(True)),
-            "torch_on_three_threads": of_torch(lambda torch: torch.set_num_threads(3)),
-            "torch_multiplies_roughly": of_torch(lambda torch: torch.set_float32_matmul_precision("high")),
-        }
-        if find_spec("torch")
-        else {}
-    ),
-    **({"jax_in_64_bits": enable_x64} if find_spec("jax") else {}),
+OF_TORCH: dict[str, Callable[[], object]] = {
+    "torch_is_seeded": of("torch", lambda torch: torch.manual_seed(0)),
+    "torch_is_drawn_from": of("torch", lambda torch: torch.rand(1)),
+    "torch_defaults_to_float64": of("torch", lambda torch: torch.set_default_dtype(torch.float64)),
+    "torch_defaults_to_float32": of("torch", lambda torch: torch.set_default_dtype(torch.float32)),
+    "torch_without_gradients": of("torch", lambda torch: torch.set_grad_enabled(False)),
+    "torch_with_gradients": of("torch", lambda torch: torch.set_grad_enabled(True)),
+    "torch_on_three_threads": of("torch", lambda torch: torch.set_num_threads(3)),
+    "torch_multiplies_roughly": of("torch", lambda torch: torch.set_float32_matmul_precision("high")),
 }
+OF_JAX: dict[str, Callable[[], object]] = {
+    "jax_in_64_bits": of("jax", lambda jax: jax.config.update("jax_enable_x64", True)),
+}
+OF_FRAMEWORKS = {**(OF_TORCH if find_spec("torch") else {}), **(OF_JAX if find_spec("jax") else {})}
 
 
 def norm(array: Array) -> float:
@@ -286,47 +232,41 @@ _THOUSAND = ("test_the_same_arguments_give_the_same_bits_a_thousand_times",)
 _CONTENT = ("test_what_a_port_keeps_is_found_by_all_of_its_content",)
 _STAYS = ("test_a_result_stays_as_it_is",)
 _WITH_K = ("test_what_a_port_keeps_is_found_by_k_too",)
-_M_AND_Y = (PROJECTION, ADAPTER)
-FORWARD, VJP = "adapter_forward", "adapter_vjp"
-_TRACES: list[tuple[str, Callable[[], NumpyPort], tuple[str, ...], tuple[str, ...]]] = [
-    (name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
+_SIZE = ("test_states_of_the_same_size_are_still_two",)
+_IN_PLACE = ("test_an_array_changed_in_place_is_read_anew",)
+MUTANTS = tuple(
+    Mutant(name, partial(LeavesBehind, trace), _FRAMEWORKS if name in OF_FRAMEWORKS else _STATE, _BOTH)
     for name, trace in {**TRACES, **OF_FRAMEWORKS}.items()
-]
-MUTANTS = tuple(Mutant(*trace) for trace in _TRACES) + tuple(
+) + tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
-        ("seeds_in_loading", partial(LeavesBehind, lambda: random.seed(0), "load_state"), _STATE, _BOTH),
-        ("seeds_in_saving", partial(LeavesBehind, lambda: random.seed(0), "save_state"), _STATE, _BOTH),
+        ("seeds_in_loading", partial(LeavesBehind, lambda: random.seed(0), LOAD), _STATE, _BOTH),
+        ("seeds_in_saving", partial(LeavesBehind, lambda: random.seed(0), SAVE), _STATE, _BOTH),
         (
             "errors_ignored_by_a_refusal",
-            partial(LeavesBehind, ignore_errors, "", True),
+            partial(LeavesBehind, lambda: np.seterr(all="ignore"), refused=True),
             _STATE,
             _BOTH,
         ),
         ("one_workspace_for_all_threads", OneWorkspace, _THREADS, _BOTH),
-        ("one_slot_for_all_threads", partial(OneSlot, "sinkhorn_projection"), _THREADS, _BOTH),
+        ("one_slot_for_all_threads", partial(OneSlot, PROJECT), _THREADS, _BOTH),
         ("one_slot_of_gradients", partial(OneSlot, VJP), _THREADS, _BOTH),
         ("one_staging_buffer", OneStagingBuffer, _THREADS, _BOTH),
         ("buffer_of_a_thread", BufferOfAThread, _STAYS, _BOTH),
-        ("settings_of_the_thread", SettingsOfTheThread, _THREADS, _BOTH),
+        ("settings_of_the_thread", partial(LeavesBehind, ignore_errors_in_threads), _THREADS, _BOTH),
         ("other_bits_after_500_calls", partial(OtherBits, FORWARD, 500), _THOUSAND, _BOTH),
         ("other_gradients_after_500_calls", partial(OtherBits, VJP, 500), _THOUSAND, _BOTH),
-        ("other_bits_from_the_second_call", partial(OtherBits, "sinkhorn_projection", 1), _THOUSAND, (STATE_FILE,)),
+        ("other_bits_from_the_second_call", partial(OtherBits, PROJECT, 1), _THOUSAND, (STATE_FILE,)),
         ("bits_that_wander", partial(OtherBits, VJP, 100, True), _THOUSAND, _BOTH),
-        ("evicts_the_wrong_one", EvictsTheWrongOne, _THOUSAND, (STATE_FILE,)),
-        ("kept_by_shape", partial(KeptBy, FORWARD, lambda a: 0), _CONTENT, (PROJECTION, STATE_FILE)),
-        ("kept_by_sum", partial(KeptBy, FORWARD, lambda a: float(a.sum())), _CONTENT, _BOTH),
-        ("kept_by_both_ends", partial(KeptBy, VJP, ends_of), _CONTENT, (PROJECTION, STATE_FILE)),
-        ("kept_by_sorted_values", partial(KeptBy, VJP, lambda a: np.sort(a, axis=None).tobytes()), _CONTENT, _BOTH),
-        (
-            "m_kept_by_norm",
-            partial(KeptBy, "sinkhorn_projection", norm),
-            _CONTENT,
-            (STATE_FILE,),
-        ),
-        ("kept_without_k", partial(KeptBy, VJP, lambda a: a.tobytes(), False), _WITH_K, (PROJECTION, STATE_FILE)),
-        ("reads_the_first_of_a_size", ReadsTheFirstOfASize, ("test_states_of_the_same_size_are_still_two",), _M_AND_Y),
-        ("depends_on_the_generator", DependsOnTheGenerator, _STATE, _BOTH),
-        ("kept_by_identity", partial(KeptBy, VJP, id), ("test_an_array_changed_in_place_is_read_anew",), (STATE_FILE,)),
+        ("evicts_the_wrong_one", partial(EvictsTheWrongOne, PROJECT), _THOUSAND, (STATE_FILE,)),
+        ("kept_by_shape", partial(KeptBy, FORWARD, by(lambda a: 0)), _CONTENT, (PROJECTION, STATE_FILE)),
+        ("kept_by_sum", partial(KeptBy, FORWARD, by(lambda a: float(a.sum()))), _CONTENT, _BOTH),
+        ("kept_by_both_ends", partial(KeptBy, VJP, by(ends_of)), _CONTENT, (PROJECTION, STATE_FILE)),
+        ("kept_by_sorted_values", partial(KeptBy, VJP, by(lambda a: np.sort(a, axis=None).tobytes())), _CONTENT, _BOTH),
+        ("m_kept_by_norm", partial(KeptBy, PROJECT, by(norm)), _CONTENT, (STATE_FILE,)),
+        ("kept_without_k", partial(KeptBy, VJP, by(lambda a: a.tobytes(), False)), _WITH_K, (PROJECTION, STATE_FILE)),
+        ("reads_the_first_of_a_size", partial(KeptBy, LOAD, len), _SIZE, (PROJECTION, ADAPTER)),
+        ("depends_on_the_generator", partial(Returns, VJP, jittered), _STATE, _BOTH),
+        ("kept_by_identity", partial(KeptBy, VJP, by(id)), _IN_PLACE, (STATE_FILE,)),
     )
 )

@@ -1,10 +1,12 @@
 """Faults of the Sinkhorn projection: other steps, other numbers of steps, another correction."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from conformance.selftest.mutants.around import PROJECT, PULL_BACK, Around, Given, Returns, argument
 from conformance.selftest.mutants.base import ORTHOGONAL, STATE_FILE, Mutant
 from conformance.selftest.port import COLUMN, ROW, Array, NumpyPort, total
 
@@ -148,65 +150,41 @@ class Float32AtManyStreams(NumpyPort):
         return weights / total(weights, COLUMN)
 
 
-class RowsLast(NumpyPort):
+class RowsLast(Around):
     """Columns, then rows: the steps on the transposed matrix."""
 
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return np.swapaxes(super().sinkhorn_projection(np.swapaxes(mix_logits, -1, -2), iterations), -1, -2)
-
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        logits, upstream = (np.swapaxes(array, -1, -2) for array in (mix_logits, cotangent))
-        return np.swapaxes(super().sinkhorn_projection_vjp(logits, upstream, iterations), -1, -2)
+    def call(self, function: str, *arguments: Any) -> Any:
+        *arrays, iterations = arguments
+        transposed = (np.swapaxes(array, -1, -2) for array in arrays)
+        return np.swapaxes(super().call(function, *transposed, iterations), -1, -2)
 
 
-class FirstMatrixForAll(NumpyPort):
-    """Leading axes are lost: every matrix of a batch gets the first one's result."""
-
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        projected = super().sinkhorn_projection(mix_logits, iterations)
-        if projected.size:
-            projected[...] = projected.reshape(-1, *projected.shape[-2:])[0].copy()
-        return projected
-
-
-class LeadingAxesTransposed(NumpyPort):
-    """The batch is flattened in the other order than it is unflattened."""
-
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        projected = super().sinkhorn_projection(mix_logits, iterations)
-        return np.moveaxis(projected, 0, -3).reshape(projected.shape) if projected.ndim > 3 else projected
-
-
-class ReplacesNonFinite(NumpyPort):
-    """Logits that are not finite become numbers: ``replaced`` says which of them, and by what."""
-
-    def __init__(self, **replaced: Any) -> None:
-        super().__init__()
-        self.replaced = {"nan": np.nan, "posinf": np.inf, "neginf": -np.inf} | replaced
-
-    def checked_logits(self, mix_logits: Array) -> Array:
-        return super().checked_logits(np.nan_to_num(mix_logits, copy=True, **self.replaced))
-
-
-class ZerosForNonFinite(NumpyPort):
+class ZerosForNonFinite(Around):
     """Zeros are given back in place of NaN."""
 
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        return (
-            np.zeros_like(mix_logits)
-            if self._spoiled(mix_logits)
-            else super().sinkhorn_projection(mix_logits, iterations)
-        )
-
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        if self._spoiled(mix_logits):
-            return np.zeros_like(mix_logits)
-        return super().sinkhorn_projection_vjp(mix_logits, cotangent, iterations)
-
-    def _spoiled(self, mix_logits: Array) -> bool:
-        return not np.isfinite(mix_logits).all()
+    def call(self, function: str, *arguments: Any) -> Any:
+        logits = arguments[0]
+        return super().call(function, *arguments) if np.isfinite(logits).all() else np.zeros_like(logits)
 
 
+def first_matrix_for_all(mixing: Array, *_: Any) -> Array:
+    """Leading axes are lost: every matrix of a batch gets the first one's result."""
+    if mixing.size:
+        mixing[...] = mixing.reshape(-1, *mixing.shape[-2:])[0].copy()
+    return mixing
+
+
+def leading_axes_transposed(mixing: Array, *_: Any) -> Array:
+    """The batch is flattened in the other order than it is unflattened."""
+    return np.moveaxis(mixing, 0, -3).reshape(mixing.shape) if mixing.ndim > 3 else mixing
+
+
+def replacing(**replaced: float) -> Callable[..., tuple[Any, ...]]:
+    """Logits that are not finite become numbers: ``replaced`` says which of them, and by what."""
+    return argument(0, partial(np.nan_to_num, **{"nan": np.nan, "posinf": np.inf, "neginf": -np.inf} | replaced))
+
+
+_BOTH = PROJECT + PULL_BACK
 _ELSEWHERE = (ORTHOGONAL, STATE_FILE)
 _MODERATE = ("test_plain_sinkhorn_would_break_the_bound", STATE_FILE)
 _STEPS = ("test_rows_then_columns_exactly_k_times",)
@@ -234,12 +212,12 @@ MUTANTS = tuple(
         ("maximum_added_to_the_logarithm", MaximumAddedToTheLogarithm, _AGREES),
         ("half_precision_sums", HalfPrecisionSums, _AGREES),
         ("float32_at_many_streams", Float32AtManyStreams, ("test_sums_hold_where_roundings_line_up",)),
-        ("rows_last", RowsLast, _STEPS),
-        ("first_matrix_for_all", FirstMatrixForAll, _BATCH),
-        ("leading_axes_transposed", LeadingAxesTransposed, _BATCH),
-        ("nan_becomes_finite", partial(ReplacesNonFinite, nan=0.0), _NON_FINITE),
-        ("infinity_becomes_finite", partial(ReplacesNonFinite, posinf=1e30), _NON_FINITE),
-        ("minus_infinity_is_a_mask", partial(ReplacesNonFinite, neginf=-1e30), _NON_FINITE),
-        ("zeros_for_nan", ZerosForNonFinite, _NON_FINITE),
+        ("rows_last", partial(RowsLast, _BOTH), _STEPS),
+        ("first_matrix_for_all", partial(Returns, PROJECT, first_matrix_for_all), _BATCH),
+        ("leading_axes_transposed", partial(Returns, PROJECT, leading_axes_transposed), _BATCH),
+        ("nan_becomes_finite", partial(Given, _BOTH, replacing(nan=0.0)), _NON_FINITE),
+        ("infinity_becomes_finite", partial(Given, _BOTH, replacing(posinf=1e30)), _NON_FINITE),
+        ("minus_infinity_is_a_mask", partial(Given, _BOTH, replacing(neginf=-1e30)), _NON_FINITE),
+        ("zeros_for_nan", partial(ZerosForNonFinite, _BOTH), _NON_FINITE),
     )
 )

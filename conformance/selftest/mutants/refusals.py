@@ -1,110 +1,62 @@
 """Faults of a VJP that is more lenient than its forward function, of 16-bit x, and of gates that are clamped."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import (
+    BASIS,
+    COTANGENT,
+    FORWARD,
+    GATE,
+    LOGITS,
+    PULL_BACK,
+    VJP,
+    Given,
+    Returns,
+    X,
+    argument,
+    first_gate,
+    without_nan,
+)
 from conformance.selftest.mutants.base import STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 
 
-class LenientVjp(NumpyPort):
-    """The VJP alone changes its arguments before it looks at them."""
-
-    def changed(self, x: Array, logits: Array, gate: Array, basis: Array, cotangent: Array) -> tuple[Any, ...]:
-        return x, logits, gate, basis, cotangent
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        x, logits, gate, basis, cotangent = self.changed(*inputs[:5])
-        return super().adapter_vjp(x, logits, gate, basis, cotangent, inputs[5])
-
-
-class HidesNanOfX(LenientVjp):
-    def changed(self, x: Array, *others: Array) -> tuple[Any, ...]:
-        return np.nan_to_num(x, posinf=0, neginf=0), *others
-
-
-class HidesNanOfLogits(LenientVjp):
-    def changed(self, x: Array, logits: Array, *others: Array) -> tuple[Any, ...]:
-        return x, np.nan_to_num(logits, posinf=9, neginf=-9), *others
-
-
-class HidesNanOfGate(LenientVjp):
-    def changed(self, x: Array, logits: Array, gate: Array, *others: Array) -> tuple[Any, ...]:
-        return x, logits, np.nan_to_num(gate), *others
-
-
-class HidesNanOfBasis(LenientVjp):
-    def changed(self, x: Array, logits: Array, gate: Array, basis: Array, cotangent: Array) -> tuple[Any, ...]:
-        return x, logits, gate, np.nan_to_num(basis, posinf=0, neginf=0), cotangent
-
-
-class ClipsTheCotangent(LenientVjp):
-    """Infinities become large numbers."""
-
-    def changed(self, *inputs: Array) -> tuple[Any, ...]:
-        return *inputs[:4], np.clip(inputs[4], -1e30, 1e30)
-
-
-class TakesTheFirstGate(LenientVjp):
-    def changed(self, x: Array, logits: Array, gate: Array, *others: Array) -> tuple[Any, ...]:
-        return x, logits, np.ravel(gate)[:1].reshape(()), *others
-
-
-class BroadcastsTheCotangent(LenientVjp):
-    def changed(self, *inputs: Array) -> tuple[Any, ...]:
-        return *inputs[:4], np.broadcast_to(inputs[4], inputs[0].shape)
-
-
-class CutsTheLogits(LenientVjp):
+def with_logits_cut(x: Array, logits: Array, gate: Array, basis: Array, *others: Any) -> tuple[Any, ...]:
     """To the number of streams of the basis."""
-
-    def changed(self, x: Array, logits: Array, gate: Array, basis: Array, cotangent: Array) -> tuple[Any, ...]:
-        n = len(basis)
-        cut = logits[..., :n, :n] if logits.ndim == 2 else logits
-        return x, cut, gate, basis, cotangent
+    n = len(basis)
+    return x, logits[..., :n, :n] if logits.ndim == 2 else logits, gate, basis, *others
 
 
-class LenientProjectionVjp(NumpyPort):
-    """As :class:`LenientVjp`, of the projection."""
-
-    def sinkhorn_projection_vjp(self, mix_logits: Array, cotangent: Array, iterations: int) -> Array:
-        return super().sinkhorn_projection_vjp(*self.changed_pair(mix_logits, cotangent), iterations)
-
-    def changed_pair(self, logits: Array, cotangent: Array) -> tuple[Array, Array]:
-        return logits, cotangent
+def with_the_cotangent_broadcast(*given: Any) -> tuple[Any, ...]:
+    """To the shape of the first argument, x or S."""
+    *others, cotangent, iterations = given
+    return *others, np.broadcast_to(cotangent, others[0].shape), iterations
 
 
-class HidesNanOfProjectionLogits(LenientProjectionVjp):
-    def changed_pair(self, logits: Array, cotangent: Array) -> tuple[Array, Array]:
-        return np.nan_to_num(logits, posinf=9, neginf=-9), cotangent
+def with_squares(logits: Array, cotangent: Array, iterations: int) -> tuple[Any, ...]:
+    n = min(logits.shape[-2:]) if logits.ndim > 1 else 0
+    return logits[..., :n, :n], cotangent[..., :n, :n], iterations
 
 
-class ClipsTheCotangentOfM(LenientProjectionVjp):
-    def changed_pair(self, logits: Array, cotangent: Array) -> tuple[Array, Array]:
-        return logits, np.clip(cotangent, -1e30, 1e30)
+def nines(logits: Array) -> Array:
+    return np.nan_to_num(logits, posinf=9, neginf=-9)
 
 
-class BroadcastsTheCotangentOfM(LenientProjectionVjp):
-    def changed_pair(self, logits: Array, cotangent: Array) -> tuple[Array, Array]:
-        return logits, np.broadcast_to(cotangent, logits.shape)
+def clipped(cotangent: Array) -> Array:
+    """Infinities become large numbers."""
+    return np.clip(cotangent, -1e30, 1e30)
 
 
-class CutsLogitsToASquare(LenientProjectionVjp):
-    def changed_pair(self, logits: Array, cotangent: Array) -> tuple[Array, Array]:
-        n = min(logits.shape[-2:]) if logits.ndim > 1 else 0
-        return logits[..., :n, :n], cotangent[..., :n, :n]
-
-
-class ForgetsOneStream(NumpyPort):
+def forgetting_one_stream(gradients: Gradients, *given: Any) -> Gradients:
     """With one stream the gradients of the parameters are zeros, whatever x and the cotangent hold."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        if len(inputs[3]) > 1:
-            return gradients
-        return Gradients(gradients.x, *(np.zeros_like(gradient) for gradient in gradients[1:]))
+    if len(given[BASIS]) > 1:
+        return gradients
+    return Gradients(gradients.x, *(np.zeros_like(gradient) for gradient in gradients[1:]))
 
 
 class ClampsTheGate(NumpyPort):
@@ -114,122 +66,104 @@ class ClampsTheGate(NumpyPort):
         return super().sigmoid(np.clip(value, -15, 15))
 
 
-class SquaresOfSigmoid(NumpyPort):
+def by_a_rounded_sigmoid(gradients: Gradients, *given: Any) -> Gradients:
     """The derivative of the gate is s (1 - s), of a rounded s."""
-
-    def adapter_vjp(self, *inputs: Any) -> Gradients:
-        gradients = super().adapter_vjp(*inputs)
-        gate = np.asarray(np.ravel(inputs[2])[0], np.float32)
-        with np.errstate(all="ignore"):
-            one, right = np.float32(1), self.sigmoid(gate) * self.sigmoid(np.asarray(-gate))
-            wrong = self.sigmoid(gate) * (one - self.sigmoid(gate))
-            factor = wrong / right if right > 0 else one
-        return gradients._replace(gate_logit=np.asarray(gradients.gate_logit * factor))
+    gate, sigmoid, one = np.asarray(np.ravel(given[GATE])[0], np.float32), NumpyPort().sigmoid, np.float32(1)
+    with np.errstate(all="ignore"):
+        right, wrong = sigmoid(gate) * sigmoid(np.asarray(-gate)), sigmoid(gate) * (one - sigmoid(gate))
+        factor = wrong / right if right > 0 else one
+    return gradients._replace(gate_logit=np.asarray(gradients.gate_logit * factor))
 
 
-class Bfloat16ThroughFloat16(NumpyPort):
+def through_float16(x: Array) -> Array:
     """x in bfloat16 is read by way of float16."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        if x.dtype.name != "bfloat16":
-            return super().adapter_forward(x, *parameters)
-        with np.errstate(all="ignore"):
-            return super().adapter_forward(x.astype(np.float32).astype(np.float16).astype(x.dtype), *parameters)
+    with np.errstate(all="ignore"):
+        return x.astype(np.float32).astype(np.float16).astype(x.dtype) if x.dtype.name == "bfloat16" else x
 
 
-class SaturatesHalf(NumpyPort):
+def saturated(y: Array, *_: Any) -> Array:
     """What overflows float16 becomes its largest number."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        return np.nan_to_num(y, nan=np.nan, posinf=65504, neginf=-65504) if y.dtype == np.float16 else y
+    return np.nan_to_num(y, nan=np.nan, posinf=65504, neginf=-65504) if y.dtype == np.float16 else y
 
 
-class UnsignedInfinity(NumpyPort):
+def unsigned(y: Array, *_: Any) -> Array:
     """What overflows float16 becomes +inf, whatever its sign."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        return np.where(np.isneginf(y), y.dtype.type(np.inf), y) if y.dtype == np.float16 else y
+    return np.where(np.isneginf(y), y.dtype.type(np.inf), y) if y.dtype == np.float16 else y
 
 
-class OverflowsEarly(NumpyPort):
+def overflowing_early(y: Array, x: Array, *parameters: Any) -> Array:
     """What is larger than the largest float16 becomes an infinity, even where it is to be rounded to it."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        if y.dtype != np.float16:
-            return y
-        exact = super().adapter_forward(x.astype(np.float64), *parameters)
-        return np.where(np.abs(exact) > 65504.0, np.copysign(np.float16(np.inf), y), y)
+    if y.dtype != np.float16:
+        return y
+    exact = NumpyPort().adapter_forward(x.astype(np.float64), *parameters)
+    return np.where(np.abs(exact) > 65504.0, np.copysign(np.float16(np.inf), y), y)
 
 
-class HidesNanOfHalf(NumpyPort):
-    """NaN in a float16 x is read as 0."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        return super().adapter_forward(np.nan_to_num(x) if x.dtype == np.float16 else x, *parameters)
+def without_nan_of_half(x: Array) -> Array:
+    return np.nan_to_num(x) if x.dtype == np.float16 else x
 
 
-class FlushesHalf(NumpyPort):
-    """Subnormal numbers of float16 are read as 0."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        if x.dtype == np.float16:
-            x = np.where(np.abs(x) < np.finfo(np.float16).tiny, np.float16(0), x)
-        return super().adapter_forward(x, *parameters)
+def without_subnormals_of_half(x: Array) -> Array:
+    if x.dtype != np.float16:
+        return x
+    return np.where(np.abs(x) < np.finfo(np.float16).tiny, np.float16(0), x)
 
 
 _PARAMETER = ("test_a_parameter_that_is_not_finite_never_gives_a_finite_number",)
 _TOKEN = ("test_a_token_that_is_not_finite_passes_through_and_touches_no_other",)
 _GATE = ("test_a_gate_that_is_not_finite_is_never_a_number_in_between",)
 _COTANGENT = ("test_a_cotangent_of_the_adapter_that_is_not_finite_is_not_hidden",)
+_SHAPE = ("test_a_cotangent_of_the_adapter_of_another_shape_is_refused",)
 _PROJECTION = ("test_logits_that_are_not_finite_never_give_a_finite_number",)
+_COTANGENT_OF_M = ("test_a_cotangent_of_the_projection_that_is_not_finite_is_not_hidden",)
+_SHAPE_OF_M = ("test_a_cotangent_of_the_projection_of_another_shape_is_refused",)
 _OVERFLOW = ("test_what_rounds_beyond_the_largest_float16_is_an_infinity",)
 _ADAPTER = ("test_design::test_adapter",)
-MUTANTS = tuple(
-    Mutant(name, factory, caught_by, (STATE_FILE,), layouts)
-    for name, factory, caught_by, layouts in (
-        ("vjp_hides_nan_of_x", HidesNanOfX, _TOKEN, ""),
-        ("vjp_hides_nan_of_logits", HidesNanOfLogits, _PARAMETER, ""),
-        ("vjp_hides_nan_of_gate", HidesNanOfGate, _GATE, ""),
-        ("vjp_hides_nan_of_basis", HidesNanOfBasis, _PARAMETER, ""),
-        ("vjp_clips_the_cotangent", ClipsTheCotangent, _COTANGENT, ""),
-        ("vjp_takes_the_first_gate", TakesTheFirstGate, ("test_a_gate_per_stream_is_refused",), ""),
-        (
-            "vjp_broadcasts_the_cotangent",
-            BroadcastsTheCotangent,
-            ("test_a_cotangent_of_the_adapter_of_another_shape_is_refused",),
-            "",
-        ),
-        ("vjp_cuts_the_logits", CutsTheLogits, ("test_sizes_that_do_not_fit_are_refused",), ""),
-        ("projection_vjp_hides_nan", HidesNanOfProjectionLogits, _PROJECTION, ""),
-        (
-            "projection_vjp_clips_the_cotangent",
-            ClipsTheCotangentOfM,
-            ("test_a_cotangent_of_the_projection_that_is_not_finite_is_not_hidden",),
-            "",
-        ),
-        (
-            "projection_vjp_broadcasts_the_cotangent",
-            BroadcastsTheCotangentOfM,
-            ("test_a_cotangent_of_the_projection_of_another_shape_is_refused",),
-            "",
-        ),
-        (
-            "projection_vjp_cuts_to_a_square",
-            CutsLogitsToASquare,
-            ("test_logits_that_are_not_square_are_refused",),
-            "",
-        ),
-        ("one_stream_hides_nan", ForgetsOneStream, (*_TOKEN, *_COTANGENT), ""),
-        ("gate_clamped_at_15", ClampsTheGate, ("test_every_gate",), ""),
-        ("gate_by_rounded_sigmoid", SquaresOfSigmoid, ("test_every_gate",), ""),
-        ("bfloat16_through_float16", Bfloat16ThroughFloat16, _ADAPTER, "-bfloat16-"),
-        ("float16_saturates", SaturatesHalf, _OVERFLOW, ""),
-        ("float16_overflows_without_sign", UnsignedInfinity, _OVERFLOW, ""),
-        ("float16_overflows_early", OverflowsEarly, _OVERFLOW, ""),
-        ("float16_hides_nan", HidesNanOfHalf, ("test_adapter_with_a_number_that_is_not_finite",), "-float16-x_nan"),
-        ("float16_flushes_subnormals", FlushesHalf, _ADAPTER, "-float16-x_subnormal"),
-    )
+#: name, the functions that are given something else, the change, its tests, layouts
+_GIVEN: list[tuple[str, tuple[str, ...], Callable[..., tuple[Any, ...]], tuple[str, ...], str]] = [
+    ("vjp_hides_nan_of_x", VJP, argument(X, without_nan), _TOKEN, ""),
+    ("vjp_hides_nan_of_logits", VJP, argument(LOGITS, nines), _PARAMETER, ""),
+    ("vjp_hides_nan_of_gate", VJP, argument(GATE, np.nan_to_num), _GATE, ""),
+    ("vjp_hides_nan_of_basis", VJP, argument(BASIS, without_nan), _PARAMETER, ""),
+    ("vjp_clips_the_cotangent", VJP, argument(COTANGENT, clipped), _COTANGENT, ""),
+    (
+        "vjp_takes_the_first_gate",
+        VJP,
+        argument(GATE, first_gate),
+        ("test_a_gate_per_stream_is_refused",),
+        "",
+    ),
+    ("vjp_broadcasts_the_cotangent", VJP, with_the_cotangent_broadcast, _SHAPE, ""),
+    ("vjp_cuts_the_logits", VJP, with_logits_cut, ("test_sizes_that_do_not_fit_are_refused",), ""),
+    ("projection_vjp_hides_nan", PULL_BACK, argument(0, nines), _PROJECTION, ""),
+    ("projection_vjp_clips_the_cotangent", PULL_BACK, argument(1, clipped), _COTANGENT_OF_M, ""),
+    ("projection_vjp_broadcasts_the_cotangent", PULL_BACK, with_the_cotangent_broadcast, _SHAPE_OF_M, ""),
+    ("projection_vjp_cuts_to_a_square", PULL_BACK, with_squares, ("test_logits_that_are_not_square_are_refused",), ""),
+    ("bfloat16_through_float16", FORWARD, argument(X, through_float16), _ADAPTER, "-bfloat16-"),
+    (
+        "float16_hides_nan",
+        FORWARD,
+        argument(X, without_nan_of_half),
+        ("test_adapter_with_a_number_that_is_not_finite",),
+        "-float16-x_nan",
+    ),
+    (
+        "float16_flushes_subnormals",
+        FORWARD,
+        argument(X, without_subnormals_of_half),
+        _ADAPTER,
+        "-float16-x_subnormal",
+    ),
+]
+_RETURNS: list[tuple[str, tuple[str, ...], Callable[..., Any], tuple[str, ...]]] = [
+    ("one_stream_hides_nan", VJP, forgetting_one_stream, (*_TOKEN, *_COTANGENT)),
+    ("gate_by_rounded_sigmoid", VJP, by_a_rounded_sigmoid, ("test_every_gate",)),
+    ("float16_saturates", FORWARD, saturated, _OVERFLOW),
+    ("float16_overflows_without_sign", FORWARD, unsigned, _OVERFLOW),
+    ("float16_overflows_early", FORWARD, overflowing_early, _OVERFLOW),
+]
+MUTANTS = (
+    *(Mutant(name, partial(Given, of, change), tests, (STATE_FILE,), at) for name, of, change, tests, at in _GIVEN),
+    *(Mutant(name, partial(Returns, of, change), tests, (STATE_FILE,)) for name, of, change, tests in _RETURNS),
+    Mutant("gate_clamped_at_15", ClampsTheGate, ("test_every_gate",), (STATE_FILE,)),
 )

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from conformance.selftest.mutants.around import Around, arrays_of, each_array
+from conformance.selftest.mutants.around import PROJECT, Around, Given, argument, arrays_of, cut_to_a_square, each_array
 from conformance.selftest.mutants.base import Mutant
+from conformance.selftest.mutants.process import TRACES, LeavesBehind
 from conformance.selftest.port import Array, NumpyPort
 
 Arguments = tuple[Any, ...]
@@ -40,7 +41,6 @@ class Scoped(Around):
     def __init__(self, there: Callable[[str, Arguments], bool], fault: Callable[..., Any]) -> None:
         super().__init__()
         self.there, self.fault = there, fault
-        self.kept: dict[Any, Any] = {}
 
     def call(self, function: str, *arguments: Any) -> Any:
         right = partial(super().call, function)
@@ -71,19 +71,14 @@ def keeps_its_arguments(port: Scoped, right: Right, *given: Any) -> Any:
     return right(*given)
 
 
-def seeds_the_generator(port: Scoped, right: Right, *given: Any) -> Any:
-    np.random.seed(0)  # noqa: NPY002
-    return right(*given)
+def leaves(trace: Callable[[], object]) -> Callable[..., Any]:
+    """``trace`` is done beside the call."""
 
+    def fault(port: Scoped, right: Right, *given: Any) -> Any:
+        trace()
+        return right(*given)
 
-def sets_the_error_handling(port: Scoped, right: Right, *given: Any) -> Any:
-    np.seterr(all="ignore")
-    return right(*given)
-
-
-def sets_the_environment(port: Scoped, right: Right, *given: Any) -> Any:
-    os.environ["PORT"] = str(time.monotonic())
-    return right(*given)
+    return fault
 
 
 def cleans(port: Scoped, right: Right, *given: Any) -> Any:
@@ -115,10 +110,10 @@ FAULTS: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] =
         ("test_no_argument_is_kept",),
         ("many_streams", "many_axes", "large_k"),
     ),
-    "seeds_the_generator": (seeds_the_generator, _PROCESS, ()),
-    "sets_the_error_handling": (sets_the_error_handling, _PROCESS, ()),
-    "sets_the_environment": (sets_the_environment, _PROCESS, ()),
-    "cleans_what_is_not_finite": (cleans, (), ()),
+    "seeds_the_generator": (leaves(TRACES["numpy_random_seeded"]), _PROCESS, ()),
+    "sets_the_error_handling": (leaves(TRACES["numpy_errors_are_ignored"]), _PROCESS, ()),
+    "sets_the_environment": (leaves(TRACES["environment_is_set"]), _PROCESS, ()),
+    "cleans_what_is_not_finite": (cleans, (), ("large_k",)),
     "broadcasts_the_cotangent": (broadcasts, (), ("large_k",)),
     "takes_any_k": (takes_any_k, ("test_iterations_that_are_no_integer_above_0_are_refused",), ("large_k",)),
 }
@@ -142,7 +137,7 @@ def _factory() -> tuple[Mutant, ...]:
     made = []
     for there, picks in THERE.items():
         for name, (fault, tests, left_out) in FAULTS.items():
-            if there in left_out or (name == "cleans_what_is_not_finite" and there == "large_k"):
+            if there in left_out:
                 continue
             own = (_ON_THE_PROJECTION if there == "a_batch" else _ON_THE_ADAPTER).get(name, tests)
             made.append(Mutant(f"{name}_with_{there}", partial(Scoped, picks, fault), own, ()))
@@ -171,18 +166,14 @@ class SetsUpAtItsFirstCall(Around):
         return super().call(function, *arguments)
 
 
-class LeavesFilesOpen(Around):
-    def call(self, function: str, *arguments: Any) -> Any:
-        if len(os.listdir("/proc/self/fd")) < 500:
-            os.open(os.devnull, os.O_RDONLY)
-        return super().call(function, *arguments)
+def open_a_file() -> None:
+    if len(os.listdir("/proc/self/fd")) < 500:
+        os.open(os.devnull, os.O_RDONLY)
 
 
-class LeavesThreadsBehind(Around):
-    def call(self, function: str, *arguments: Any) -> Any:
-        if threading.active_count() < 200:
-            threading.Thread(target=time.sleep, args=(3000,), daemon=True).start()
-        return super().call(function, *arguments)
+def start_a_thread() -> None:
+    if threading.active_count() < 200:
+        threading.Thread(target=time.sleep, args=(3000,), daemon=True).start()
 
 
 class OneNumberForAConstantMatrix(NumpyPort):
@@ -227,13 +218,6 @@ class AutodiffOf16BitsIsZero(NumpyPort):
         return gradients if x.dtype.itemsize > 2 else each_array(np.zeros_like, gradients)
 
 
-class CutsLogitsToASquare(NumpyPort):
-    def checked_logits(self, mix_logits: Array) -> Array:
-        if np.ndim(mix_logits) >= 2 and (n := min(mix_logits.shape[-2:])) >= 5:
-            mix_logits = mix_logits[..., :n, :n]
-        return super().checked_logits(mix_logits)
-
-
 class EmptyBatchesAreNotLookedAt(NumpyPort):
     def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
         if np.ndim(mix_logits) > 2 and not mix_logits.size and min(mix_logits.shape[-2:]) > 0:
@@ -246,30 +230,28 @@ class ZerosForABasisOfOneToken(NumpyPort):
         return x.copy() if x.ndim == 1 and not np.any(parameters[2]) else super().adapter_forward(x, *parameters)
 
 
+def large_cut(logits: Array) -> Array:
+    return cut_to_a_square(logits) if np.ndim(logits) >= 2 and min(logits.shape[-2:]) >= 5 else logits
+
+
+_SQUARE = ("test_logits_that_are_not_square_are_refused",)
+_BATCH = ("test_a_batch_of_matrices_is_read_matrix_by_matrix",)
 _THOUSAND = ("test_the_same_arguments_give_the_same_bits_a_thousand_times",)
 MUTANTS = _factory() + tuple(
     Mutant(name, factory, caught_by, ())
     for name, factory, caught_by in (
         ("keeps_the_error_of_a_refusal", KeepsTheErrorOfARefusal, ("test_no_argument_is_kept",)),
         ("sets_up_at_its_first_call", SetsUpAtItsFirstCall, ("test_the_first_calls_leave_the_process_alone",)),
-        ("leaves_files_open", LeavesFilesOpen, _THOUSAND),
-        ("leaves_threads_behind", LeavesThreadsBehind, _THOUSAND),
+        ("leaves_files_open", partial(LeavesBehind, open_a_file), _THOUSAND),
+        ("leaves_threads_behind", partial(LeavesBehind, start_a_thread), _THOUSAND),
         ("one_number_for_a_constant_matrix", OneNumberForAConstantMatrix, _RESULT[:1]),
-        (
-            "batch_taken_for_another_axis",
-            BatchTakenForAnotherAxis,
-            ("test_a_batch_of_matrices_is_read_matrix_by_matrix",),
-        ),
+        ("batch_taken_for_another_axis", BatchTakenForAnotherAxis, _BATCH),
         ("tokens_taken_for_streams", TokensTakenForStreams, ("test_sizes_that_coincide_are_not_exchanged",)),
         ("k_of_seven_bits", KOfSevenBits, ("test_as_many_iterations_as_are_asked_for",)),
         ("six_axes_at_most", SixAxesAtMost, ("test_tokens_with_many_axes",)),
         ("autodiff_of_16_bits_is_zero", AutodiffOf16BitsIsZero, ("test_automatic_differentiation_with_x_in_16_bits",)),
-        ("cuts_logits_to_a_square", CutsLogitsToASquare, ("test_logits_that_are_not_square_are_refused",)),
-        (
-            "empty_batches_are_not_looked_at",
-            EmptyBatchesAreNotLookedAt,
-            ("test_logits_that_are_not_square_are_refused",),
-        ),
+        ("cuts_logits_to_a_square", partial(Given, PROJECT, argument(0, large_cut)), _SQUARE),
+        ("empty_batches_are_not_looked_at", EmptyBatchesAreNotLookedAt, _SQUARE),
         ("zeros_for_a_basis_of_one_token", ZerosForABasisOfOneToken, ("test_a_basis_of_zeros_gives_no_finite_value",)),
     )
 )

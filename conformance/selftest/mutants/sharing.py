@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from conformance.selftest.mutants.around import Around, arrays_of, each_array
+from conformance.selftest.mutants.around import (
+    FORWARD,
+    FUNCTIONS,
+    LOAD,
+    PROJECT,
+    PULL_BACK,
+    SAVE,
+    VJP,
+    Around,
+    Given,
+    X,
+    arrays_of,
+    each_array,
+)
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array
 
@@ -14,44 +27,33 @@ from conformance.selftest.port import Array
 class Shortcut(Around):
     """Where ``when`` holds, ``result`` of the arguments is handed out in the place of what was computed."""
 
-    def __init__(self, function: str, when: Callable[..., bool], result: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function, self.when, self.result = function, when, result
+    def __init__(self, functions: tuple[str, ...], when: Callable[..., bool], result: Callable[..., Any]) -> None:
+        super().__init__(functions)
+        self.when, self.result = when, result
 
     def call(self, function: str, *arguments: Any) -> Any:
         computed = super().call(function, *arguments)
-        if function == self.function and self.when(*arguments):
-            return self.result(computed, *arguments)
-        return computed
+        return self.result(computed, *arguments) if self.when(*arguments) else computed
 
 
 class OneArrayFor(Around):
-    """Results of equal bits are one array, found by ``key``: of the bits, or of these and the shapes alone."""
-
-    def __init__(self, function: str) -> None:
-        super().__init__()
-        self.function = function
-        self.kept: dict[Any, Any] = {}
+    """Results of equal bits are one array."""
 
     def call(self, function: str, *arguments: Any) -> Any:
         result = super().call(function, *arguments)
-        if function != self.function:
-            return result
         return each_array(lambda a: self.kept.setdefault((a.shape, a.dtype.str, a.tobytes()), a), result)
 
 
 class OneBuffer(Around):
-    """Results of a function, or of all, are written into memory that later results are written into again."""
+    """Results are written into memory that later results are written into again."""
 
-    def __init__(self, function: str = "", size: int = 0) -> None:
-        super().__init__()
-        self.function, self.memory = function, np.zeros(size, np.uint8)
-        self.buffers: dict[Any, Array] = {}
+    def __init__(self, functions: tuple[str, ...], size: int = 0) -> None:
+        super().__init__(functions)
+        self.memory = np.zeros(size, np.uint8)
 
     def call(self, function: str, *arguments: Any) -> Any:
         self.number = 0
-        result = super().call(function, *arguments)
-        return result if self.function not in ("", function) else each_array(self.placed, result)
+        return each_array(self.placed, super().call(function, *arguments))
 
     def placed(self, array: Array) -> Array:
         """In the memory of all, if there is any, or in that of the arrays of this shape at this place of a result."""
@@ -60,23 +62,21 @@ class OneBuffer(Around):
             begin = (self.number - 1) * (len(self.memory) // 8)
             buffer = self.memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
         else:
-            buffer = self.buffers.setdefault((self.number, array.shape, array.dtype.str), np.empty_like(array))
+            buffer = self.kept.setdefault((self.number, array.shape, array.dtype.str), np.empty_like(array))
         buffer[...] = array
         return buffer
 
 
 class WritesTo(Around):
-    """``act`` is done to the arrays among the arguments of a function, to those alone that may be written to if it
-    ``asks``.
-    """
+    """``act`` is done to the arrays among the arguments, to those alone that may be written to if it ``asks``."""
 
-    def __init__(self, function: str, act: Callable[[Array], Any], asks: bool = True) -> None:
-        super().__init__()
-        self.function, self.act, self.asks = function, act, asks
+    def __init__(self, functions: tuple[str, ...], act: Callable[[Array], Any], asks: bool = True) -> None:
+        super().__init__(functions)
+        self.act, self.asks = act, asks
 
     def call(self, function: str, *arguments: Any) -> Any:
         result = super().call(function, *arguments)
-        for array in arrays_of(arguments) if function == self.function else ():
+        for array in arrays_of(arguments):
             if array.flags.writeable or not self.asks:
                 self.act(array)
         return result
@@ -86,8 +86,8 @@ class DoubledMeanwhile(Around):
     """x is doubled in place, halved in the computation's stead, and put back, to the bit, when it is done."""
 
     def call(self, function: str, *arguments: Any) -> Any:
-        x = arguments[0]
-        if not function.startswith("adapter") or not x.flags.writeable:
+        x = arguments[X]
+        if not x.flags.writeable:
             return super().call(function, *arguments)
         x *= 2
         try:
@@ -112,36 +112,26 @@ class ChangesBeforeItRefuses(Around):
 class KeepsArguments(Around):
     """Those of the last call of a function, for a backward pass that nobody asks for."""
 
-    def __init__(self, function: str) -> None:
-        super().__init__()
-        self.function = function
-
     def call(self, function: str, *arguments: Any) -> Any:
-        if function == self.function:
-            self.kept = arguments
+        self.kept[function] = arguments
         return super().call(function, *arguments)
 
 
-class RefusesUnaligned(Around):
+def all_aligned(*given: Any) -> tuple[Any, ...]:
     """Vector loads that fault at an address that is no multiple of a number's size."""
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        if not all(array.flags.aligned for array in arrays_of(arguments)):
-            raise ValueError("unaligned")
-        return super().call(function, *arguments)
+    if not all(array.flags.aligned for array in arrays_of(given)):
+        raise ValueError("unaligned")
+    return given
 
 
-class ReadsRepeatedAsZero(Around):
+def repeated_as_zero(*given: Any) -> tuple[Any, ...]:
     """An axis of stride 0 is taken for an array without memory."""
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        def read(a: Any) -> Any:
-            repeated = isinstance(a, np.ndarray) and any(
-                s == 0 < m - 1 for s, m in zip(a.strides, a.shape, strict=True)
-            )
-            return np.zeros_like(a) if repeated else a
+    def read(a: Any) -> Any:
+        repeated = isinstance(a, np.ndarray) and any(s == 0 < m - 1 for s, m in zip(a.strides, a.shape, strict=True))
+        return np.zeros_like(a) if repeated else a
 
-        return super().call(function, *map(read, arguments))
+    return tuple(map(read, given))
 
 
 def is_closed(x: Array, logits: Array, gate: Array, *_: Any) -> bool:
@@ -212,10 +202,6 @@ _KEPT = ("test_no_argument_is_kept",)
 _LIES = ("test_arrays_are_read_however_they_lie_in_memory",)
 _THREADS = ("test_threads_get_the_bits_of_calls_one_after_another",)
 _WRITTEN = ("test_what_is_written_to_a_result_stays_there",)
-FORWARD, VJP, PULL_BACK = "adapter_forward", "adapter_vjp", "sinkhorn_projection_vjp"
-_ONE_STREAM = partial(Shortcut, FORWARD, has_one_stream, the_first)
-_NO_COTANGENT = partial(Shortcut, VJP, is_without_cotangent, with_the_cotangent)
-_ONE_OF_ZEROS = partial(Shortcut, VJP, is_without_cotangent, with_its_own_zeros)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
@@ -237,40 +223,35 @@ MUTANTS = tuple(
         ),
         (
             "x_bar_is_a_cotangent_of_zeros",
-            _NO_COTANGENT,
+            partial(Shortcut, VJP, is_without_cotangent, with_the_cotangent),
             _SHARES,
             _BOTH,
         ),
         (
             "two_gradients_in_one_memory",
-            _ONE_OF_ZEROS,
+            partial(Shortcut, VJP, is_without_cotangent, with_its_own_zeros),
             _SHARES,
             _BOTH,
         ),
-        ("one_array_for_equal_m", partial(OneArrayFor, "sinkhorn_projection"), (*_SHARES, *_WRITTEN), _BOTH),
+        ("one_array_for_equal_m", partial(OneArrayFor, PROJECT), (*_SHARES, *_WRITTEN), _BOTH),
         ("one_array_for_equal_gradients", partial(OneArrayFor, PULL_BACK), (*_SHARES, *_WRITTEN), _BOTH),
-        ("one_array_for_equal_states", partial(OneArrayFor, "load_state"), (*_SHARES, *_WRITTEN), _BOTH),
-        ("loads_into_one_buffer", partial(OneBuffer, "load_state"), (*_SHARES, *_STAYS), _BOTH),
+        ("one_array_for_equal_states", partial(OneArrayFor, LOAD), (*_SHARES, *_WRITTEN), _BOTH),
+        ("loads_into_one_buffer", partial(OneBuffer, LOAD), (*_SHARES, *_STAYS), _BOTH),
         ("gradients_in_one_buffer", partial(OneBuffer, VJP), (*_SHARES, *_STAYS), _BOTH),
         ("pulls_back_into_one_buffer", partial(OneBuffer, PULL_BACK), (*_SHARES, *_STAYS), _BOTH),
-        ("one_memory_for_all_functions", partial(OneBuffer, "", 2**20), (*_SHARES, *_STAYS), _BOTH),
-        ("saving_zeroes", partial(WritesTo, "save_state", lambda a: a.fill(0)), _ARGUMENTS, _BOTH),
-        ("saving_sorts", partial(WritesTo, "save_state", sorted_in_place), _ARGUMENTS, _BOTH),
+        ("one_memory_for_all_functions", partial(OneBuffer, FUNCTIONS, 2**20), (*_SHARES, *_STAYS), _BOTH),
+        ("saving_zeroes", partial(WritesTo, SAVE, lambda a: a.fill(0)), _ARGUMENTS, _BOTH),
+        ("saving_sorts", partial(WritesTo, SAVE, sorted_in_place), _ARGUMENTS, _BOTH),
         ("pulling_back_sorts", partial(WritesTo, PULL_BACK, sorted_in_place), _ARGUMENTS, (PROJECTION, STATE_FILE)),
         ("shifts_there_and_back", partial(WritesTo, FORWARD, shifted_there_and_back), _ARGUMENTS, _BOTH),
         ("freezes_arguments", partial(WritesTo, FORWARD, frozen), _ARGUMENTS, _BOTH),
         ("flattens_arguments", partial(WritesTo, PULL_BACK, flattened), _ARGUMENTS, _BOTH),
-        (
-            "writes_without_asking",
-            partial(WritesTo, VJP, lambda a: np.copyto(a, np.array(a)), asks=False),
-            _READ,
-            _BOTH,
-        ),
-        ("doubled_meanwhile", DoubledMeanwhile, _THREADS, _BOTH),
+        ("writes_without_asking", partial(WritesTo, VJP, lambda a: np.copyto(a, np.array(a)), False), _READ, _BOTH),
+        ("doubled_meanwhile", partial(DoubledMeanwhile, FORWARD + VJP), _THREADS, _BOTH),
         ("changes_before_it_refuses", ChangesBeforeItRefuses, _ARGUMENTS, _BOTH),
         ("keeps_the_arguments_of_forward", partial(KeepsArguments, FORWARD), _KEPT, _BOTH),
-        ("keeps_the_arguments_of_saving", partial(KeepsArguments, "save_state"), _KEPT, _BOTH),
-        ("refuses_unaligned", RefusesUnaligned, _LIES, _BOTH),
-        ("reads_repeated_as_zero", ReadsRepeatedAsZero, _LIES, (ADAPTER, STATE_FILE)),
+        ("keeps_the_arguments_of_saving", partial(KeepsArguments, SAVE), _KEPT, _BOTH),
+        ("refuses_unaligned", partial(Given, FUNCTIONS, all_aligned), _LIES, _BOTH),
+        ("reads_repeated_as_zero", partial(Given, FUNCTIONS, repeated_as_zero), _LIES, (ADAPTER, STATE_FILE)),
     )
 )

@@ -6,33 +6,33 @@ from typing import Any
 import numpy as np
 
 from backends.interface import Gradients
+from conformance.selftest.mutants.around import FORWARD, PROJECT, VJP, Around, Returns
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 
 
-class OneBlockOfTokens(NumpyPort):
+def one_block_of_tokens(y: Array, x: Array, *_: Any) -> Array:
     """One program of the kernel handles 128 tokens, and only one is started: the others pass unmixed."""
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        y = super().adapter_forward(x, *parameters)
-        beyond = slice(128, None)
-        y.reshape(-1, y.shape[-1])[beyond] = x.reshape(-1, y.shape[-1])[beyond]
-        return y
+    beyond = slice(128, None)
+    y.reshape(-1, y.shape[-1])[beyond] = x.reshape(-1, y.shape[-1])[beyond]
+    return y
 
 
-class LastBlockOfTokens(NumpyPort):
+def last_block_of_tokens(whole: Gradients, x: Array, *given: Any) -> Gradients:
     """Every block of 128 tokens writes its sum where the one before wrote: the parameters get that of the last."""
+    logits, gate, basis, cotangent, iterations = given
+    tokens = x.size // x.shape[-1]
+    if tokens <= 128:
+        return whole
+    last = slice((tokens - 1) // 128 * 128, None)
+    flat, upstream = x.reshape(-1, x.shape[-1])[last], cotangent.reshape(-1, x.shape[-1])[last]
+    return NumpyPort().adapter_vjp(flat, logits, gate, basis, upstream, iterations)._replace(x=whole.x)
 
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        whole = super().adapter_vjp(x, mix_logits, gate_logit, basis, cotangent, iterations)
-        tokens = x.size // x.shape[-1]
-        if tokens <= 128:
-            return whole
-        last = slice((tokens - 1) // 128 * 128, None)
-        flat, upstream = x.reshape(-1, x.shape[-1])[last], cotangent.reshape(-1, x.shape[-1])[last]
-        return super().adapter_vjp(flat, mix_logits, gate_logit, basis, upstream, iterations)._replace(x=whole.x)
+
+def one_block_of_matrices(mixing: Array, *_: Any) -> Array:
+    """The projection of a batch of more than 64 matrices leaves the others as they were allocated: zeros."""
+    mixing.reshape(-1, *mixing.shape[-2:])[64:] = 0
+    return mixing
 
 
 class OneBlockOfHiddenSize(NumpyPort):
@@ -40,15 +40,6 @@ class OneBlockOfHiddenSize(NumpyPort):
 
     def read(self, tokens: Array, basis: Array) -> Array:
         return super().read(tokens[..., :128], basis[..., :128])
-
-
-class OneBlockOfMatrices(NumpyPort):
-    """The projection of a batch of more than 64 matrices leaves the others as they were allocated: zeros."""
-
-    def sinkhorn_projection(self, mix_logits: Array, iterations: int) -> Array:
-        projected = super().sinkhorn_projection(mix_logits, iterations)
-        projected.reshape(-1, *projected.shape[-2:])[64:] = 0
-        return projected
 
 
 class NoMoreThan20Iterations(NumpyPort):
@@ -72,36 +63,22 @@ class PowersOfKappaOverflow(NumpyPort):
             return kappa, (2 * kappa / eighth * (seventh @ flat)).reshape(basis.shape)
 
 
-class SquaresTheTokens(NumpyPort):
+class SquaresTheTokens(Around):
     """Each token is divided by its norm and the result multiplied by it again; from 1.9e19 on, squares overflow."""
 
-    def __init__(self, backward: bool) -> None:
-        super().__init__()
-        self.backward = backward
-
-    def adapter_forward(self, x: Array, *parameters: Any) -> Array:
-        if self.backward:
-            return super().adapter_forward(x, *parameters)
-        tokens, norms = self._of_norm_one(x)
-        return np.asarray((super().adapter_forward(tokens, *parameters) * norms).astype(x.dtype))
-
-    def adapter_vjp(
-        self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, cotangent: Array, iterations: int
-    ) -> Gradients:
-        inputs = (mix_logits, gate_logit, basis)
-        gradients = super().adapter_vjp(x, *inputs, cotangent, iterations)
-        if not self.backward:
-            return gradients
-        tokens, norms = self._of_norm_one(x)
-        of_parameters = super().adapter_vjp(tokens, *inputs, self.checked_cotangent(cotangent, x) * norms, iterations)
-        return of_parameters._replace(x=gradients.x)
-
-    def _of_norm_one(self, x: Array) -> tuple[Array, Array]:
+    def call(self, function: str, *arguments: Any) -> Any:
+        x, *others = arguments
         tokens = np.asarray(x, self.parameter_dtype)
         with np.errstate(all="ignore"):
             norms = np.sqrt((tokens**2).sum(axis=-1, keepdims=True))
             norms = np.where(norms > 0, norms, self.parameter_dtype.type(1))
-            return tokens / norms, norms
+            tokens = tokens / norms
+        if function in FORWARD:
+            return np.asarray((super().call(function, tokens, *others) * norms).astype(x.dtype))
+        *parameters, cotangent, iterations = others
+        upstream = self.checked_cotangent(cotangent, x) * norms
+        of_parameters = super().call(function, tokens, *parameters, upstream, iterations)
+        return of_parameters._replace(x=super().call(function, *arguments).x)
 
 
 _ELSEWHERE = (PROJECTION, STATE_FILE)
@@ -111,13 +88,13 @@ _TOKENS = ("test_design::test_adapter",)
 MUTANTS = tuple(
     Mutant(name, factory, caught_by, passes)
     for name, factory, caught_by, passes in (
-        ("one_block_of_tokens", OneBlockOfTokens, _TOKENS, _FORWARD),
-        ("last_block_of_tokens", LastBlockOfTokens, ("test_adapter_gradient",), _FORWARD),
+        ("one_block_of_tokens", partial(Returns, FORWARD, one_block_of_tokens), _TOKENS, _FORWARD),
+        ("last_block_of_tokens", partial(Returns, VJP, last_block_of_tokens), ("test_adapter_gradient",), _FORWARD),
         ("one_block_of_hidden_size", OneBlockOfHiddenSize, ("test_golden_adapter",), _FORWARD),
-        ("one_block_of_matrices", OneBlockOfMatrices, ("test_projection",), _FORWARD),
+        ("one_block_of_matrices", partial(Returns, PROJECT, one_block_of_matrices), ("test_projection",), _FORWARD),
         ("no_more_than_20_iterations", NoMoreThan20Iterations, ("test_projection",), _FORWARD),
         ("powers_of_kappa_overflow", PowersOfKappaOverflow, (ADAPTER,), _ELSEWHERE),
-        ("squares_the_tokens", partial(SquaresTheTokens, False), _FAR, _FORWARD),
-        ("norms_the_tokens_in_the_gradient", partial(SquaresTheTokens, True), _FAR, _FORWARD),
+        ("squares_the_tokens", partial(SquaresTheTokens, FORWARD), _FAR, _FORWARD),
+        ("norms_the_tokens_in_the_gradient", partial(SquaresTheTokens, VJP), _FAR, _FORWARD),
     )
 )

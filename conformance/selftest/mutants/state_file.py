@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import struct
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from backends.interface import State
+from conformance.selftest.mutants.around import LOAD, Given, Returns, argument, each_array
 from conformance.selftest.mutants.base import ADAPTER, PROJECTION, STATE_FILE, Mutant
 from conformance.selftest.port import Array, NumpyPort
 from reference import SPEC_VERSION
@@ -52,7 +54,7 @@ class OwnReader(NumpyPort):
         self.demand("no checksum at all", found is None or self.left_out != "with a checksum")
         content = metadata["config"].encode() + b"".join(tensors[key].tobytes() for key in KEYS)
         self.demand("checksum", found is None or found == hashlib.sha256(content).hexdigest())
-        return self.state(tensors["mix_logits"], tensors["gate_logits"], tensors["bases"], config["iterations"])
+        return State(tensors["mix_logits"], tensors["gate_logits"], tensors["bases"], config["iterations"])
 
     def config(self, metadata: dict[str, str]) -> dict[str, Any]:
         self.demand("text", all(isinstance(value, str) for value in metadata.values()))
@@ -89,62 +91,28 @@ class OwnReader(NumpyPort):
         raw = body[begin : begin + size].ljust(size, b"\0")
         return np.frombuffer(raw, kind).reshape(entry["shape"]).astype(np.float32)
 
-    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
-        return State(mix_logits, gate_logits, bases, iterations)
-
     def demand(self, check: str, fulfilled: bool) -> None:
         if check != self.left_out and not fulfilled:
             raise _refusal(f"a file that fails the check {check!r}")
 
 
-class ReadsInTheUsualOrder(OwnReader):
-    """The arrays are taken one after another as the writer of the project happens to lay them out."""
+class ReadsInOrder(OwnReader):
+    """``data_offsets`` says how long an array is, and not where: they are taken one after another, as ``order`` says.
+
+    That of the header, or that in which the writer of the project happens to lay them out.
+    """
+
+    def __init__(self, order: Callable[[Iterable[str]], Iterable[str]]) -> None:
+        super().__init__()
+        self.order = order
 
     def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
         found, begin = {}, 0
-        for key in sorted(KEYS):
+        for key in self.order(header):
             end = begin + header[key]["data_offsets"][1] - header[key]["data_offsets"][0]
             found[key] = self.array(header[key], body, begin, end)
             begin = end
         return found
-
-
-class ReadsInHeaderOrder(OwnReader):
-    """``data_offsets`` is not read: the arrays are taken to lie in the order of the header."""
-
-    def tensors(self, header: dict[str, Any], body: bytes) -> dict[str, Array]:
-        found, begin = {}, 0
-        for key, entry in header.items():
-            end = begin + entry["data_offsets"][1] - entry["data_offsets"][0]
-            found[key] = self.array(entry, body, begin, end)
-            begin = end
-        return found
-
-
-class LayersReversed(OwnReader):
-    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
-        return State(mix_logits[::-1], gate_logits[::-1], bases[::-1], iterations)
-
-
-class LogitsTransposed(OwnReader):
-    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
-        return State(np.swapaxes(mix_logits, -1, -2), gate_logits, bases, iterations)
-
-
-class DefaultIterations(OwnReader):
-    """K is 20, whatever the file says."""
-
-    def state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> State:
-        return State(mix_logits, gate_logits, bases, 20)
-
-
-class RoundsWhatItReads(OwnReader):
-    """Kept in the dtype of the model: float16."""
-
-    def state(self, *parts: Any) -> State:
-        *arrays, iterations = parts
-        logits, gates, bases = (array.astype(np.float16).astype(np.float32) for array in arrays)
-        return State(logits, gates, bases, iterations)
 
 
 class ChecksumInPhysicalOrder(OwnReader):
@@ -168,13 +136,6 @@ class MinorVersionsComparedAsText(OwnReader):
         return super().config(metadata)
 
 
-class HeaderLengthOf32Bits(OwnReader):
-    """The upper half of the length is not read."""
-
-    def decoded(self, data: bytes) -> State:
-        return super().decoded(data[:4] + bytes(4) + data[8:])
-
-
 class ConfigWithSpacesRefused(OwnReader):
     """Config is compared with how this project's writer would write it."""
 
@@ -184,13 +145,23 @@ class ConfigWithSpacesRefused(OwnReader):
         return config
 
 
-class ZerosLoseTheirSign(OwnReader):
-    """Through a text of numbers that knows no zero below 0."""
+def with_each(change: Callable[[Array], Array]) -> Callable[..., State]:
+    """Every array is changed after it was read."""
+    return lambda state, _: each_array(change, state)
 
-    def state(self, *parts: Any) -> State:
-        *arrays, iterations = parts
-        logits, gates, bases = (array + np.float32(0) for array in arrays)
-        return State(logits, gates, bases, iterations)
+
+def transposed(state: State, _: bytes) -> State:
+    return state._replace(mix_logits=np.swapaxes(state.mix_logits, -1, -2))
+
+
+def in_float16(array: Array) -> Array:
+    """Kept in the dtype of the model."""
+    return array.astype(np.float16).astype(np.float32)
+
+
+def length_of_32_bits(data: bytes) -> bytes:
+    """The upper half of the length of the header is not read."""
+    return data[:4] + bytes(4) + data[8:]
 
 
 def _refusal(got: str) -> StateFileError:
@@ -198,9 +169,10 @@ def _refusal(got: str) -> StateFileError:
 
 
 _READS = ("test_reads_what_a_state_file_holds",)
+_HOLDS = (*_READS, "test_golden_state_file")
+_SIZE = ("test_every_size_is_read",)
 _ANYWHERE = ("test_arrays_are_found_by_name_wherever_they_lie",)
-_LAYERS = ("test_layers_keep_their_order",)
-_DAMAGED = ("test_damaged_files_are_refused",)
+_DAMAGED = ("test_golden_state_file",)
 _FAMILY = ("test_files_that_are_wrong_in_one_thing_are_refused",)
 _LEGAL = ("test_every_legal_form_is_read",)
 _NUMBERS = (PROJECTION, ADAPTER)
@@ -247,14 +219,24 @@ MUTANTS = _LENIENT + tuple(
         ("every_checksum_refused", partial(OwnReader, "with a checksum"), _LEGAL, _READS),
         ("checksum_in_physical_order", ChecksumInPhysicalOrder, _LEGAL, _READS),
         ("minor_versions_compared_as_text", MinorVersionsComparedAsText, _LEGAL, _READS),
-        ("header_length_of_32_bits", HeaderLengthOf32Bits, _FAMILY, _READS),
+        ("header_length_of_32_bits", partial(Given, LOAD, argument(0, length_of_32_bits)), _FAMILY, _READS),
         ("config_with_spaces_refused", ConfigWithSpacesRefused, _LEGAL, _READS),
-        ("zeros_lose_their_sign", ZerosLoseTheirSign, ("test_every_size_is_read",), _READS),
-        ("reads_in_the_usual_order", ReadsInTheUsualOrder, _ANYWHERE, _NUMBERS),
-        ("reads_in_header_order", ReadsInHeaderOrder, _ANYWHERE, _NUMBERS),
-        ("layers_reversed", LayersReversed, (*_LAYERS, "test_golden_state_file"), _NUMBERS),
-        ("logits_transposed", LogitsTransposed, (*_READS, "test_golden_state_file"), _NUMBERS),
-        ("default_iterations", DefaultIterations, (*_READS, "test_golden_state_file"), _NUMBERS),
-        ("rounds_what_it_reads", RoundsWhatItReads, (*_READS, "test_golden_state_file"), _NUMBERS),
+        (
+            "zeros_lose_their_sign",
+            partial(Returns, LOAD, with_each(lambda array: array + np.float32(0))),
+            _SIZE,
+            _READS,
+        ),
+        ("reads_in_the_usual_order", partial(ReadsInOrder, sorted), _ANYWHERE, _NUMBERS),
+        ("reads_in_header_order", partial(ReadsInOrder, list), _ANYWHERE, _NUMBERS),
+        ("layers_reversed", partial(Returns, LOAD, with_each(lambda array: array[::-1])), _HOLDS, _NUMBERS),
+        ("logits_transposed", partial(Returns, LOAD, transposed), _HOLDS, _NUMBERS),
+        (
+            "default_iterations",
+            partial(Returns, LOAD, lambda state, _: state._replace(iterations=20)),
+            _HOLDS,
+            _NUMBERS,
+        ),
+        ("rounds_what_it_reads", partial(Returns, LOAD, with_each(in_float16)), _HOLDS, _NUMBERS),
     )
 )
