@@ -1,6 +1,9 @@
 """An assistant on a tiny model: what a further task does to the others, and what an interruption does to it."""
 
+import errno
+import gc
 import json
+import os
 import shutil
 from typing import Any
 
@@ -12,7 +15,7 @@ from backends.finetune.learning.forget import forget
 from backends.finetune.learning.learn import learn
 from backends.finetune.learning.tests.conftest import SETTINGS, content, rows, write_jsonl
 from backends.finetune.runs.assistant_folder import AssistantFolder
-from reference.errors import ConfigError, ModelError, ProtocolError, RunFolderError, TaskDataError
+from reference.errors import ConfigError, DiskSpaceError, ModelError, ProtocolError, RunFolderError, TaskDataError
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +292,76 @@ def test_certify_passes_what_was_taught_and_fails_what_was_changed(taught, tmp_p
     (tmp_path / "assistant" / "task-1" / "adapter_config.json").write_text("{}")
     assert main(["certify", str(tmp_path / "assistant")]) == 1
     assert "files as recorded" in capsys.readouterr().out
+
+
+class Stopped(BaseException):
+    """Ends a process at a write, as a kill does."""
+
+
+@pytest.mark.parametrize(
+    "error", [Stopped(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=["kill", "full disk"]
+)
+def test_stopped_at_any_write_it_goes_on_answering_and_is_taught_to_the_same_bits(
+    taught, tmp_path, tiny_model, monkeypatch, error
+):
+    """At each write of a phase in turn: what was learned is whole, and the same command again gives the same files."""
+    data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+    functions = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "rmdir")}
+    calls = [0]
+
+    def stopped(name, at):
+        def wrapper(*args, **options):
+            calls[0] += 1
+            if calls[0] == at or (at and calls[0] > at and isinstance(error, OSError) and name == "fsync"):
+                raise error
+            return functions[name](*args, **options)
+
+        return wrapper
+
+    def attempt(folder, at):
+        calls[0] = 0
+        with monkeypatch.context() as patch:
+            for name in functions:
+                if name == "fsync" or not isinstance(error, OSError):
+                    patch.setattr(os, name, stopped(name, at))
+            learn(data, folder, model=tiny_model, settings=SETTINGS, threads=1, answers=0, quiet=True)
+
+    shutil.copytree(taught, tmp_path / "whole")
+    attempt(tmp_path / "whole", at=0)
+    whole = content(tmp_path / "whole")
+    writes = calls[0]
+    assert writes > 8
+    for at in range(1, writes + 1, 1 if writes < 14 else 2):
+        folder = tmp_path / f"stopped-{at}"
+        shutil.copytree(taught, folder)
+        try:
+            attempt(folder, at)
+        except (Stopped, DiskSpaceError):
+            assert list(AssistantFolder(folder).read().tasks)[:3] == ["a", "b", "c"]
+            if list(AssistantFolder(folder).read().tasks) == ["a", "b", "c"]:
+                attempt(folder, at=0)
+            else:  # its line is written: what is left to do is to clear away, which the next command does
+                with AssistantFolder(folder).locked():
+                    pass
+        again = content(folder)
+        assert again.keys() == whole.keys(), at
+        assert [name for name in whole if whole[name] != again[name]] == ["history.jsonl"], at
+        shutil.rmtree(folder)
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, teach, monkeypatch):
+    """Bytes of all live tensors at the end of each phase, every earlier task measured."""
+    import torch
+
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    def live(engine):
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    monkeypatch.setattr(TorchEngine, "memory_bytes", live)
+    for letter in "abcdef":
+        found = teach(letter, settings=("epochs=1",))
+    sizes = [record.memory_bytes for record in found.learned]
+    assert len(set(sizes[1:])) == 1
