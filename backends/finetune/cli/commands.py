@@ -10,6 +10,7 @@ import typer
 
 from backends.files import printable
 from backends.finetune.cli.certify import certify
+from backends.finetune.cli.evaluate import evaluate
 from backends.finetune.cli.finetune import finetune
 from backends.finetune.cli.forget import forget
 from backends.finetune.cli.generate import generate
@@ -27,6 +28,7 @@ COMMANDS: dict[Callable[..., object], str] = {
     learn: "teach an assistant one more task",
     status: "what an assistant has learned, and what became of it",
     forget: "take a task out of an assistant",
+    evaluate: "benchmarks of lm-eval, of the bare model and with a task's adapters",
     finetune: "fine-tune a model through a sequence of tasks",
     report: "write table, pictures and HTML of a run folder again",
     protocols: "list the protocols",
