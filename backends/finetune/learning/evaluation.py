@@ -118,6 +118,7 @@ def _measure(
     """What lm-eval returns, by what answered."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     has_template = registry.chat.has_template
     if has_template:
@@ -129,6 +130,7 @@ def _measure(
             found[answers] = simple_evaluate(
                 wrapped,
                 tasks=benchmarks,
+                task_manager=TaskManager(include_defaults=False),  # they are loaded: its index would take seconds
                 limit=limit,
                 apply_chat_template=has_template,
                 log_samples=False,

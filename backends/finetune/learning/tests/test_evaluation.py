@@ -183,9 +183,14 @@ def test_the_chat_template_of_the_folder_is_applied(
     monkeypatch.setattr(
         HFLM, "tok_encode", lambda self, string, **more: (seen.append(string), encode(self, string, **more))[1]
     )
-    found = evaluate(make_run("modular"), "alpha", [task_file()], threads=1, limit=1)
+    text = CHOICE + "num_fewshot: 2\nfewshot_split: test\n"
+    found = evaluate(make_run("modular"), "alpha", [task_file(text)], threads=1, limit=4)
     assert found.chat_template
-    assert any(text.startswith("[user]say 0:[!]") for text in seen)
+    prompts = [text for text in seen if "[!]" in text]
+    assert all(text.startswith("[user]say ") and text.count("[user]") == 3 for text in prompts)
+    third = len(prompts) // 3
+    assert len(prompts) == 3 * third > 0
+    assert prompts[:third] == prompts[third : 2 * third] == prompts[2 * third :], "each reads what the others read"
 
 
 def test_a_group_of_lm_eval_is_shown_by_its_own_figures(
