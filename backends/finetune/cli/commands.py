@@ -11,6 +11,7 @@ import typer
 from backends.files import printable
 from backends.finetune.cli.certify import certify
 from backends.finetune.cli.chat import chat
+from backends.finetune.cli.evaluate import evaluate
 from backends.finetune.cli.export import export
 from backends.finetune.cli.finetune import finetune
 from backends.finetune.cli.forget import forget
@@ -33,6 +34,7 @@ COMMANDS: dict[Callable[..., object], str] = {
     export: "one task, for where Hugging Face models are used",
     show: "the tokens that a model is fed, and which of them it learns",
     forget: "take a task out of an assistant",
+    evaluate: "benchmarks of lm-eval, of the bare model and with a task's adapters",
     finetune: "fine-tune a model through a sequence of tasks",
     report: "write table, pictures and HTML of a run folder again",
     protocols: "list the protocols",

@@ -56,6 +56,11 @@ class Chat:
             self.pieces([Message("user", "a"), Message("assistant", "b")], "chat template")
 
     @property
+    def template(self) -> str | None:
+        """The template in Jinja, if there is one."""
+        return self._template
+
+    @property
     def has_template(self) -> bool:
         return self._template is not None
 

@@ -38,14 +38,18 @@ def run_record(protocol: Protocol, backend: str, model_path: Path, threads: int)
         "tasks": protocol.tasks,
         "conditions": list(protocol.conditions),
         "seeds": protocol.seeds,
-        "versions": _versions(backend),
-        "machine": f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}",
+        "versions": versions_of(backend),
+        "machine": machine_of(threads),
         "config": protocol.model_dump(mode="json"),
         "displacement_budget": protocol.crma.displacement_budget,
     }
 
 
-def _versions(backend: str) -> dict[str, str]:
+def machine_of(threads: int) -> str:
+    return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def versions_of(backend: str) -> dict[str, str]:
     """Of the packages that compute, of the specification and, in a checkout, of the code: noted, and never compared
     with those of an earlier start."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES[backend.partition("-")[0]]}

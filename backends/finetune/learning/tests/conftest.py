@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from backends.finetune.inference.tests.conftest import make_run, modular_run  # noqa: F401
+
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
