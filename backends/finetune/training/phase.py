@@ -69,7 +69,7 @@ class PhaseTraining:
                 self.log.spectrum(earlier_steps + step + 1, spectrum._asdict())
             if (step + 1) % self.protocol.checkpoint_every == 0:
                 self.engine.save_checkpoint(checkpoint, record)
-            self.progress.advance(tokens, trained=tokens)
+            self.progress.advance(tokens, trained=tokens, loss=report.loss)
         return record
 
     def _step(

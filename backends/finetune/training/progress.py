@@ -76,14 +76,15 @@ class Progress:
         self._done, self._last = self._done + work, time.monotonic()
         self._restart(self._bar.tasks[0].total, description=None)
 
-    def advance(self, work: float, trained: int = 0) -> None:
-        """Count ``work`` tokens, of which ``trained`` were trained on since the last call."""
+    def advance(self, work: float, trained: int = 0, loss: float | None = None) -> None:
+        """Count ``work`` tokens, of which ``trained`` were trained on since the last call, with this ``loss``."""
         now = time.monotonic()
         if trained:
             self._trained, self._training_seconds = self._trained + trained, self._training_seconds + now - self._last
         self._last, self._done = now, self._done + work
         rate = f"{self._trained / self._training_seconds:.0f} tok/s" if self._training_seconds > 0 else ""
-        self._bar.update(self._task, completed=self._completed(), rate=rate)
+        shown = rate if loss is None else f"loss {loss:.3f} {rate}"
+        self._bar.update(self._task, completed=self._completed(), rate=shown)
 
     def finish_branch(self) -> None:
         """A seed and condition is done; without a ``start_branch`` before it, an earlier start did it."""
