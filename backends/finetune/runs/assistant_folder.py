@@ -42,13 +42,12 @@ FORMAT, VERSION = "crma-assistant", 1
 
 @dataclass
 class Taught:
-    """A task that the folder answers for. ``version``: the phase whose CRMA it answers with. ``now``: as it was
-    measured last, in phase ``measured``."""
+    """A task that the folder answers for. ``version``: the phase whose CRMA it answers with. ``now``: what was measured
+    of it last with that CRMA."""
 
     record: LearnedRecord
     version: int
     now: Measure
-    measured: int
 
 
 @dataclass(frozen=True)
@@ -161,13 +160,15 @@ class AssistantFolder(LockedFolder):
                     raise _damaged(place, f"phase {record.phase}, task {record.task!r}")
                 found.learned.append(record)
                 found.files.update(record.files)
-                found.tasks[record.task] = Taught(record, record.phase, record.own, record.phase)
+                found.tasks[record.task] = Taught(record, record.phase, record.own)
                 if set(record.versions) != set(found.tasks) or set(record.checked) > set(found.tasks):
                     raise _damaged(place, f"versions of {sorted(record.versions)}, tasks {sorted(found.tasks)}")
                 for name, version in record.versions.items():
                     found.tasks[name].version = version
                 for name, check in record.checked.items():
-                    found.tasks[name].now, found.tasks[name].measured = check.now, record.phase
+                    task = found.tasks[name]
+                    # with its own version it is what it was, even where another backend rounds otherwise
+                    task.now = task.record.own if task.version == task.record.phase else check.now
             case ForgottenRecord():
                 if record.task not in found.tasks:
                     raise _damaged(place, f"a task forgotten that is none: {record.task!r}")
