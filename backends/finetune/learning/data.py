@@ -99,9 +99,18 @@ def split_examples(
     Raises: TaskDataError where nothing would remain on one of the three sides.
     """
     known = earlier or {}
+    held_out = list({normal_text(example.text): example for example in held_out}.values())
     measured = {normal_text(e.text) for texts in known.values() for e in (*texts.decision, *texts.reported)}
     measured |= {normal_text(example.text) for example in held_out}
     trained = {digest for texts in known.values() for digest in texts.trained}
+    for example in held_out:
+        if digest_of(example) in trained:
+            raise TaskDataError(
+                example.place or "--holdout",
+                got="a text that an earlier task was trained on",
+                allowed="texts that nothing in the folder was trained on, since they are to measure",
+                remedy="take it out of the holdout file",
+            )
     documents: dict[str, list[Example]] = {}
     left_out = 0
     for example, document in read:

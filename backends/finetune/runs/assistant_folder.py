@@ -230,7 +230,9 @@ class AssistantFolder(LockedFolder):
         """
         found = self.read()
         if self.underway.exists() and not self._is_behind(len(found.learned)):
-            return  # whoever goes on with it, or gives it up, clears away
+            if self.checkpoint.exists():
+                return  # whoever goes on with it, or gives it up, clears away
+            self.drop_phase(len(found.learned))  # nothing was computed yet that could be lost
         for path in (self.checkpoint, self.underway):
             path.unlink(missing_ok=True)
         for path, phase in self._numbered():

@@ -368,3 +368,31 @@ def test_memory_does_not_grow_with_the_number_of_tasks(tmp_path, teach, monkeypa
         found = teach(letter, settings=("epochs=1",))
     sizes = [record.memory_bytes for record in found.learned]
     assert len(set(sizes[1:])) == 1
+
+
+def test_a_holdout_file_measures_and_is_not_trained_on(tmp_path, teach):
+    held_out = write_jsonl(tmp_path / "h.jsonl", [*rows("a")[:4], *rows("a")[:2]])
+    found = teach("a", holdout=held_out)
+    texts = found.learned[0].texts
+    assert (texts["holdout"].texts, texts["train"].texts + texts["decision"].texts) == (4, 16)
+    trained_on = write_jsonl(tmp_path / "t.jsonl", rows("a")[4:])
+    with pytest.raises(TaskDataError, match=r"t\.jsonl, line .*a text that an earlier task was trained on"):
+        teach("b", holdout=trained_on)
+
+
+def test_an_attempt_that_computed_nothing_binds_nobody(tmp_path, teach, monkeypatch):
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            teach("a", settings=("crma.streams=4",))
+    assert list(teach("b").tasks) == ["b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            teach("c")
+    assert list(teach("d").tasks) == ["b", "d"]
