@@ -23,6 +23,7 @@ ROOMS = {
     "backends/torch": ("triton", "finetune"),  # trainer.py alone serves users of transformers
     "backends/jax": ("jax",),
     "backends/finetune": ("finetune", "jax", "router", "tensorboard", "quantization"),
+    "backends/finetune/learning": ("finetune", "evaluate"),
     "conformance": ("test",),
     "conformance/examples": ("test", "torch"),
     "conformance/selftest": ("test", "torch", "jax"),

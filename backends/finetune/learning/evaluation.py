@@ -125,8 +125,12 @@ def _measure(
         registry.tokenizer.chat_template = registry.chat.template  # of the training, which may be another
     wrapped = HFLM(pretrained=registry.model, tokenizer=registry.tokenizer, batch_size=batch_size)
     found = {}
+    # of git and of pip, each time, what is recorded by other means
+    asks_nothing = patch.multiple(
+        "lm_eval.evaluator", create=True, add_env_info=lambda _: None, get_git_commit_hash=lambda: None
+    )
     for answers in _answering(registry, task):
-        with memory_errors(f"benchmarks, {answers}"), _benchmark_errors("benchmarks"):
+        with memory_errors(f"benchmarks, {answers}"), _benchmark_errors("benchmarks"), asks_nothing:
             found[answers] = simple_evaluate(
                 wrapped,
                 tasks=benchmarks,
@@ -213,10 +217,8 @@ def _benchmark_errors(name: str) -> Iterator[None]:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         allowed, remedy = "a benchmark of lm-eval that fits its data and the model", "correct the file, or leave it out"
         if isinstance(error, ConnectionError) or "offline" in words.lower():
-            words, allowed = (
-                f"data that are not on this machine ({words})",
-                "data in the cache of `datasets`, or a file",
-            )
+            words = f"data that are not on this machine ({words})"
+            allowed = "data in the cache of `datasets`, or a file"
             remedy = "set HF_HUB_OFFLINE=0 where there is a network: it is then fetched once, and kept in the cache"
         elif "marked as unsafe" in words:
             remedy = f"it runs what the model writes as a program; {RUN_CODE}"

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 
-#: what answered, in the order of tables and pictures; the second and third are one where the condition has no CRMA
-BARE, LORA, BOTH = "bare model", "LoRA, CRMA bypassed", "LoRA and CRMA"
+#: what answered, in the order of tables and pictures: CRMA is bypassed in the second, and where a condition has none
+BARE, LORA, BOTH = "bare model", "LoRA alone", "LoRA and CRMA"
 
 
 class Score(BaseModel):

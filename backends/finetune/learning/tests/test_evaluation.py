@@ -63,7 +63,6 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks many programs for their versions
 
 
 @pytest.fixture
@@ -105,8 +104,8 @@ def test_the_three_differ_and_are_those_of_the_registry(
     stored = Evaluation.model_validate_json(out.read_text())
     assert stored == found
     assert (found.model, found.seed, found.condition, found.rows[0].samples) == ("tiny-llama", 7, "modular", 24)
-    assert (bare := accuracy[BARE]) is not None
-    assert found.rows[0].scores[BARE].stderr == pytest.approx(math.sqrt(bare * (1 - bare) / 23), rel=1e-6)
+    right = accuracy[BARE] or 0
+    assert found.rows[0].scores[BARE].stderr == pytest.approx(math.sqrt(right * (1 - right) / 23), rel=1e-6)
     assert found.versions["lm_eval"]
     with Image.open(out.with_suffix(".png")) as picture:
         assert 600 < picture.width < 1300
@@ -180,11 +179,11 @@ def test_the_chat_template_of_the_folder_is_applied(
 
     encode = HFLM.tok_encode
 
-    def seeing(self: HFLM, string: str, **more: object) -> list[int]:
+    def noted(self: HFLM, string: str, **settings: object) -> list[int]:
         seen.append(string)
-        return encode(self, string, **more)
+        return encode(self, string, **settings)
 
-    monkeypatch.setattr(HFLM, "tok_encode", seeing)
+    monkeypatch.setattr(HFLM, "tok_encode", noted)
     text = CHOICE + "num_fewshot: 2\nfewshot_split: test\n"
     found = evaluate(make_run("modular"), "alpha", [task_file(text)], threads=1, limit=4)
     assert found.chat_template

@@ -3,11 +3,14 @@
 import io
 
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label
-from backends.finetune.report.pictures.style import BOUND, FAINT, INK, STYLE, heading, legend_below
+from backends.finetune.report.pictures.style import FAINT, INK, STYLE, heading, legend_below
 from backends.finetune.runs.evaluation_record import BARE, BOTH, LORA, Evaluation, Row
 
 COLOURS = {BARE: FAINT, LORA: "#56B4E9", BOTH: "#009E73"}
@@ -28,13 +31,12 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
             figure.subplots(len(panels), squeeze=False, height_ratios=heights).flat, panels, strict=True
         ):
             _panel(axes, part, 100 if part is fractions else 1)
-        limit = "" if evaluation.limit is None else f", at most {evaluation.limit} texts of each"
-        heading(figure, f"{label(evaluation.task, 24)} on {label(evaluation.model, 22)}", fontsize=11)
-        figure.supxlabel(f"value ± one standard error{limit}", fontsize=9, x=0.01, ha="left")
-        if evaluation.random_weights:
-            figure.text(0.99, 0.995, RANDOM_WEIGHTS, fontsize=7.5, color=BOUND, ha="right", va="top")
+        title = f"{label(evaluation.task, 24)} on {label(evaluation.model, 22)}"
+        heading(figure, f"{title}\n{RANDOM_WEIGHTS}" if evaluation.random_weights else title, fontsize=10.5)
         answering = [name for name in COLOURS if any(name in row.scores for row in evaluation.rows)]
-        handles = [figure.axes[0].barh([0], [0], color=COLOURS[name], label=name) for name in answering]
+        handles: list[Artist] = [Patch(facecolor=COLOURS[name], label=name) for name in answering]
+        limit = "" if evaluation.limit is None else f", {evaluation.limit} texts at most"
+        handles.append(Line2D([], [], color=INK, linewidth=1.2, label=f"± one standard error{limit}"))
         legend_below(figure, handles, ncols=1, fontsize=9.5)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=240)
@@ -60,16 +62,16 @@ def _panel(axes: Axes, rows: list[Row], scale: int) -> None:
             )
     axes.set_yticks(range(len(rows)), [_title(row) for row in rows], fontsize=9.5)
     axes.set_ylim(max(len(rows), 1) - 0.45, -0.55)
-    axes.set_xlim(left=0) if scale == 100 else None
     axes.margins(x=0.2)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     if scale == 100:
+        axes.set_xlim(left=0)
         axes.set_xlabel("%")
 
 
 def _title(row: Row) -> str:
     """Benchmark, metric, and how the answer was read, a line each."""
-    worse = " (less is better)" if row.higher_is_better is False else ""
-    lines = [label(row.benchmark, 18), label(row.metric, 18) + worse]
-    return "\n".join(lines if row.filter == "none" else [*lines, label(row.filter, 18)])
+    lines = [label(row.benchmark, 18), label(row.metric, 18)]
+    lines += [] if row.filter == "none" else [label(row.filter, 18)]
+    return "\n".join([*lines, "(less is better)"] if row.higher_is_better is False else lines)

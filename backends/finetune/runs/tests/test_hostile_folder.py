@@ -35,6 +35,7 @@ COMMANDS = {
     "certify": lambda run: ["certify", run],
     "route": lambda run: ["route", run],
     "generate": lambda run: ["generate", run, "--task", "a", "--prompt", "b"],
+    "evaluate": lambda run: ["evaluate", run, "--task", "a", "--with", "lm-eval:b"],
     "generate --route": lambda run: ["generate", run, "--route", "--prompt", "b"],
 }
 
