@@ -22,12 +22,12 @@ ROOMS = {
     "backends": ("torch", "triton", "jax"),
     "backends/torch": ("triton", "finetune"),  # trainer.py alone serves users of transformers
     "backends/jax": ("jax",),
-    "backends/finetune": ("finetune", "jax", "router", "tensorboard", "quantization"),
-    "backends/finetune/learning": ("finetune", "evaluate"),
+    "backends/finetune": ("finetune", "data", "jax", "router", "tensorboard", "quantization"),
+    "backends/finetune/learning": ("finetune", "evaluate", "router"),
     "conformance": ("test",),
     "conformance/examples": ("test", "torch"),
     "conformance/selftest": ("test", "torch", "jax"),
-    "bench": ("bench", "triton", "jax", "peers"),
+    "bench": ("bench", "data", "triton", "jax", "peers"),
     "docs": ("docs",),
 }
 TEST_EXTRAS = ("test", "finetune", "triton", "jax", "quantization", "trl")
