@@ -21,7 +21,7 @@ from typing import Any
 from bench import program
 from bench.machine import machine_kind, versions
 
-SEED, ROWS, PROMISE = 5, 96, 1.0
+SEED, ROWS, PASSES, PROMISE = 5, 96, 3, 1.0
 KILLED, ON_JAX = "Code", "Science"
 Rows = list[tuple[str, str]]
 
@@ -185,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rows", type=int, default=ROWS, help="examples a task, held-out ones included")
     parser.add_argument("--tasks", type=int, default=len(TASKS), help="the first so many")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="as for `crma learn`")
+    parser.add_argument(
+        "--set", nargs="*", default=[f"epochs={PASSES}"], metavar="FIELD=VALUE", help="as for `crma learn`"
+    )
     parser.add_argument("--threads", type=int, default=1)
     return parser
 

@@ -11,7 +11,7 @@ pytest.importorskip("peft", reason="pip install 'crma[bench]'")
 import reference
 from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.methods.method import section_name
-from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.protocols.protocol import Protocol, load_protocol
 from bench import evidence
 from bench.program import markdown
 
@@ -70,7 +70,8 @@ def test_the_command_that_is_named_repeats_the_stored_comparison() -> None:
     today = json.loads(load_protocol("comparison").model_dump_json())
     of_others = {section_name(name) for name in SECTIONS if name not in today["conditions"]}  # methods that do not run
     decides = {key: value for key, value in today.items() if key not in {"description", *of_others}}
-    assert {key: entry["config"][key] for key in decides} == decides
+    stored = json.loads(Protocol.model_validate(entry["config"]).model_dump_json())  # with the defaults of later fields
+    assert {key: stored[key] for key in decides} == decides
     assert {(row["condition"], row["seed"]) for row in entry["rows"]} == {
         (condition, seed) for condition in today["conditions"] for seed in today["seeds"]
     }
