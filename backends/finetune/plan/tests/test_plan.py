@@ -50,7 +50,7 @@ def protocol_of(**overrides):
 @pytest.mark.parametrize("name", ZOO)
 def test_counts_are_those_of_the_engine(name):
     folder = random_model_folder(name, size="reduced")
-    protocol = protocol_of()
+    protocol = protocol_of(decision=1)
     counts = count_parameters(read_architecture(folder), protocol)
     make_engine, _ = engine_factory("torch-cpu")
     names = KNOWN if name == "phi-4-mini" else ("naive", "modular", "frozen-raised", "full")
