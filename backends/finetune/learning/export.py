@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backends.adapter_folder import CONFIG, WEIGHTS, read_adapter, write_adapter
+from backends.adapter_folder import read_adapter, write_adapter
 from backends.atomic import atomic_write, disk_space_errors
 from backends.files import sha256_of
 from backends.finetune.engines.torch.model import load_base
@@ -100,8 +100,8 @@ def _write(part: Path, source: AssistantFolder, found: Assistant, task: str, mod
         "settings": _portable(found, merge=merge),
     }
     (part / "README.md").write_text(model_card(found, task, merged=merge), encoding="utf-8")
-    kept = [CRMA, *([] if merge else [CONFIG, WEIGHTS])]
-    about["files"] = {name: sha256_of(part / name) for name in kept}
+    # all but the card, which an owner may write on
+    about["files"] = {path.name: sha256_of(path) for path in sorted(part.iterdir()) if path.name != "README.md"}
     atomic_write(part / MANIFEST, json.dumps(about, indent=2).encode())
 
 

@@ -241,12 +241,11 @@ def _protocol(lesson: Lesson, splits: Splits, path: Path, assistant: Assistant |
     settings = [*lesson.settings, *([f"template={lesson.template}"] if lesson.template is not None else [])]
     fixed = assistant.protocol if assistant else None
     roomy = task_protocol(lesson.task, len(splits.train), [], settings, fixed)
-    config = load_config(path)
-    positions = limits_of(config).positions or 2**24
+    positions = limits_of(load_config(path)).positions or 2**24
     encoder = Encoder(load_tokenizer(path), roomy.model_copy(update={"max_tokens": 2**24}))
     encoded = encoder.encode([*splits.train, *splits.decision, *splits.reported], lesson.task)
-    lengths = [min(len(example.ids), positions) for example in encoded]
-    return task_protocol(lesson.task, len(splits.train), lengths, settings, fixed)
+    lengths = [len(example.ids) for example in encoded]
+    return task_protocol(lesson.task, len(splits.train), lengths, settings, fixed, positions)
 
 
 def _begin(

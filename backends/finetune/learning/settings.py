@@ -32,13 +32,19 @@ AMOUNTS = (Amount(128, 2, 2e-3), Amount(math.inf, 1, 2e-3))
 
 
 def task_protocol(
-    name: str, texts: int, lengths: Sequence[int], settings: Sequence[str], folder: Protocol | None
+    name: str,
+    texts: int,
+    lengths: Sequence[int],
+    settings: Sequence[str],
+    folder: Protocol | None,
+    positions: int = LONGEST,
 ) -> Protocol:
     """The protocol of one task.
 
     Args:
         texts: how many are trained on. lengths: of all its examples, in tokens; none are known before the model is.
         settings: FIELD=VALUE as the user gave them. folder: the settings that the folder's tasks share.
+        positions: the most tokens that the model reads.
 
     Raises: ProtocolError, also for a setting that would part the task from the others of the folder.
     """
@@ -47,7 +53,7 @@ def task_protocol(
     chosen = {"epochs": amount.epochs, "lora.learning_rate": amount.rate}
     if lengths:
         longest = sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1]
-        chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST)
+        chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST, positions)
     own = [f"{field}={value}" for field, value in chosen.items() if field not in given]
     protocol = load_protocol(str(Path(__file__).with_name("defaults.toml")), [*own, *settings])
     protocol = protocol.model_copy(update={"tasks": [name], "train": None, "holdout": None, "decision": 1})

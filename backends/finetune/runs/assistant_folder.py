@@ -161,8 +161,9 @@ class AssistantFolder(LockedFolder):
                 found.learned.append(record)
                 found.files.update(record.files)
                 found.tasks[record.task] = Taught(record, record.phase, record.own)
-                if set(record.versions) != set(found.tasks) or set(record.checked) > set(found.tasks):
-                    raise _damaged(place, f"versions of {sorted(record.versions)}, tasks {sorted(found.tasks)}")
+                known = record.versions.keys() == found.tasks.keys() >= record.checked.keys()
+                if not known or max(record.versions.values()) > record.phase:
+                    raise _damaged(place, f"versions {record.versions}, tasks {sorted(found.tasks)}")
                 for name, version in record.versions.items():
                     found.tasks[name].version = version
                 for name, check in record.checked.items():
@@ -229,19 +230,22 @@ class AssistantFolder(LockedFolder):
         Raises: RunFolderError where files are of a phase that the history does not speak of: it has lost lines.
         """
         found = self.read()
-        if self.underway.exists() and not self._is_behind(len(found.learned)):
-            if self.checkpoint.exists():
-                return  # whoever goes on with it, or gives it up, clears away
+        under_way = self.underway.exists() and not self._is_behind(len(found.learned))
+        if under_way and not self.checkpoint.exists():
             self.drop_phase(len(found.learned))  # nothing was computed yet that could be lost
-        for path in (self.checkpoint, self.underway):
-            path.unlink(missing_ok=True)
+            under_way = False
+        if not under_way:
+            for path in (self.checkpoint, self.underway):
+                path.unlink(missing_ok=True)
         for path, phase in self._numbered():
+            if under_way and phase == len(found.learned):
+                continue  # whoever goes on with it, or gives it up, clears it away
             if phase >= len(found.learned):
                 raise _lost(self.history, path)
             names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
             if not any(name in found.files for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not found.learned:  # an attempt that ended before it held anything binds nobody
+        if not found.learned and not under_way:  # an attempt that ended before it held anything binds nobody
             self.history.unlink(missing_ok=True)
             self.identity.unlink(missing_ok=True)
 

@@ -95,8 +95,13 @@ def test_what_cannot_be_exported_or_loaded_is_refused_by_name(assistant, tmp_pat
         load_task("acme/a")
     with pytest.raises(StateFileError, match="no whole task"):
         load_task(tmp_path / "full")
-    for name in ("crma.safetensors", "adapter_model.safetensors", "adapter_config.json"):
-        shutil.copytree(tmp_path / "pushed", tmp_path / name)
+    export(assistant, "a", tmp_path / "merged", merge=True)
+    whole = {path.name: "pushed" for path in (tmp_path / "pushed").iterdir()}
+    whole |= {"model.safetensors": "merged", "config.json": "merged"}
+    assert whole.pop("README.md") == "pushed"  # an owner may write on it
+    assert whole.pop("crma.json") == "pushed"
+    for name, source in whole.items():
+        shutil.copytree(tmp_path / source, tmp_path / name)
         data = bytearray((tmp_path / name / name).read_bytes())
         data[len(data) // 2] ^= 1
         (tmp_path / name / name).write_bytes(data)

@@ -396,3 +396,55 @@ def test_an_attempt_that_computed_nothing_binds_nobody(tmp_path, teach, monkeypa
         with pytest.raises(KeyboardInterrupt):
             teach("c")
     assert list(teach("d").tasks) == ["b", "d"]
+
+
+def test_a_task_is_forgotten_while_a_phase_is_interrupted(taught, tmp_path, tiny_model, monkeypatch):
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    shutil.copytree(taught, tmp_path / "assistant")
+    data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
+    options: dict[str, Any] = {"settings": SETTINGS, "threads": 1, "answers": 0, "quiet": True}
+    with monkeypatch.context() as patch:
+
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(TorchEngine, "scores", stopped)
+        patch.setattr("backends.finetune.learning.phase.LessonPhase._begin", _record_without_measure)
+        with pytest.raises(KeyboardInterrupt):
+            learn(data, tmp_path / "assistant", **options)
+    assert (tmp_path / "assistant" / "checkpoint.safetensors").exists()
+    forget(tmp_path / "assistant", "b")
+    assert not (tmp_path / "assistant" / "task-1").exists()
+    assert not (tmp_path / "assistant" / "texts-1.jsonl").exists()
+    assert (tmp_path / "assistant" / "checkpoint.safetensors").exists()
+
+
+def _record_without_measure(phase):
+    from backends.finetune.training.phase import new_record
+
+    return new_record(phase.engine)
+
+
+def test_texts_longer_than_the_model_reads_are_cut_there(tmp_path, tiny_model):
+    from backends.finetune.learning.settings import task_protocol
+
+    assert task_protocol("a", 9, [995] * 9, [], None, positions=1000).max_tokens == 1000
+    assert task_protocol("a", 9, [70] * 9, [], None, positions=1000).max_tokens == 96
+    assert task_protocol("a", 9, [5000] * 9, [], None, positions=8192).max_tokens == 1024
+
+
+@pytest.mark.parametrize("change", [{"checked": {"nobody": None}}, {"versions": {"a": 9}}])
+def test_a_history_that_speaks_of_what_is_not_there_is_refused(taught, tmp_path, change):
+    from backends.finetune.conftest import rewrite_lines
+
+    shutil.copytree(taught, tmp_path / "assistant")
+    history = tmp_path / "assistant" / "history.jsonl"
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    last = next(line for line in reversed(lines) if line["kind"] == "learned")
+    for field, values in change.items():
+        known = next(iter(last["checked"].values()))
+        last[field] |= {name: known if value is None else value for name, value in values.items()}
+    rewrite_lines(history, [{k: v for k, v in line.items() if k != "sha256"} for line in lines])
+    with pytest.raises(RunFolderError, match=r"history\.jsonl, line"):
+        AssistantFolder(tmp_path / "assistant").read()
