@@ -120,7 +120,7 @@ def _run(job: Any, engine: Any, device: str) -> dict[str, Any]:
     engine.begin_phase(0, len(steps))
     reset_peak(device)
     taken = [seconds(partial(engine.step, batches, index)) for index, batches in enumerate(steps)]
-    evaluated = seconds(lambda: engine.holdout_loss(encoded.holdout[0]))
+    evaluated = seconds(lambda: encoded.holdout[0].scores(engine))
     values = engine.model.named_parameters()
     base = sum(value.numel() for key, value in values if ".lora_" not in key and ".crma." not in key)
     return {

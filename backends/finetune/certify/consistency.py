@@ -69,9 +69,9 @@ def _of_the_data(results: RunResults) -> Iterator[str]:
             steps, tokens = {}, {}
             for name in results.conditions:
                 if (record := results.phases.get((name, seed, phase))) and (condition := _known(name)):
-                    steps[name] = len(record.losses)
+                    steps[name] = len(record.losses) / condition.epochs
                     if phase == 0 or condition.method.memory != "joined":
-                        tokens[name] = record.tokens
+                        tokens[name] = record.tokens / condition.epochs
             for unit, counts in (("steps", steps), ("tokens", tokens)):
                 if len(set(counts.values())) > 1:
                     yield f"seed {seed}, phase {phase + 1}: {unit} differ between conditions: {counts}"
@@ -121,6 +121,7 @@ def _phase_faults(record: PhaseRecord, results: RunResults, protocol: Protocol, 
     if record.seconds < 0 or record.tokens < steps:
         yield f"{record.tokens} tokens in {record.seconds} seconds"
     yield from _losses(record.holdout)
+    yield from _text_faults(record, results)
     if (record.before is not None) != protocol.transfer:
         yield f"a loss before the phase of {record.before}, with transfer = {protocol.transfer}"
     base = results.base.get(record.seed)
@@ -139,6 +140,19 @@ def _phase_faults(record: PhaseRecord, results: RunResults, protocol: Protocol, 
         yield "no spectrum"
     else:
         yield from _log_faults(record.spectral, record, protocol.crma.log_every, condition)
+
+
+def _text_faults(record: PhaseRecord, results: RunResults) -> Iterator[str]:
+    """The losses of the texts give the loss of their task."""
+    for task, losses in record.text_losses.items():
+        own = results.phases.get((record.condition, record.seed, results.tasks.index(task)))
+        tokens = own.answer_tokens if own else []
+        found = math.fsum(losses) / sum(tokens) if sum(tokens) and len(tokens) == len(losses) else math.nan
+        if not math.isclose(found, record.holdout[task], rel_tol=1e-9):
+            yield (
+                f"{len(losses)} texts of {task} with a mean loss of {found:g}, while that of the task is recorded as "
+                f"{record.holdout[task]:g}"
+            )
 
 
 def _log_faults(log: SpectralLog, record: PhaseRecord, every: int, condition: Condition) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,6 +53,11 @@ class RowScore(NamedTuple):
     is_greedy: bool
 
 
+def mean_loss(scores: Sequence[RowScore]) -> float:
+    """In nats per answer token, of all rows together."""
+    return math.fsum(score.loss for score in scores) / sum(score.tokens for score in scores)
+
+
 class Engine(Protocol):
     """One condition and seed. ``phase`` counts the tasks from 0. It is given batches, and knows no text."""
 
@@ -78,11 +84,10 @@ class Engine(Protocol):
     def answer_with(self, phase: int, files: PhaseFiles) -> None:
         """Answer from now on as the task of a finished ``phase`` does: with its LoRA, and, where pinned, its CRMA."""
 
-    def holdout_loss(self, batches: Sequence[Batch]) -> float:
-        """Mean loss in nats per answer token, with what answers now."""
-
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
-        """Every row of every batch by itself, with what answers now."""
+        """Every row of every batch by itself, with what answers now.
+
+        Raises: TrainingDivergedError for a loss that is not finite."""
 
     def without_crma(self) -> AbstractContextManager[None]:
         """Answer without the shared CRMA inside the block."""

@@ -1,7 +1,7 @@
 """What the optimizer of a phase is told, whatever the framework: groups, learning rates, clipping, schedule."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def _later(section: LoraSection | FullSection, phase: int) -> GroupSettings:
 
 def trains_crma(condition: Condition, phase: int) -> bool:
     """Whether the shared CRMA learns in ``phase``."""
-    return condition.crma != "none" and (condition.trains_crma == "always" or phase == 0)
+    return condition.crma != "none" and (condition.trains_crma != "first-task" or phase == 0)
 
 
 def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
@@ -65,11 +65,11 @@ def check_step(report: StepReport, phase: int, index: int) -> None:
         )
 
 
-def check_holdout(total: float, phase: int) -> None:
-    """Raise TrainingDivergedError unless the holdout loss is finite."""
-    if not math.isfinite(total):
+def check_scores(losses: Iterable[float], phase: int) -> None:
+    """Raise TrainingDivergedError unless the losses of all rows are finite."""
+    if not math.isfinite(total := math.fsum(map(abs, losses))):
         raise TrainingDivergedError(
-            f"holdout loss after phase {phase}",
+            f"loss of held-out texts, phase {phase}",
             got=total,
             allowed="a finite value",
             remedy="lower the learning rates, in a new --out",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from backends.finetune.engines.engine import Engine
+from backends.finetune.engines.engine import Engine, mean_loss
 from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.assistant_records import LearnedRecord, Measure
@@ -18,7 +18,7 @@ def measured(engine: Engine, batches: Sequence[Batch], what: str) -> Measure:
     """Of what answers now. Raises: NonFiniteError; OutOfMemoryError."""
     with memory_errors(f"evaluation of {what}"):
         scores = engine.scores(batches)
-    loss = math.fsum(score.loss for score in scores) / sum(score.tokens for score in scores)
+    loss = mean_loss(scores)
     if not math.isfinite(loss) or loss <= 0:
         raise NonFiniteError(
             f"loss of {what}",

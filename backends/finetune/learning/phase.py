@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backends.finetune.engines.engine import Engine
+from backends.finetune.engines.engine import Engine, mean_loss
 from backends.finetune.learning.data import read_texts
 from backends.finetune.learning.lesson import Lesson
 from backends.finetune.learning.measure import batches_of, measured
@@ -44,7 +44,7 @@ class LessonPhase:
         self.engine.save_phase(self.phase, files)
         record["files"] = folder.digests(self.phase)
         self.engine.answer_with(self.phase, files)
-        record["own"] = measured(self.engine, self.taught.holdout[0], name).model_dump()
+        record["own"] = measured(self.engine, self.taught.holdout[0].batches, name).model_dump()
         checks, versions = self._turn_ratchet()
         self._keep_promise(checks)
         record["checked"] = {earlier: check.model_dump() for earlier, check in checks.items()}
@@ -59,7 +59,7 @@ class LessonPhase:
         """The record of a phase that starts, whose LoRA is fresh and adds nothing yet."""
         self.progress.describe(f"{self.lesson.task}, the bare model")
         with self.engine.without_crma():
-            bare = measured(self.engine, self.taught.holdout[0], f"the bare model on {self.lesson.task}")
+            bare = measured(self.engine, self.taught.holdout[0].batches, f"the bare model on {self.lesson.task}")
         return new_record(self.engine) | {
             "phase": self.phase,
             "task": self.lesson.task,
@@ -78,7 +78,7 @@ class LessonPhase:
             losses = {}
             for name, task in tasks.items():
                 self.engine.start_from(self.folder.files(task.record.phase))
-                losses[name] = self.engine.holdout_loss(sample)
+                losses[name] = sample.loss(self.engine)
             chosen = min(losses, key=lambda name: losses[name])
         self.engine.start_from(self.folder.files(tasks[chosen].record.phase))
         return chosen
@@ -103,9 +103,9 @@ class LessonPhase:
         )
         self.engine.answer_with(self.phase, self.folder.files(task.record.phase, task.version))
         before = measured(self.engine, reported, name)
-        answering = self.engine.holdout_loss(decision)
+        answering = mean_loss(self.engine.scores(decision))
         self.engine.answer_with(self.phase, self.folder.files(task.record.phase, self.phase))
-        shared = self.engine.holdout_loss(decision)
+        shared = mean_loss(self.engine.scores(decision))
         moves = ratchet_moves([answering], [shared])[0]
         now = measured(self.engine, reported, name) if moves else before
         return Check(decision=(answering, shared), before=before, now=now)

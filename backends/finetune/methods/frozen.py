@@ -1,7 +1,9 @@
-"""FROZEN: a fresh LoRA for each task, and nothing shared that learns; the same from an earlier task's
-LoRA; and with as many values as MODULAR has.
+"""FROZEN: a fresh LoRA for each task, and nothing shared that learns.
 
-Source: paper section 6.1; the starts and the raised rank: ours.
+Its controls: from an earlier task's LoRA; with as many values as MODULAR has; with twice the steps; and from other
+draws of LoRA's start, which show what a draw alone changes.
+
+Source: paper section 6.1; the controls: ours.
 """
 
 from backends.finetune.methods.method import Condition, Mark
@@ -17,4 +19,7 @@ CONDITIONS = (
     Condition("frozen-inherit", "FROZEN, inherit", Mark("#332288", (0, (3, 1)), "^"), start="last"),
     Condition("frozen-nearest", "FROZEN, nearest", Mark("#88CCEE", (0, (3, 1, 1, 1)), "d"), start="nearest"),
     Condition("frozen-raised", "FROZEN, raised rank", Mark("#56B4E9", (0, (4, 1, 1, 1)), "P"), raised_rank=True),
+    Condition("frozen-double", "FROZEN, twice the steps", Mark("#0096C7", (0, (6, 1.5)), "H"), epochs=2),
+    Condition("frozen-draw-2", "FROZEN, second draw", Mark("#5B8DB8", (0, (1, 1)), "1"), draw=1),
+    Condition("frozen-draw-3", "FROZEN, third draw", Mark("#8FB1CC", (0, (1, 2)), "2"), draw=2),
 )

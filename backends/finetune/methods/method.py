@@ -132,13 +132,15 @@ class Condition:
         trains: "per-task", a fresh LoRA in each phase; "shared", one LoRA in all phases; "summed", a fresh LoRA whose
             output is added to that of all earlier ones (O-LoRA); "full", the base model's own parameters.
         crma: whether there is a shared CRMA, with a doubly stochastic mixing matrix or an unconstrained one.
-        trains_crma: whether it goes on training after the first task.
+        trains_crma: whether it goes on training after the first task, or begins anew with each.
         pinned: whether a task answers with the CRMA as it was after its own phase, rather than as it is now.
         ratchet: whether a pinned task moves to a later version that does not serve it worse (CL-11).
         start: where the LoRA of a later task starts: from a fresh draw, from the last task's, or from that of the
             earlier task which gives the new texts the lowest loss.
         budget: displacement budget: a number (infinity = none), or None for the protocol's.
         raised_rank: whether LoRA's rank is raised until it has as many parameters as MODULAR's LoRA and CRMA.
+        epochs: how many times the protocol's passes over each task's texts are made.
+        draw: which of the draws of LoRA's start a phase takes; conditions with the same one compare.
         method: the published method that is added.
     """
 
@@ -147,12 +149,14 @@ class Condition:
     mark: Mark
     trains: Literal["per-task", "shared", "summed", "full"] = "per-task"
     crma: Literal["none", "doubly-stochastic", "unconstrained"] = "none"
-    trains_crma: Literal["always", "first-task"] = "always"
+    trains_crma: Literal["always", "first-task", "each-anew"] = "always"
     pinned: bool = False
     ratchet: bool = False
     start: Literal["fresh", "last", "nearest"] = "fresh"
     budget: float | None = None
     raised_rank: bool = False
+    epochs: int = 1
+    draw: int = 0
     method: type[Method] = Method
 
     @property
@@ -160,6 +164,10 @@ class Condition:
         """Whether nothing that a finished task answers with ever changes, so that its drift is exactly 0."""
         is_kept = self.pinned and not self.ratchet
         return self.trains == "per-task" and (self.crma == "none" or is_kept or self.trains_crma == "first-task")
+
+    def measured(self, phase: int) -> range:
+        """The tasks that have to be measured after a phase, the others being answered with what they were before."""
+        return range(phase if self.never_drifts else 0, phase + 1)
 
     def limit(self, default: float | None) -> float | None:
         """delta, the most that a layer of the shared CRMA may move after the first task; None where nothing limits it.

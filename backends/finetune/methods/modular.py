@@ -32,6 +32,14 @@ CONDITIONS = (
     PINNED,
     replace(
         PINNED,
+        name="modular-fresh",
+        label="MODULAR, fresh CRMA",
+        mark=Mark("#B2DF8A", (0, (5, 1, 1, 1, 1, 1)), "*"),
+        trains_crma="each-anew",
+        budget=math.inf,
+    ),
+    replace(
+        PINNED,
         name="modular-ratchet",
         label="MODULAR, ratchet",
         mark=Mark("#6A3D9A", (0, (10, 2)), "h"),

@@ -32,9 +32,9 @@ def epoch_seconds(phase: PhaseWork, rates: Rates, condition: Condition, protocol
 
 
 def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, protocol: Protocol) -> float:
-    """All phases of one seed, with the evaluation of every task seen so far after each."""
+    """All phases of one seed, with the evaluation after each."""
     first, *later = work
     trained = first.padded_tokens * rates.train  # with nothing to replay or to hold on to yet
     trained += sum(epoch_seconds(phase, rates, condition, protocol) for phase in later)
-    evaluated = sum((len(work) - index) * phase.holdout_tokens for index, phase in enumerate(work))
-    return protocol.epochs * trained + evaluated * rates.evaluate
+    evaluated = sum(work[seen].holdout_tokens for phase in range(len(work)) for seen in condition.measured(phase))
+    return protocol.epochs * condition.epochs * trained + evaluated * rates.evaluate

@@ -28,9 +28,9 @@ def measure(job: Job, work: Sequence[PhaseWork], make_engine: EngineFactory) -> 
     seconds = [_train(engine, shape, protocol, index + 1) for index, shape in enumerate(shapes)]
     tokens = protocol.accumulation * sum(rows * longest for rows, longest, _ in shapes)
     held_out = [random_batch(shape) for shape in spread([shape for phase in work for shape in phase.holdout])]
-    engine.holdout_loss(held_out[:1])
+    engine.scores(held_out[:1])
     started = time.perf_counter()
-    engine.holdout_loss(held_out)
+    engine.scores(held_out)
     evaluated = time.perf_counter() - started
     del engine
     gc.collect()

@@ -80,14 +80,16 @@ class TextRecord(BaseModel):
 
 class PhaseRecord(BaseModel):
     """One finished phase. ``losses``: training loss per optimizer step, and ``holdout``: mean loss of every task seen
-    so far, both in nats per answer token; ``tokens``: trained on, in ``seconds`` of wall clock; ``parameters``: counts
-    of trainable values. ``before``: mean loss of the phase's own task just before it was trained on. ``exact_match``:
-    per task seen, the fraction of its canaries that greedy decoding recalls. ``memory_bytes``: peak on a GPU, resident
-    on a CPU. ``texts``: of the phase's own task, by side ("train", "holdout", "canaries"); files of earlier versions
-    lack it. ``start``: the earlier task whose LoRA it started from. ``versions``: per task seen, the phase whose CRMA
-    it answers with, and ``decision``: per earlier task, the losses on its decision split with the version that it had
-    answered with and with this phase's, where a ratchet decides (CL-11). ``files``: SHA-256 of every file that the
-    phase has written, by its path within the run folder."""
+    so far, both in nats per answer token; ``tokens``: trained on, in ``seconds`` of wall clock; ``parameters``:
+    counts of trainable values. ``before``: mean loss of the phase's own task just before it was trained on.
+    ``exact_match``: per task seen, the fraction of its canaries that greedy decoding recalls. ``text_losses``: of
+    every task seen, the loss of each held-out text, summed over its answer tokens, in nats; ``answer_tokens``: how
+    many these are in each held-out text of the phase's own task; files of earlier versions lack both.
+    ``memory_bytes``: peak on a GPU, resident on a CPU. ``texts``: of the phase's own task, by side ("train",
+    "holdout", "canaries"); files of earlier versions lack it. ``start``: the earlier task whose LoRA it started
+    from. ``versions``: per task seen, the phase whose CRMA it answers with, and ``decision``: per earlier task, the
+    losses on its decision split with the version that it had answered with and with this phase's, where a ratchet
+    decides (CL-11). ``files``: SHA-256 of every file that the phase has written, by its path within the run folder."""
 
     condition: str
     seed: int
@@ -102,6 +104,8 @@ class PhaseRecord(BaseModel):
     spectral: SpectralLog | None = None
     before: FiniteFloat | None = None
     exact_match: dict[str, FiniteFloat] = {}
+    text_losses: dict[str, list[FiniteFloat]] = {}
+    answer_tokens: list[NonNegativeInt] = []
     memory_bytes: int | None = None
     texts: dict[str, TextRecord] = {}
     start: str | None = None

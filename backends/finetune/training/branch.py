@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backends.finetune.engines.engine import Engine
+from backends.finetune.engines.engine import Engine, mean_loss
 from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.runs.records import PhaseRecord
 from backends.finetune.runs.results import append_record
@@ -27,11 +27,13 @@ class Branch:
         self.protocol, self.tasks, self.condition, self.seed = job.protocol, job.tasks, job.condition, job.seed
         self.engine, self.folder, self.progress, self.log = engine, folder, progress, log
         self.data = EncodedTasks(job)
+        self.finished: list[dict[str, Any]] = []  # the records of the finished phases
         self.versions: list[int] = []  # the phase whose CRMA each task answers with, where a ratchet decides
 
     def run(self, finished: Sequence[PhaseRecord], *, panel: bool) -> None:
         """The phases behind the ``finished`` ones; and, with ``panel``, the questions of the inference toggle."""
         done = len(finished)
+        self.finished = [record.model_dump() for record in finished]
         if finished:
             self.versions = [finished[-1].versions.get(task.name, 0) for task in self.tasks[:done]]
         self.progress.start_branch(f"seed {self.seed} {self.condition.name}", self._work(range(len(self.tasks))))
@@ -45,8 +47,9 @@ class Branch:
     def measure_base(self) -> None:
         """Record the bare base model on every task. The condition is frozen, and a fresh LoRA adds nothing."""
         self.engine.begin_phase(0, 1)
-        holdout = {task.name: self.engine.holdout_loss(self.data.holdout[i]) for i, task in enumerate(self.tasks)}
-        exact = {task.name: self.data.exact_match(self.engine, i) for i, task in enumerate(self.tasks) if task.canaries}
+        holdout = {task.name: self.data.holdout[i].loss(self.engine) for i, task in enumerate(self.tasks)}
+        asked = {task.name: self.data.canaries[i] for i, task in enumerate(self.tasks) if task.canaries}
+        exact = {name: canaries.exact_match(self.engine) for name, canaries in asked.items()}
         self._append({"kind": "base", "seed": self.seed, "holdout": holdout, "exact_match": exact})
 
     def _run_phase(self, phase: int) -> None:
@@ -79,7 +82,7 @@ class Branch:
             losses = []
             for earlier in range(phase):
                 self.engine.start_from(self._files(earlier))
-                losses.append(self.engine.holdout_loss(sample))
+                losses.append(sample.loss(self.engine))
             chosen = losses.index(min(losses))
         self.engine.start_from(self._files(chosen))
         return self.tasks[chosen].name
@@ -92,11 +95,32 @@ class Branch:
             name = self.tasks[seen].name
             self.progress.describe(f"{self.tasks[phase].name}, holdout {seen + 1}/{phase + 1}")
             self.engine.answer_with(seen, self._answering(seen))
+            if seen < phase and self._serving(seen, record) == self._serving(seen, self.finished[-1]) != []:
+                for kind in ("holdout", "exact_match", "text_losses"):
+                    if name in self.finished[-1][kind]:
+                        record[kind][name] = self.finished[-1][kind][name]
+                continue
             with memory_errors(f"evaluation of task {name}"):
-                record["holdout"][name] = self.engine.holdout_loss(self.data.holdout[seen])
+                scores = self.data.holdout[seen].scores(self.engine)
                 if self.tasks[seen].canaries:
-                    record["exact_match"][name] = self.data.exact_match(self.engine, seen)
+                    record["exact_match"][name] = self.data.canaries[seen].exact_match(self.engine)
+            record["holdout"][name] = mean_loss(scores)
+            record["text_losses"][name] = [score.loss for score in scores]
+            if seen == phase:
+                record["answer_tokens"] = [score.tokens for score in scores]
             self.progress.advance(EVALUATION_COST * self.data.holdout_tokens(seen))
+        self.finished.append(record)
+
+    def _serving(self, seen: int, record: dict[str, Any]) -> list[str]:
+        """The digests of what a task is answered with after the phase of ``record``: where they are equal, so is every
+        loss, and nothing is measured twice."""
+        records = [*self.finished, record]  # the same one twice in a row does no harm
+        own = seen if self.condition.trains == "per-task" else record["phase"]
+        version = seen if self.condition.pinned else record["phase"]
+        version = record["versions"].get(self.tasks[seen].name, version)
+        lora = (digest for path, digest in records[own]["files"].items() if not _is_shared(path))
+        crma = (digest for path, digest in records[version]["files"].items() if _is_shared(path))
+        return [*lora, *crma]
 
     def _turn_ratchet(self, phase: int, record: dict[str, Any]) -> None:
         """Which earlier tasks move to the CRMA of this phase. Clause: CL-11."""
@@ -106,7 +130,7 @@ class Branch:
             of_task = []
             for candidate in (version, phase):
                 self.engine.answer_with(seen, self._answering(seen, candidate))
-                of_task.append(self.engine.holdout_loss(self.data.decision[seen]))
+                of_task.append(self.data.decision[seen].loss(self.engine))
             losses.append(of_task)
         moves = ratchet_moves([old for old, _ in losses], [new for _, new in losses])
         self.versions = [phase if moved else old for moved, old in zip(moves, self.versions, strict=True)] + [phase]
@@ -145,13 +169,15 @@ class Branch:
             "phase": phase,
             "task": self.tasks[phase].name,
             "holdout": {},
+            "text_losses": {},
             "exact_match": {},
+            "versions": {},
             "start": self._start(phase),
             "before": None,
             "files": {},
         }
         if self.protocol.transfer:
-            record["before"] = self.engine.holdout_loss(self.data.holdout[phase])
+            record["before"] = self.data.holdout[phase].loss(self.engine)
         return record
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -172,5 +198,10 @@ class Branch:
     def _work(self, phases: range) -> float:
         """Tokens to train on and, at their lower cost, to evaluate on in ``phases``."""
         trained = sum(self.data.training_tokens(phase) for phase in phases)
-        read = sum(self.data.holdout_tokens(seen) for phase in phases for seen in range(phase + 1))
+        read = sum(self.data.holdout_tokens(seen) for phase in phases for seen in self.condition.measured(phase))
         return trained + EVALUATION_COST * read
+
+
+def _is_shared(path: str) -> bool:
+    """Whether a file of a phase holds the shared state, whose version a condition chooses."""
+    return path.rpartition("/")[2].startswith(("crma-", "mixing-"))

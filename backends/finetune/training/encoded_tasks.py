@@ -1,9 +1,11 @@
 """The tasks of one seed as batches: what each step trains on, and what is measured."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from backends.finetune.engines.engine import Engine
+from backends.finetune.engines.engine import Engine, RowScore, mean_loss
 from backends.finetune.methods.memory import memory_indices, replay_draw
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.tasks.encoder import Encoder, Row
@@ -14,35 +16,55 @@ from backends.finetune.tasks.texts import count_texts, encode_tasks
 NEAREST_BY = 32  # training examples
 
 
+class Evaluation:
+    """Texts to be measured, in batches of similar length."""
+
+    def __init__(self, examples: Sequence[EncodedExample], encoder: Encoder) -> None:
+        order = evaluation_order(examples, encoder.protocol.batch_size)
+        self.batches = [encoder.batch([[examples[index]] for index in batch]) for batch in order]
+        self._order = [index for batch in order for index in batch]
+
+    def scores(self, engine: Engine) -> list[RowScore]:
+        """Of each text, in the order of the examples, with what answers now."""
+        found = zip(self._order, engine.scores(self.batches), strict=True)
+        return [score for _, score in sorted(found, key=lambda pair: pair[0])]
+
+    def loss(self, engine: Engine) -> float:
+        """In nats per answer token."""
+        return mean_loss(engine.scores(self.batches))
+
+    def exact_match(self, engine: Engine) -> float:
+        """The fraction of the texts whose answer greedy decoding gives. Clause: CL-7."""
+        found = engine.scores(self.batches)
+        return sum(score.is_greedy for score in found) / len(found)
+
+
 class EncodedTasks:
     """Tokenized once. Every draw is a function of seed, phase and step. Raises: TaskDataError."""
 
     def __init__(self, job: Job) -> None:
         self.protocol, self.condition, self.seed = job.protocol, job.condition, job.seed
+        self.epochs = job.protocol.epochs * job.condition.epochs
         self.encoder = Encoder(load_tokenizer(job.model), job.protocol)
         encoded = encode_tasks(job.tasks, self.encoder)
         self.names = [task.name for task in job.tasks]
         self.texts = [count_texts(sides) for sides in encoded]
         self.train = [sides["train"] for sides in encoded]
         self.rows: list[list[Row]] = [self.encoder.rows(examples) for examples in self.train]
-        self.holdout = [self._evaluation(sides["holdout"]) for sides in encoded]
-        self.decision = [self._evaluation(sides["decision"]) for sides in encoded]
-        self._canaries = [sides["canaries"] for sides in encoded]
+        self.holdout = [Evaluation(sides["holdout"], self.encoder) for sides in encoded]
+        self.decision = [Evaluation(sides["decision"], self.encoder) for sides in encoded]
+        self.canaries = [Evaluation(sides["canaries"], self.encoder) for sides in encoded]
 
-    def _evaluation(self, examples: Sequence[EncodedExample]) -> list[Batch]:
-        order = evaluation_order(examples, self.protocol.batch_size)
-        return [self.encoder.batch([[examples[index]] for index in batch]) for batch in order]
-
-    def sample(self, phase: int) -> list[Batch]:
+    def sample(self, phase: int) -> Evaluation:
         """Some of the training examples of a phase, by which the nearest earlier task is found."""
         chosen = memory_indices(len(self.train[phase]), NEAREST_BY, seed=self.seed, task=phase)
-        return self._evaluation([self.train[phase][index] for index in chosen])
+        return Evaluation([self.train[phase][index] for index in chosen], self.encoder)
 
     def order(self, phase: int) -> list[list[list[int]]]:
         """Per optimizer step of a phase: the rows of each of its batches."""
         lengths = [sum(len(example.ids) for example in row) for row in self.rows[phase]]
         p = self.protocol
-        batches = training_order(lengths, p.batch_size, p.epochs, seed=self.seed, phase=phase)
+        batches = training_order(lengths, p.batch_size, self.epochs, seed=self.seed, phase=phase)
         return [batches[first : first + p.accumulation] for first in range(0, len(batches), p.accumulation)]
 
     def batches(self, phase: int, step: int, rows: Sequence[Sequence[int]]) -> list[Batch]:
@@ -81,15 +103,10 @@ class EncodedTasks:
         for index in memory_indices(len(self.train[phase]), count, seed=self.seed, task=phase):
             yield self.encoder.batch([[self.train[phase][index]]])
 
-    def exact_match(self, engine: Engine, task: int) -> float:
-        """Fraction of a task's canaries that greedy decoding recalls, with what answers now. Clause: CL-7."""
-        scored = engine.scores(self._evaluation(self._canaries[task]))
-        return sum(score.is_greedy for score in scored) / len(scored)
-
     def training_tokens(self, phase: int) -> int:
         """Tokens of all epochs, replayed ones left out."""
-        return self.protocol.epochs * sum(len(example.ids) for example in self.train[phase])
+        return self.epochs * sum(len(example.ids) for example in self.train[phase])
 
     def holdout_tokens(self, task: int) -> int:
         """Tokens of one evaluation."""
-        return sum(batch.tokens for batch in self.holdout[task])
+        return sum(batch.tokens for batch in self.holdout[task].batches)

@@ -193,7 +193,7 @@ def _cost(protocol: Protocol, name: str) -> float:
     """Of a token in a condition, beside the others."""
     condition = parse_condition(name)
     work = condition.method.work(condition.settings(protocol), protocol.batch_size, EVALUATION_COST)
-    return work * (1.6 if condition.trains == "full" else 1.0)  # the last measured on a CPU
+    return condition.epochs * work * (1.6 if condition.trains == "full" else 1.0)  # the last measured on a CPU
 
 
 def show_report(folder: Path, console: Terminal) -> None:

@@ -17,14 +17,13 @@ from backends.finetune.engines.jax.placement import Placement
 from backends.finetune.engines.jax.step import (
     Compute,
     Trainables,
-    answer_loss,
     answer_scores,
     padded,
     stack_of,
     train_step,
 )
 from backends.finetune.engines.optimizer import (
-    check_holdout,
+    check_scores,
     check_step,
     divergence,
     group_settings,
@@ -85,6 +84,8 @@ class JaxEngine:
     def begin_phase(self, phase: int, steps: int) -> None:
         if self.phase == 0 and phase == 1 and self.crma:
             self.anchor = self._stack()
+        if self.condition.trains_crma == "each-anew":
+            self._set_stack(self._start_stack())
         self.phase = phase
         if phase == 0 or self.condition.trains == "per-task":
             self.lora = self._fresh_lora(phase)
@@ -143,14 +144,6 @@ class JaxEngine:
         if self.crma and self.condition.pinned:
             self._load_crma(files.crma)
 
-    def holdout_loss(self, batches: Sequence[Batch]) -> float:
-        loss_sum, tokens = 0.0, 0
-        for batch in batches:
-            loss_sum += float(answer_loss(self.compute, self.params, self._answering(), self._on_device(batch)))
-            tokens += batch.answer_tokens
-        check_holdout(loss_sum, self.phase)
-        return loss_sum / tokens
-
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
         at_once = self.protocol.batch_size
         parts = [
@@ -158,7 +151,9 @@ class JaxEngine:
             for batch in batches
             for first in range(0, len(batch.labels), at_once)
         ]
-        return [score for part in parts for score in self._scores(part)]
+        scored = [score for part in parts for score in self._scores(part)]
+        check_scores((score.loss for score in scored), self.phase)
+        return scored
 
     def _scores(self, batch: Batch) -> Iterator[RowScore]:
         scored = answer_scores(self.compute, self.params, self._answering(), self._on_device(batch))
@@ -179,7 +174,7 @@ class JaxEngine:
 
     def _fresh_lora(self, phase: int) -> Lora:
         """The same seed and phase give the same LoRA in every condition."""
-        rng = np.random.default_rng([self.seed, phase])
+        rng = np.random.default_rng([self.seed, phase] + [self.condition.draw] * (self.condition.draw > 0))
         drawn: Lora = self.placement.replicated(init_lora(self.config, self.paths, self.rank, rng))
         return drawn
 

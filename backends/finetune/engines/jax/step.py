@@ -92,12 +92,6 @@ def train_step(
     return Step(whole(optax.apply_updates(trainables, scaled)), whole(state), loss, norms)
 
 
-@partial(jax.jit, static_argnums=0)
-def answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> Array:
-    """Sum of the negative log-likelihoods of the answer tokens, in nats."""
-    return _answer_loss(compute, params, trainables, batch)[0]
-
-
 class Scores(NamedTuple):
     """Per token of a batch but the first, (rows, tokens - 1): its loss in nats, whether it is the most probable one,
     and whether it belongs to an answer."""

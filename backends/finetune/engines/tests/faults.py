@@ -20,7 +20,7 @@ ENGINES = {
     "torch": "backends.finetune.engines.torch.engine.TorchEngine",
     "jax": "backends.finetune.engines.jax.engine.JaxEngine",
 }
-OF_ENGINES = ("begin_phase", "step", "finish_phase", "holdout_loss", "save_phase", "save_checkpoint")
+OF_ENGINES = ("begin_phase", "step", "finish_phase", "scores", "save_phase", "save_checkpoint")
 OF_FILES = ("replace", "rename", "fsync", "unlink")
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from backends.finetune.conftest import tiny_protocol
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.engines.engine import mean_loss
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.protocols.protocol import Protocol, load_protocol
@@ -107,8 +108,24 @@ def test_twenty_steps_from_the_same_start_are_the_same_training(engines, encoder
     for ours_now, theirs_now in reports[:3]:
         assert theirs_now.gradient_norms == pytest.approx(ours_now.gradient_norms, rel=1e-3)
     assert_same_way(ours, theirs, start, tmp_path)
-    holdout = [engine.holdout_loss(given[-1:]) for engine in (ours, theirs)]
+    holdout = [mean_loss(engine.scores(given[-1:])) for engine in (ours, theirs)]
     assert holdout[1] == pytest.approx(holdout[0], rel=LOSS_TOLERANCE)
+
+
+def test_a_fresh_crma_begins_with_each_task(engines, encoder, tmp_path):
+    (batch,) = batches(encoder, np.random.default_rng(0), 1)
+    for name, engine in zip(("torch", "jax"), engines("modular-fresh"), strict=True):
+        states = []
+        for phase in range(2):
+            engine.begin_phase(phase, 2)
+            states.append(arrays(engine, tmp_path / f"{name}-{phase}"))
+            engine.step([batch], 0)
+        trained = arrays(engine, tmp_path / f"{name}-trained")
+        shared = [key for key in trained if "lora" not in key]
+        assert shared
+        for key in shared:
+            np.testing.assert_array_equal(states[0][key], states[1][key])
+            assert not np.array_equal(trained[key], states[1][key])
 
 
 @pytest.mark.parametrize("direction", ["to JAX", "to PyTorch"])
@@ -118,12 +135,12 @@ def test_what_one_engine_trains_answers_the_same_in_the_other(encoder, engines, 
     for engine in pair:
         engine.begin_phase(0, 10)
     (batch,) = batches(encoder, np.random.default_rng(0), 1)
-    untrained = target.holdout_loss([batch])
+    untrained = mean_loss(target.scores([batch]))
     for index in range(10):  # on what is measured, which must then change, whatever was drawn
         source.step([batch], index)
     hand_over(source, target, tmp_path)
-    trained = source.holdout_loss([batch])
-    assert target.holdout_loss([batch]) == pytest.approx(trained, rel=1e-5)
+    trained = mean_loss(source.scores([batch]))
+    assert mean_loss(target.scores([batch])) == pytest.approx(trained, rel=1e-5)
     assert untrained - trained > 1e-2 * trained
     assert target.spectrum()[:4] == pytest.approx(source.spectrum()[:4], rel=1e-6)
 

@@ -99,7 +99,7 @@ def test_gradients_are_those_of_the_weights_that_four_bits_stand_for(tmp_path, m
     for engine in (ours, theirs):
         engine.begin_phase(0, 4)
         batch = encoded(model, protocol)
-        engine.holdout_loss([batch])  # what is measured first must not change what is trained then
+        engine.scores([batch])  # what is measured first must not change what is trained then
         draws = torch.Generator().manual_seed(1)
         assert engine.slot is not None
         for parameter in engine.slot.parameters().values():  # B starts at zero, and with it the gradient of A
@@ -131,7 +131,7 @@ def test_a_folder_in_four_bits_trains_as_one_that_is_quantized_when_it_is_loaded
         engine = engine_of(folder, protocol)
         engine.begin_phase(0, 2)
         batch = encoded(model, protocol)
-        engine.holdout_loss([batch])  # bitsandbytes packs anew when a model first answers
+        engine.scores([batch])  # bitsandbytes packs anew when a model first answers
         norms.append([engine.step([batch], index) for index in range(2)])
     assert norms[0] == norms[1]
 

@@ -1,17 +1,19 @@
 """The PyTorch engine: a base model, one LoRA by PEFT, the shared CRMA, and what a condition adds to them."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from backends.finetune.engines.engine import RowScore, SpectralReport, StepReport
 from backends.finetune.engines.optimizer import (
-    check_holdout,
+    check_scores,
     check_step,
     divergence,
     group_settings,
@@ -78,6 +80,7 @@ class TorchEngine:
             training = Training(self.slot, scaling, self._answer_logits, job.seed)
             self.method = condition.method(condition.settings(protocol), training)
         self.anchor: AdapterState | None = None
+        self.fresh = None if self.backbone is None else self.backbone.state()
         self.phase = -1
 
     def _attach(self, base: Any) -> CRMABackbone:
@@ -96,11 +99,14 @@ class TorchEngine:
     def begin_phase(self, phase: int, steps: int) -> None:
         if self.phase == 0 and phase == 1 and self.backbone is not None:
             self.anchor = self.backbone.state()
+        if self.fresh is not None and self.backbone is not None and self.condition.trains_crma == "each-anew":
+            self.backbone.load_state(self.fresh)
         self.phase, self.steps = phase, steps
         if self.method is not None:
             self.method.begin_phase(phase)
         if self.slot is not None and (phase == 0 or self.condition.trains != "shared"):
-            self.slot.draw(1_000_003 * self.seed + phase)  # the same in every condition
+            # the same in every condition of this draw
+            self.slot.draw(1_000_003 * self.seed + phase + 333_331 * self.condition.draw)
         self._allow_training(phase)
         self.settings = group_settings(self.protocol, self.condition, phase)
         groups = self._groups()
@@ -214,27 +220,25 @@ class TorchEngine:
             self._load_crma(self.backbone, files.crma)
 
     @torch.no_grad()
-    def holdout_loss(self, batches: Sequence[Batch]) -> float:
-        loss_sum, tokens = 0.0, 0
-        for index, counts in share(self.world, len(batches)):
-            loss = self._loss(batches[index])[0]
-            if counts:
-                loss_sum, tokens = loss_sum + float(loss), tokens + batches[index].answer_tokens
-        loss_sum, all_tokens = total(self.world, [loss_sum, tokens], self.device)
-        check_holdout(loss_sum, self.phase)
-        return loss_sum / all_tokens
-
-    @torch.no_grad()
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
-        scored = []
-        for batch in batches:
-            logits, labels = self._answer_logits(batch)
-            losses = nn.functional.cross_entropy(logits, labels, reduction="none").double()
-            right = logits.argmax(-1) == labels
-            sizes = (batch.labels[:, 1:] != IGNORED).sum(axis=1).tolist()
-            for loss, hits, size in zip(losses.split(sizes), right.split(sizes), sizes, strict=True):
-                scored.append(RowScore(float(loss.sum()), size, bool(hits.all())))
-        return scored
+        sizes = [(batch.labels[:, 1:] != IGNORED).sum(axis=1).tolist() for batch in batches]
+        first = [0, *itertools.accumulate(map(len, sizes))]
+        losses, greedy = np.zeros(first[-1]), np.zeros(first[-1])  # of this process's batches; the others' are added
+        for index, counts in share(self.world, len(batches)):
+            logits, labels = self._answer_logits(batches[index])
+            if not counts:
+                continue
+            loss = nn.functional.cross_entropy(logits, labels, reduction="none").double().split(sizes[index])
+            right = (logits.argmax(-1) == labels).split(sizes[index])
+            rows = slice(first[index], first[index + 1])
+            losses[rows] = torch.stack([row.sum() for row in loss]).cpu()
+            greedy[rows] = torch.stack([row.all() for row in right]).cpu()
+        found = total(self.world, [*losses.tolist(), *greedy.tolist()], self.device)
+        check_scores(found, self.phase)
+        return [
+            RowScore(loss, size, bool(hits))
+            for loss, size, hits in zip(found[: first[-1]], itertools.chain(*sizes), found[first[-1] :], strict=True)
+        ]
 
     def without_crma(self) -> AbstractContextManager[None]:
         return nullcontext() if self.backbone is None else self.backbone.disabled()

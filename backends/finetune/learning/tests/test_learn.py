@@ -101,7 +101,7 @@ def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_mod
     for name in ("whole", "interrupted"):
         shutil.copytree(taught, tmp_path / name)
     again(tmp_path / "whole")
-    step, evaluate, calls = TorchEngine.step, TorchEngine.holdout_loss, []
+    step, evaluate, calls = TorchEngine.step, TorchEngine.scores, []
 
     def stopped(function, at):
         def wrapper(*args, **options):
@@ -115,7 +115,7 @@ def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_mod
     for at in (5, 9, 8):  # in a step, in another, and in an evaluation
         calls.clear()
         monkeypatch.setattr(TorchEngine, "step", stopped(step, at))
-        monkeypatch.setattr(TorchEngine, "holdout_loss", stopped(evaluate, at))
+        monkeypatch.setattr(TorchEngine, "scores", stopped(evaluate, at))
         with pytest.raises(KeyboardInterrupt):
             again(tmp_path / "interrupted")
         before = AssistantFolder(tmp_path / "interrupted").read()

@@ -1,6 +1,7 @@
 """Where a task's LoRA starts, and which version of the shared CRMA it answers with: whole runs on a tiny model."""
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
@@ -9,11 +10,20 @@ import reference
 from backends.finetune.certify.certification import certify_run
 from backends.finetune.conftest import adapters, measured, results_lines, rewrite_results
 from backends.finetune.runs.results import read_results
+from backends.finetune.training.branch import Branch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-CONDITIONS = ("naive", "frozen-inherit", "frozen-nearest", "modular-inherit", "modular-ratchet")
+CONDITIONS = (
+    "naive",
+    "frozen-inherit",
+    "frozen-nearest",
+    "modular-inherit",
+    "modular-ratchet",
+    "frozen-double",
+    "frozen-draw-2",
+)
 
 
 @pytest.fixture(scope="module", params=["torch-cpu", "jax-cpu"])
@@ -36,6 +46,52 @@ def test_frozen_inherit_is_the_diagonal_of_naive(run):
     assert (metrics := results.metrics("frozen-inherit", 0)) is not None
     assert metrics.drift == 0
     assert [record.start for record in results.phases_of("modular-inherit", 0)] == [None, "alpha", "beta"]
+
+
+def test_a_task_is_not_measured_again_where_its_answers_cannot_have_changed(run, tmp_path, tiny_command, monkeypatch):
+    """What was taken over from the phase before is what measuring it again gives, to the bit."""
+    from backends.finetune.cli import main
+    from backends.finetune.training.encoded_tasks import Evaluation
+
+    backend = json.loads((run / "run.json").read_text())["backend"]
+    names = ("frozen-inherit", "modular-inherit")
+    given = ["--set", "decision=2", "--backend", backend, "--conditions", *names]
+    scores, calls, turns = Evaluation.scores, [], count()
+
+    def counted(*given):
+        calls.append(given)
+        return scores(*given)
+
+    monkeypatch.setattr(Evaluation, "scores", counted)
+    for turn, (again, expected) in enumerate(((False, 3 + 6), (True, 6 + 6))):
+        if again:
+            monkeypatch.setattr(Branch, "_serving", lambda *_: [str(next(turns))])
+        calls.clear()
+        assert main(tiny_command(tmp_path / str(turn), *given)) == 0
+        assert len(calls) == expected
+        wanted = [line for line in measured(run) if line["condition"] in names]
+        assert measured(tmp_path / str(turn)) == wanted
+
+
+def test_controls_train_twice_as_long_or_from_another_draw(run):
+    inherit, double, drawn = (
+        read_results(run).phases_of(name, 0) for name in ("frozen-inherit", "frozen-double", "frozen-draw-2")
+    )
+    for once, twice in zip(inherit, double, strict=True):
+        assert len(twice.losses) == 2 * len(once.losses)
+        assert twice.tokens == 2 * once.tokens
+    assert drawn[0].losses[0] == inherit[0].losses[0]  # a fresh LoRA adds nothing, whatever was drawn
+    assert drawn[0].losses[1:] != inherit[0].losses[1:]
+
+
+def test_certify_finds_losses_of_texts_that_do_not_give_that_of_their_task(run):
+    lines = results_lines(run)
+    next(line for line in reversed(lines) if line.get("text_losses"))["text_losses"]["alpha"][0] += 0.01
+    kept = (run / "results.jsonl").read_bytes()
+    rewrite_results(run, lines)
+    failed = [check.name for check in certify_run(run).checks if check.verdict == "fail"]
+    (run / "results.jsonl").write_bytes(kept)
+    assert failed == ["records as training writes them"]
 
 
 def test_nearest_starts_from_the_task_that_fits_the_new_texts_best(run):
@@ -80,7 +136,6 @@ def test_certify_finds_a_version_that_the_losses_do_not_choose(run):
 
 def test_a_stopped_run_goes_on_with_the_same_versions_and_starts(run, tmp_path, tiny_command, monkeypatch):
     from backends.finetune.cli import main
-    from backends.finetune.training.branch import Branch
 
     backend = json.loads((run / "run.json").read_text())["backend"]
     given = tiny_command(
