@@ -7,6 +7,7 @@ from reference.adapter import (
     adapter_forward,
     adapter_vjp,
 )
+from reference.bootstrap import Interval, paired_bootstrap
 from reference.certificates import adapter_spectrum, displacement
 from reference.continual_metrics import (
     ContinualMetrics,
@@ -30,6 +31,7 @@ __all__ = [
     "AdapterGradients",
     "AdapterParameters",
     "ContinualMetrics",
+    "Interval",
     "PairedTTest",
     "SeedSummary",
     "adapter_forward",
@@ -44,6 +46,7 @@ __all__ = [
     "init_parameters",
     "limit_displacement",
     "mcnemar_exact",
+    "paired_bootstrap",
     "paired_t_test",
     "ratchet_moves",
     "seed_summary",

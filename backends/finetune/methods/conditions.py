@@ -36,6 +36,12 @@ def parse_condition(name: str) -> Condition:
     return found
 
 
+def shares_what_trains(name: str) -> bool:
+    """Whether the tasks of a condition share one LoRA, or the sum of several, so that a copy answers otherwise."""
+    known = KNOWN.get(name)
+    return known is not None and known.trains in ("shared", "summed")
+
+
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once: those of KNOWN in its order, budgets by size behind "modular", unknown ones last."""
     known = list(KNOWN)

@@ -3,14 +3,16 @@
 from backends.files import printable
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.records import RunRecord
+from backends.finetune.runs.results import SNAPSHOTS
 
 RANDOM_WEIGHTS = "random weights: figures say nothing about quality"
 
 
 def readable(condition: str) -> str:
     """The condition in words: "MODULAR, δ 0.002"; one that is not known in capitals."""
+    name, snapshots, _ = condition.partition(SNAPSHOTS)
     try:
-        return parse_condition(condition).label
+        return parse_condition(name).label + (", snapshots" if snapshots else "")
     except ValueError:
         return condition.upper()
 

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 import reference
+from backends.finetune.report.intervals import FIGURES, interval, noise_floor
 from backends.finetune.report.labels import percent
 from backends.finetune.report.paper import paper_rows
 from backends.finetune.runs.results import RunResults
+
+NOISE = "≈"  # behind an advantage that is no larger than what another draw of LoRA's start changes
 
 
 def signed(value: float) -> str:
@@ -18,13 +21,15 @@ def signed(value: float) -> str:
 
 #: per figure of a finished seed: how it is written
 FORMS: dict[str, Callable[[float], str]] = {
-    "drift": percent, "holdout": "{:.3f}".format, "advantage": percent, "transfer": signed, "exact_match": signed,
+    "drift": percent, "holdout": "{:.3f}".format, "advantage": percent, "later": percent,
+    "transfer": signed, "exact_match": signed,
 }  # fmt: skip
 
 
 class FigureRow(NamedTuple):
-    """The figures of a condition, their cells as text; a range follows its mean after a line break. ``seeds``: how
-    many, or in a row of one seed its number. ``source``: "" for this run, else the paper's table and model.
+    """The figures of a condition, their cells as text; an interval, or else a range, follows its mean after a line
+    break. ``seeds``: how many, or in a row of one seed its number. ``later``: advantage over all tasks but the first.
+    ``source``: "" for this run, else the paper's table and model.
     """
 
     condition: str
@@ -32,6 +37,7 @@ class FigureRow(NamedTuple):
     drift: str
     holdout: str = "–"
     advantage: str = "–"
+    later: str = "–"
     transfer: str = "–"
     exact_match: str = "–"
     source: str = ""
@@ -76,7 +82,7 @@ class PanelRow(NamedTuple):
 def summary_rows(results: RunResults) -> list[FigureRow]:
     """Per condition one row of this run, then the paper's, chosen by the protocol. Clauses: CL-2..CL-8."""
     rows = []
-    for condition in results.conditions:
+    for condition in results.with_snapshots:
         rows.append(_own_row(results, condition))
         rows += _paper(results, condition)
     return rows
@@ -145,6 +151,8 @@ def values_of(results: RunResults, condition: str, seeds: Sequence[int]) -> dict
             found["drift"].append(100 * metrics.drift)
         if gain is not None and condition != "frozen":
             found["advantage"].append(100 * gain)
+            if (later := results.later_advantage(condition, seed)) is not None:
+                found["later"].append(100 * later)
         more = {
             "transfer": _forward_transfer(results, condition, seed),
             "exact_match": results.exact_match_transfer(condition, seed),
@@ -172,12 +180,23 @@ def _own_row(results: RunResults, condition: str) -> FigureRow:
         text = f"{phases} of {len(results.tasks)} phases"
         return FigureRow(condition, f"0 of {wanted}", text)
     seeds = str(done) if done == wanted else f"{done} of {wanted}"
-    advantage = spread(values["advantage"], percent)
+    drift, advantage, later = (_with_interval(results, name, condition, values[name]) for name in FIGURES)
     if 0 < len(values["advantage"]) < done:
         advantage += f"\n(of {len(values['advantage'])})"
-    drift, holdout = spread(values["drift"], percent), spread(values["holdout"], FORMS["holdout"], ranged=False)
+    holdout = spread(values["holdout"], FORMS["holdout"], ranged=False)
     transfer, exact = (spread(values[name], signed, ranged=False) for name in ("transfer", "exact_match"))
-    return FigureRow(condition, seeds, drift, holdout, advantage, transfer, exact)
+    return FigureRow(condition, seeds, drift, holdout, advantage, later, transfer, exact)
+
+
+def _with_interval(results: RunResults, figure: str, condition: str, values: list[float]) -> str:
+    """Mean and sample SD, and on a second line the interval, or the range where texts were not stored."""
+    found = interval(results, figure, condition, results.seeds) if any(values) else None
+    if found is None:
+        return spread(values, percent)
+    floor = None if figure == "drift" else noise_floor(results, results.seeds)
+    within = f" {NOISE}" if floor is not None and abs(found.estimate) <= floor else ""
+    low, high = (percent(bound).removesuffix(" exactly") for bound in found[1:])
+    return f"{spread(values, percent, ranged=False)}{within}\n[{low}, {high}]"
 
 
 def _paper(results: RunResults, condition: str) -> list[FigureRow]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 import reference
 from backends.finetune.methods.conditions import PAPER
+from backends.finetune.report.intervals import noise_floor
 from backends.finetune.report.labels import RANDOM_WEIGHTS, label, readable, title_of
 from backends.finetune.report.paper import paper_fictional, paper_rows
 from backends.finetune.report.rows import FORMS, signed, spread, summary_rows, values_of
@@ -18,10 +19,13 @@ from backends.finetune.tasks.texts import said_of
 
 GAP = 3  # between two columns of a table
 NARROWEST = 16  # of the column that names a condition
-COLUMNS = ("condition", "seeds", "drift, %", "holdout, nats", "advantage, %", "transfer, nats", "exact match, change")
+COLUMNS = (
+    "condition", "seeds", "drift, %", "holdout, nats", "advantage, %", "tasks 2 on, %", "transfer, nats",
+    "exact match, change",
+)  # fmt: skip
 MEANINGS = (
-    "± is the sample standard deviation over seeds, below it the range. Holdout is the final loss per answer token, "
-    "averaged over tasks; advantage is over FROZEN."
+    "± is the sample standard deviation over seeds, below it the range, or in brackets the 95% interval over texts and "
+    "seeds. Holdout is the final loss per answer token, averaged over tasks; advantage is over FROZEN."
 )
 TRANSFER = (
     " Transfer is forward: how much earlier tasks changed a task's loss before its own phase (negative = helped)."
@@ -30,6 +34,8 @@ EXACT = (
     " Exact match: change of the fraction of a task's canaries that are recalled, since its own phase, averaged over "
     "all tasks but the last (positive = better)."
 )
+LATER = " Tasks 2 on: the same without the first task, where nothing learned before can help."
+NOISY = " ≈: no more than another draw of LoRA's start changes, which is up to {:.2f}%."
 BESIDE = ' Rows marked "paper" are of another model and scale: compare directions, not sizes.'
 NOT_ZERO = " FROZEN's drift is exactly 0 in a correct harness; the paper reports +1.95% for it."
 
@@ -46,7 +52,7 @@ def summary_table(results: RunResults, width: int = 100) -> Table:
         first = f"paper: {row.source}" if row.source else label(readable(row.condition), 30)
         lines.append((row, (first, *row[1 : len(COLUMNS)])))
     shown = _columns_that_fit(results, [cells for _, cells in lines], width)
-    caption = caption_of(results, transfer=len(COLUMNS) - 2 in shown)
+    caption = caption_of(results, transfer=len(COLUMNS) - 2 in shown, later=len(COLUMNS) - 3 in shown)
     if results.has_canaries and len(COLUMNS) - 1 not in shown:
         changes = [f"{cells[0]} {cells[-1]}" for row, cells in lines if not row.source]
         caption = f"Change of exact match: {', '.join(changes)}. {caption}"
@@ -70,9 +76,10 @@ def _columns_that_fit(results: RunResults, lines: Sequence[Sequence[str]], width
     """The indices of COLUMNS that are shown."""
     widths = [_widest([_heading(i), *(cells[i] for cells in lines)]) + GAP for i in range(len(COLUMNS))]
     widths[0] = max(widths[0], NARROWEST + GAP)
-    exact, transfer = len(COLUMNS) - 1, len(COLUMNS) - 2
-    shown = list(range(transfer))
-    for index, is_measured in ((exact, results.has_canaries), (transfer, bool(results.base))):
+    later, transfer, exact = range(len(COLUMNS) - 3, len(COLUMNS))
+    shown = list(range(later))
+    has_later = any(cells[later] != "–" for cells in lines)
+    for index, is_measured in ((later, has_later), (exact, results.has_canaries), (transfer, bool(results.base))):
         if is_measured and sum(widths[i] for i in [*shown, index]) <= width:
             shown.append(index)
     return sorted(shown)
@@ -155,10 +162,13 @@ def _orders_cells(runs: Sequence[RunResults], condition: str, names: Sequence[st
     return [*cells, "\n".join(lines)]
 
 
-def caption_of(results: RunResults, transfer: bool = True) -> str:
-    """What the columns mean, for this run, and what is said of the paper where its figures are shown. ``transfer``:
-    whether the column of forward transfer is shown, where it was measured."""
+def caption_of(results: RunResults, transfer: bool = True, later: bool = True) -> str:
+    """What the columns mean, for this run, and what is said of the paper where its figures are shown. ``transfer``,
+    ``later``: whether these columns are shown, where they were measured."""
     caption, paper = MEANINGS, [row for row in paper_rows(results.run) if row.condition in results.conditions]
+    caption += LATER if later and len(results.tasks) > 1 else ""
+    floor = noise_floor(results, results.seeds)
+    caption += "" if floor is None else NOISY.format(floor)
     caption += TRANSFER if results.base and transfer else ""
     if results.has_canaries:
         caption += EXACT

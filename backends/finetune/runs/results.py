@@ -26,13 +26,14 @@ from pydantic import BaseModel, ValidationError
 import reference
 from backends.atomic import disk_space_errors
 from backends.files import kind_of, parse_json, read_bytes
-from backends.finetune.methods.conditions import in_order
+from backends.finetune.methods.conditions import in_order, shares_what_trains
 from backends.finetune.runs.assistant_records import AnswersRecord, FolderRecord, ForgottenRecord, LearnedRecord
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
 
 RESULTS_NAME = "results.jsonl"
+SNAPSHOTS = "+snapshots"  # behind a condition: each task answered with a copy kept after its own phase
 # O_NOFOLLOW, which Windows lacks: never through a link to a file elsewhere. O_NONBLOCK: never wait for a pipe.
 _APPENDING = os.O_RDWR | os.O_CREAT | sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY"))
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}$', re.MULTILINE)
@@ -73,6 +74,16 @@ class RunResults:
         """Whether any phase was asked for canaries."""
         return any(record.exact_match for record in self.phases.values())
 
+    @property
+    def with_snapshots(self) -> list[str]:
+        """The conditions; behind each whose tasks share what trains its snapshots, which no further training tells."""
+        found = []
+        for name in self.conditions:
+            found.append(name)
+            if shares_what_trains(name) and not (name == "naive" and "frozen-inherit" in self.conditions):
+                found.append(name + SNAPSHOTS)
+        return found
+
     def parameters(self, condition: str) -> dict[str, int]:
         """Trainable values of one condition by kind; empty before its first phase is finished."""
         records = (record for (name, _, _), record in self.phases.items() if name == condition)
@@ -80,7 +91,7 @@ class RunResults:
 
     def phases_of(self, condition: str, seed: int) -> list[PhaseRecord]:
         """The finished phases in order, up to the first one that is missing."""
-        finished = []
+        finished, condition = [], condition.removesuffix(SNAPSHOTS)
         for phase in range(len(self.tasks)):
             if (record := self.phases.get((condition, seed, phase))) is None:
                 break
@@ -103,9 +114,27 @@ class RunResults:
 
     def holdout_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
         """(T, T), ``[phase, task]``, nats per answer token; NaN for tasks not yet seen and phases not yet finished."""
-        return self._matrix(
+        matrix = self._matrix(
             condition, seed, lambda record: {task: record.holdout[task] for task in self.tasks[: record.phase + 1]}
         )
+        if condition.endswith(SNAPSHOTS):
+            seen = np.isfinite(matrix)
+            matrix[seen] = np.broadcast_to(np.diag(matrix), matrix.shape)[seen]
+        return matrix
+
+    def text_losses(self, condition: str, seed: int) -> list[NDArray[np.float64]] | None:
+        """Per task (texts, 3): the loss of each held-out text after the task's own phase and after the last one,
+        in nats summed over its answer tokens, and their number. None while a phase is missing, or where files of an
+        earlier version lack them. Clause: CL-13."""
+        phases = self.phases_of(condition, seed)
+        if len(phases) < len(self.tasks) or any(task not in phases[-1].text_losses for task in self.tasks):
+            return None
+        last = [record if condition.endswith(SNAPSHOTS) else phases[-1] for record in phases]
+        columns = [
+            (own.text_losses[own.task], final.text_losses[own.task], own.answer_tokens)
+            for own, final in zip(phases, last, strict=True)
+        ]
+        return [np.array(task, np.float64).T for task in columns]
 
     def exact_match_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
         """(T, T), ``[phase, task]``, fractions of canaries recalled; NaN for what was not asked and phases to come."""
@@ -129,6 +158,13 @@ class RunResults:
         """Over FROZEN of the same seed, as a fraction; None while either is missing. Clause: CL-4."""
         frozen, own = self.metrics("frozen", seed), self.metrics(condition, seed)
         return None if frozen is None or own is None else reference.advantage(frozen.final_holdout, own.final_holdout)
+
+    def later_advantage(self, condition: str, seed: int) -> float | None:
+        """The same over all tasks but the first, where nothing learned before can help."""
+        if len(self.tasks) < 2 or self.advantage(condition, seed) is None:
+            return None
+        frozen, own = (self.holdout_matrix(name, seed)[-1, 1:].mean() for name in ("frozen", condition))
+        return reference.advantage(frozen, own)
 
     def exact_match_transfer(self, condition: str, seed: int) -> float | None:
         """Mean change of the fraction of canaries recalled, since a task's own phase, over prior tasks that have any.
