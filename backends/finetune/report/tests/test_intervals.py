@@ -16,7 +16,7 @@ OWN = {"first": [2.0, 4.0, 6.0], "second": [1.0, 2.0, 5.0]}  # summed over the t
 
 
 def results_of(**factors):
-    """Per condition: what the first task loses by the last phase, as a factor, and a factor of the second one's losses."""
+    """Per condition: a factor of the first task's losses after the last phase, and of the second one's."""
     phases = {}
     for name, (lost, second) in factors.items():
         condition = name.replace("_", "-")
