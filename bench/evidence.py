@@ -25,7 +25,7 @@ from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.paper import paper_rows
 from backends.finetune.report.pictures import draw_pictures
 from backends.finetune.report.rows import FORMS, spread, values_of
-from backends.finetune.runs.records import BaseRecord, PhaseRecord, RunRecord
+from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
 from backends.finetune.runs.results import RunResults
 from bench import program
 from reference.errors import ConfigError
@@ -48,7 +48,14 @@ def stored_results(entry: dict[str, Any]) -> RunResults:
     tasks = entry["config"]["tasks"]
     phases = {}
     for row in entry["rows"]:
+        texts, last = row.get("texts"), len(tasks) - 1
         for phase, losses in enumerate(row["holdout"]):
+            of_texts = {}
+            if texts:
+                of_texts = {tasks[phase]: texts[phase]["own"]}
+                of_texts |= {
+                    task: of_task["final"] for task, of_task in zip(tasks, texts, strict=True) if phase == last
+                }
             phases[row["condition"], row["seed"], phase] = PhaseRecord(
                 condition=row["condition"],
                 seed=row["seed"],
@@ -57,6 +64,9 @@ def stored_results(entry: dict[str, Any]) -> RunResults:
                 losses=[],
                 holdout=dict(zip(tasks, losses, strict=False)),
                 before=row["before"][phase] if "before" in row else None,
+                exact_match=row["exact_match"][phase] if "exact_match" in row else {},
+                text_losses=of_texts,
+                answer_tokens=texts[phase]["tokens"] if texts else [],
                 seconds=0.0,
                 tokens=0,
             )
@@ -65,7 +75,8 @@ def stored_results(entry: dict[str, Any]) -> RunResults:
     budget = entry["config"]["crma"].get("displacement_budget")
     run = RunRecord.model_validate(entry | of_all | {"displacement_budget": budget})
     base = {record["seed"]: BaseRecord.model_validate(record) for record in entry.get("base", [])}
-    return RunResults(run, conditions, seeds, phases, base)
+    panels = [PanelRecord.model_validate(record) for record in entry.get("panels", [])]
+    return RunResults(run, conditions, seeds, phases, base, {(panel.condition, panel.seed): panel for panel in panels})
 
 
 def read_stored(path: Path, by: str = "bench.collect_runs") -> Any:

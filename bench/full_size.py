@@ -63,7 +63,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         if options.out is None:
             print(json.dumps(result, indent=1))
         else:
-            program.store(options.out, result, indent=1)
+            program.store(options.out, result)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -68,9 +69,11 @@ def check_writable(path: Path) -> None:
     tempfile.TemporaryFile(dir=path.parent).close()
 
 
-def store(path: Path, figures: Any, indent: int = 2) -> None:
-    """Write figures as JSON, atomically. Raises: DiskSpaceError, OSError."""
-    atomic_write(path, json.dumps(figures, indent=indent).encode() + b"\n")
+def store(path: Path, figures: Any) -> None:
+    """Write figures as JSON, atomically; numbers in a row stay on a line. Raises: DiskSpaceError, OSError."""
+    indented = json.dumps(figures, indent=1)  # no string of it holds a line break
+    text = re.sub(r"\[\n([-\d.e+,\s]+)\n\s*\]", lambda row: f"[{' '.join(row[1].split())}]", indented)
+    atomic_write(path, text.encode() + b"\n")
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -23,7 +23,7 @@ class Timings:
     def store(self, path: Path) -> None:
         """As a baseline. Raises: DiskSpaceError, OSError."""
         ordered = dict(sorted(self.benchmarks.items()))
-        program.store(path, {"format": FORMAT, **asdict(self), "benchmarks": ordered}, indent=1)
+        program.store(path, {"format": FORMAT, **asdict(self), "benchmarks": ordered})
 
 
 def read_timings(path: Path) -> Timings:

@@ -1,0 +1,114 @@
+"""The tables of the protocol `forgetting`, from its stored results: intervals over held-out texts and seeds.
+
+Clauses: CL-2..CL-4, CL-9, CL-13.
+"""
+
+from collections.abc import Iterator
+
+import reference
+from backends.finetune.report.intervals import interval, noise_floor
+from backends.finetune.report.labels import percent, readable
+from backends.finetune.report.rows import NOISE, panel_rows
+from backends.finetune.runs.results import SNAPSHOTS, RunResults
+
+Rows = Iterator[list[str]]
+RESAMPLES = 10_000
+INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a run
+#: condition -> how README.md's table names it
+SHOWN = {
+    "naive": "NAIVE: one LoRA for all tasks",
+    "frozen": "FROZEN: a fresh LoRA per task",
+    "modular": "MODULAR: the same, and the shared CRMA",
+    INHERIT: "FROZEN, inherit: a LoRA per task, started from the last task's",
+    "modular-inherit": "MODULAR, inherit: the same, and the shared CRMA",
+}
+#: with CRMA, and the same without it
+SHARES = {"modular": "frozen", "modular-inherit": INHERIT}
+
+
+def headline(results: RunResults) -> Rows:
+    """README.md: the conditions that matter to a reader."""
+    yield ["condition", "drift", "final holdout, nats", "advantage over FROZEN", "tasks 2 and 3 alone"]
+    for name, text in SHOWN.items():
+        yield [text, *_cells(results, name)]
+
+
+def every_condition(results: RunResults) -> Rows:
+    """bench/README.md: all of them, with the number of their seeds and what became of the canaries."""
+    yield ["condition", "seeds", "drift", "final holdout, nats", "advantage over FROZEN", "tasks 2 and 3 alone"]
+    for name in results.with_snapshots:
+        label = readable(name) + (" (= FROZEN, inherit)" if name == INHERIT else "")
+        yield [label, str(len(results.complete_seeds(name))), *_cells(results, name)]
+
+
+def shares(results: RunResults) -> Rows:
+    """bench/README.md: what CRMA itself contributes, against the same condition without it."""
+    yield ["with CRMA", "without", "seeds", "difference in final holdout", "p, paired t", "p, sign flips"]
+    for name, against in SHARES.items():
+        seeds = [seed for seed in results.complete_seeds(name) if seed in results.complete_seeds(against)]
+        found = interval(results, "advantage", name, seeds, against=against, resamples=RESAMPLES)
+        ours, theirs = ([_final(results, condition, seed) for seed in seeds] for condition in (name, against))
+        tests = ["–", "–"]
+        if len(seeds) > 1:
+            tests = [
+                f"{p:.3f}" for p in (reference.paired_t_test(ours, theirs).p, reference.sign_flip_test(ours, theirs))
+            ]
+        yield [readable(name), readable(against), str(len(seeds)), _shown(found), *tests]
+
+
+def by_seed(results: RunResults) -> Rows:
+    """bench/README.md: drift of NAIVE and MODULAR and CRMA's share, seed by seed, each with its interval over texts."""
+    yield ["seed", "NAIVE drift", *(f"{readable(name)} {what}" for name in SHARES for what in ("drift", "share"))]
+    for seed in results.seeds:
+        cells = [_shown(interval(results, "drift", "naive", [seed], resamples=RESAMPLES))]
+        for name, against in SHARES.items():
+            cells.append(_shown(interval(results, "drift", name, [seed], resamples=RESAMPLES)))
+            cells.append(_shown(interval(results, "advantage", name, [seed], against=against, resamples=RESAMPLES)))
+        yield [str(seed), *cells]
+
+
+def toggles(results: RunResults) -> Rows:
+    """bench/README.md: the inference toggle over all seeds, with Wilson's intervals and McNemar's exact test."""
+    yield ["condition", "seeds", "right with CRMA", "right without", "only with / only without", "p, McNemar"]
+    for name in results.conditions:
+        rows = [row for row in panel_rows(results) if row.condition == name]
+        if not rows:
+            continue
+        questions, right, without, gained, lost = (
+            sum(getattr(row, field) for row in rows)
+            for field in ("questions", "with_crma", "without_crma", "gained", "lost")
+        )
+        shares = []
+        for count in (right, without):
+            low, high = reference.wilson_interval(count, questions)
+            shares.append(f"{count} of {questions} ({100 * low:.0f} to {100 * high:.0f}%)")
+        p = f"{reference.mcnemar_exact(gained, lost):.2g}"
+        yield [readable(name), str(len(rows)), *shares, f"{gained} / {lost}", p]
+
+
+def _cells(results: RunResults, name: str) -> list[str]:
+    seeds = results.complete_seeds(name)
+    drift, gain, later = (
+        interval(results, figure, name, seeds, resamples=RESAMPLES) for figure in ("drift", "advantage", "later")
+    )
+    holdout = f"{reference.seed_summary([_final(results, name, seed) for seed in seeds]).mean:.3f}"
+    if name == "frozen":
+        return [_shown(drift), holdout, "", ""]
+    floor = noise_floor(results, seeds)
+    marked = f" {NOISE}" if floor is not None and gain is not None and abs(gain.estimate) <= floor else ""
+    return [_shown(drift), holdout, _shown(gain) + marked, _shown(later)]
+
+
+def _final(results: RunResults, name: str, seed: int) -> float:
+    metrics = results.metrics(name, seed)
+    assert metrics is not None  # of a complete seed
+    return metrics.final_holdout
+
+
+def _shown(found: reference.Interval | None) -> str:
+    if found is None:
+        return "–"
+    if found == (0.0, 0.0, 0.0):
+        return percent(0.0)
+    low, high = (percent(bound).removesuffix(" exactly") for bound in found[1:])
+    return f"{percent(found.estimate)}% [{low}, {high}]"
