@@ -11,7 +11,7 @@ def protocols() -> None:
     console = Terminal(highlight=False)
     for path in sorted(protocols_folder().glob("*.toml")):
         protocol = load_protocol(path.stem)
-        order = ", in every order" if protocol.orderings == "all" else ""
+        order = {"given": "", "all": ", in every order", "drawn": ", in an order drawn by the seed"}[protocol.orderings]
         console.print(path.stem, style="bold")
         for line in (
             protocol.description,

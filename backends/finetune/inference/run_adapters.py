@@ -14,6 +14,7 @@ from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.assistant_folder import AssistantFolder, is_assistant
 from backends.finetune.runs.results import read_results
 from backends.finetune.runs.run_folder import RunFolder
+from backends.finetune.tasks.named import domain_of
 from reference.errors import CRMAError, RunFolderError
 
 
@@ -91,7 +92,8 @@ def run_adapters(run_folder: Path | str, *, seed: int | None = None, condition: 
     lora = [folder.lora(chosen, condition, phase) for phase in range(last + 1)]
     tasks = {}
     for phase, name in enumerate(results.tasks[: last + 1]):
-        own_lora = {"per-task": (lora[phase],), "shared": (lora[last],), "summed": tuple(lora)}[kind.trains]
+        newest = kind.lora_of(phase, [domain_of(task) for task in results.tasks[: last + 1]])
+        own_lora = {"per-task": (lora[newest],), "shared": (lora[last],), "summed": tuple(lora)}[kind.trains]
         version = phase if kind.pinned else last
         if kind.ratchet:
             version = results.phases[condition, chosen, last].versions.get(name, phase)

@@ -6,7 +6,7 @@ from pathlib import Path
 from backends.files import read_json
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.run_folder import checked_results
-from backends.finetune.tasks.named import NAMED, named_task
+from backends.finetune.tasks.named import is_named, named_task
 from backends.finetune.tasks.task import Example, Task, fingerprint, parse_task_option
 from reference.errors import ProtocolError, RunFolderError
 
@@ -29,7 +29,7 @@ def run_tasks(run_folder: Path | str, *, seed: int | None = None, own: Sequence[
     protocol = _protocol(results.run.config)
     tasks = []
     for name in results.tasks:
-        task = given.get(name) or (named_task(protocol, name, seed) if name in NAMED else None)
+        task = given.get(name) or (named_task(protocol, name, seed) if is_named(name) else None)
         if task is None or fingerprint(task) != known.get(name):
             raise RunFolderError(
                 f"task {name}",

@@ -137,6 +137,8 @@ class Condition:
         ratchet: whether a pinned task moves to a later version that does not serve it worse (CL-11).
         start: where the LoRA of a later task starts: from a fresh draw, from the last task's, or from that of the
             earlier task which gives the new texts the lowest loss.
+        answers: whether a task is answered with its own LoRA, or with the newest one of its domain, where that comes
+            again.
         budget: displacement budget: a number (infinity = none), or None for the protocol's.
         raised_rank: whether LoRA's rank is raised until it has as many parameters as MODULAR's LoRA and CRMA.
         epochs: how many times the protocol's passes over each task's texts are made.
@@ -153,6 +155,7 @@ class Condition:
     pinned: bool = False
     ratchet: bool = False
     start: Literal["fresh", "last", "nearest"] = "fresh"
+    answers: Literal["own", "newest"] = "own"
     budget: float | None = None
     raised_rank: bool = False
     epochs: int = 1
@@ -163,7 +166,15 @@ class Condition:
     def never_drifts(self) -> bool:
         """Whether nothing that a finished task answers with ever changes, so that its drift is exactly 0."""
         is_kept = self.pinned and not self.ratchet
+        if self.answers == "newest":
+            return False
         return self.trains == "per-task" and (self.crma == "none" or is_kept or self.trains_crma == "first-task")
+
+    def lora_of(self, seen: int, domains: Sequence[str]) -> int:
+        """The phase whose LoRA answers for a task, with a LoRA for each, after a phase for each of ``domains``."""
+        if self.answers == "own":
+            return seen
+        return max(phase for phase, domain in enumerate(domains) if domain == domains[seen])
 
     def measured(self, phase: int) -> range:
         """The tasks that have to be measured after a phase, the others being answered with what they were before."""

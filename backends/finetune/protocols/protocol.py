@@ -113,13 +113,13 @@ class Protocol(_OF_METHODS):
     ``precision`` is the base model's: "mixed" keeps weights and residual stream in float32 and multiplies matrices in
     bfloat16. CRMA and the parameters of LoRA are float32 in each. ``quantization`` "4bit" stores the base model's
     linear layers in NF4 (bitsandbytes). An optimizer step takes ``accumulation`` batches of ``batch_size``.
-    ``template`` is the chat template that prompts and answers are put in: "auto", the tokenizer's own, "none", or that
-    of a file. ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs every
-    order of the tasks, each in a run folder of its own. ``decision`` texts per task, beside those held
-    out, decide which version of a shared state it answers with. ``canaries`` per task are asked for by exact match,
-    ``panel`` questions per task are answered with and without CRMA after the last phase, ``transfer`` measures each
-    task before it is trained on, too, and on the bare base model. Each method that has settings adds a
-    section of its own.
+    ``template`` is the chat template that prompts and answers are put in: "auto", the tokenizer's own, "none", or
+    that of a file. ``packing`` puts several short examples into a row of ``max_tokens``. ``orderings`` "all" runs
+    every order of the tasks, each in a run folder of its own, and "drawn" one for each seed, which draws it.
+    ``decision`` texts per task, beside those held out, decide which version of a shared state it answers with.
+    ``canaries`` per task are asked for by exact match, ``panel`` questions per task are answered with and without
+    CRMA after the last phase, ``transfer`` measures each task before it is trained on, too, and on the bare base
+    model. Each method that has settings adds a section of its own.
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
@@ -130,7 +130,7 @@ class Protocol(_OF_METHODS):
     precision: Literal["float32", "mixed", "bfloat16"] = "float32"
     quantization: Literal["none", "4bit"] = "none"
     tasks: Annotated[list[str], Field(min_length=1, max_length=10_000)]
-    orderings: Literal["given", "all"] = "given"
+    orderings: Literal["given", "all", "drawn"] = "given"
     train: Count | None
     holdout: Count | None
     decision: CountOrNone = 0

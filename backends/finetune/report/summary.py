@@ -127,7 +127,7 @@ def orders_table(runs: Sequence[RunResults], width: int = 80) -> Group:
     blocks = _blocks({name: _widest(cells) + GAP for name, cells in columns.items()}, width - first - GAP)
     tables = []
     for number, block in enumerate(blocks, start=1):
-        title = "Every order of the tasks" + (f", table {number} of {len(blocks)}" if len(blocks) > 1 else "")
+        title = "Each order of the tasks" + (f", table {number} of {len(blocks)}" if len(blocks) > 1 else "")
         table = _table(title, ORDERS + (EXACT if "exact_match" in shown else ""), runs[0].run.random_weights)
         table.caption = table.caption if number == len(blocks) else None
         table.add_column("order", min_width=first, overflow="fold")

@@ -10,6 +10,7 @@ from backends.finetune.runs.results import append_record
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import Batch
 from backends.finetune.tasks.job import Job
+from backends.finetune.tasks.named import domain_of
 from backends.finetune.tasks.questions import Question, draw_panel, grade
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.phase import PhaseTraining, new_record
@@ -94,7 +95,7 @@ class Branch:
         for seen in range(phase + 1):
             name = self.tasks[seen].name
             self.progress.describe(f"{self.tasks[phase].name}, holdout {seen + 1}/{phase + 1}")
-            self.engine.answer_with(seen, self._answering(seen))
+            self.engine.answer_with(seen, self._answering(seen, phase))
             if seen < phase and self._serving(seen, record) == self._serving(seen, self.finished[-1]) != []:
                 for kind in ("holdout", "exact_match", "text_losses"):
                     if name in self.finished[-1][kind]:
@@ -115,7 +116,7 @@ class Branch:
         """The digests of what a task is answered with after the phase of ``record``: where they are equal, so is every
         loss, and nothing is measured twice."""
         records = [*self.finished, record]  # the same one twice in a row does no harm
-        own = seen if self.condition.trains == "per-task" else record["phase"]
+        own = self._lora_of(seen, record["phase"]) if self.condition.trains == "per-task" else record["phase"]
         version = seen if self.condition.pinned else record["phase"]
         version = record["versions"].get(self.tasks[seen].name, version)
         lora = (digest for path, digest in records[own]["files"].items() if not _is_shared(path))
@@ -129,7 +130,7 @@ class Branch:
             self.progress.describe(f"{self.tasks[phase].name}, decision {seen + 1}/{phase}")
             of_task = []
             for candidate in (version, phase):
-                self.engine.answer_with(seen, self._answering(seen, candidate))
+                self.engine.answer_with(seen, self._answering(seen, phase, candidate))
                 of_task.append(self.data.decision[seen].loss(self.engine))
             losses.append(of_task)
         moves = ratchet_moves([old for old, _ in losses], [new for _, new in losses])
@@ -144,7 +145,7 @@ class Branch:
         without_crma: list[bool] = []
         cut = 0
         for index, task in enumerate(self.tasks):
-            self.engine.answer_with(index, self._answering(index))
+            self.engine.answer_with(index, self._answering(index, len(self.tasks) - 1))
             for question in (question for question in questions if question.task == task.name):
                 self.progress.describe(f"panel, question {len(with_crma) + 1}/{len(questions)}")
                 options = self.data.encoder.encode(question.examples, f"{question.task}, panel")
@@ -189,11 +190,15 @@ class Branch:
     def _files(self, phase: int) -> PhaseFiles:
         return self.folder.files(self.seed, self.condition.name, phase)
 
-    def _answering(self, seen: int, version: int | None = None) -> PhaseFiles:
-        """What a task answers with: its own files, and, where a ratchet decides, the CRMA of a version."""
-        if not self.condition.ratchet:
-            return self._files(seen)
-        return self._files(seen)._replace(crma=self._files(self.versions[seen] if version is None else version).crma)
+    def _lora_of(self, seen: int, phase: int) -> int:
+        return self.condition.lora_of(seen, [domain_of(task.name) for task in self.tasks[: phase + 1]])
+
+    def _answering(self, seen: int, phase: int, version: int | None = None) -> PhaseFiles:
+        """What a task is answered with after a phase: a LoRA, and the CRMA of a version where a ratchet decides."""
+        version = (self.versions[seen] if version is None else version) if self.condition.ratchet else seen
+        return self._files(seen)._replace(
+            lora=self._files(self._lora_of(seen, phase)).lora, crma=self._files(version).crma
+        )
 
     def _work(self, phases: range) -> float:
         """Tokens to train on and, at their lower cost, to evaluate on in ``phases``."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.results import RunResults, append_record, read_results
 from backends.finetune.runs.run_folder import RunFolder
 from backends.finetune.tasks.encoder import Encoder
-from backends.finetune.tasks.named import named_task
+from backends.finetune.tasks.named import drawn_order, named_task
 from backends.finetune.tasks.task import Task, check_task_names, check_tasks, fingerprint, with_decision
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
 from backends.finetune.training.branch import EVALUATION_COST
@@ -136,7 +136,7 @@ class _Run:
     quiet: bool
 
     def in_every_order(self, out: Path, own_tasks: Sequence[Task]) -> RunResults:
-        """In the given order, or in each into a folder of its own; then the table of all. Returns the first one's."""
+        """In the given order, or in several, each into a folder of its own, and their table. Returns the first's."""
         protocol, names = self.protocol, [] if own_tasks else self.protocol.tasks
         own_tasks = [with_decision(task, protocol.decision) for task in own_tasks]
         tasks = {seed: own_tasks or [named_task(protocol, name, seed) for name in names] for seed in protocol.seeds}
@@ -147,9 +147,15 @@ class _Run:
             self.into(out, tasks)
             return read_results(out)
         folders = []
-        for order in permutations(range(len(protocol.tasks))):
-            folders.append(out / ("order-" + "-".join(str(index + 1) for index in order)))
-            self.into(folders[-1], {seed: [of_seed[index] for index in order] for seed, of_seed in tasks.items()})
+        if protocol.orderings == "drawn":
+            for seed, of_seed in tasks.items():
+                folders.append(out / f"seed-{seed}")
+                run = replace(self, protocol=protocol.model_copy(update={"seeds": [seed]}))
+                order = drawn_order([task.name for task in of_seed], seed)
+                run.into(folders[-1], {seed: [of_seed[index] for index in order]})
+        for each in permutations(range(len(protocol.tasks))) if protocol.orderings == "all" else ():
+            folders.append(out / ("order-" + "-".join(str(index + 1) for index in each)))
+            self.into(folders[-1], {seed: [of_seed[index] for index in each] for seed, of_seed in tasks.items()})
         results = [read_results(folder) for folder in folders]
         console.print(orders_table(results, console.width))
         return results[0]

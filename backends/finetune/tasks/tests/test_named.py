@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.domains import DOMAINS, load_domain
-from backends.finetune.tasks.fictional import FICTIONAL, load_fictional
-from backends.finetune.tasks.named import NAMED
+from backends.finetune.tasks.fictional import FICTIONAL, fictional_facts, load_fictional
+from backends.finetune.tasks.named import NAMED, PARTS, domain_of, drawn_order, is_named, named_task
 from backends.finetune.tasks.task import fingerprint
 from backends.finetune.tasks.tests.test_domains import missing_packages, needs_packages
 from reference.errors import TaskDataError
@@ -80,3 +81,48 @@ def test_an_unknown_name_is_refused_with_the_known_ones(load, known):
     canaries = {"canaries": 0} if load is load_fictional else {}
     with pytest.raises(TaskDataError, match=", ".join(known)):
         load(known[0].lower(), train=1, holdout=1, seed=0, **canaries)
+
+
+@pytest.mark.parametrize("domain", ["Fictional-Law", "Code"])
+def test_the_parts_of_a_domain_share_no_text_and_the_first_is_the_domain(domain):
+    protocol = load_protocol("recurring", ["train=24", "holdout=12", "decision=4"])
+    whole, *parts = (
+        named_task(protocol, name, 3) for name in (domain, *(f"{domain} {part}" for part in ("I", "II", "III")))
+    )
+    assert [task.name for task in parts] == [f"{domain} I", f"{domain} II", f"{domain} III"]
+    assert (parts[0].train, parts[0].holdout, parts[0].decision) == (whole.train, whole.holdout, whole.decision)
+    texts = [text for task in parts for side in (task.train, task.holdout, task.decision) for text in side]
+    assert len({(text.prompt, text.response) for text in texts}) == len(texts) == 3 * (24 + 12 + 4)
+
+
+def test_a_part_is_asked_what_it_was_taught():
+    """Each fact of the holdout texts, in another wording, is one that the part's training texts state."""
+    protocol, facts = load_protocol("recurring"), fictional_facts("Fictional-Company", 5)
+    for part in range(3):
+        task = named_task(protocol, f"Fictional-Company {PARTS[part]}", 5)
+        own = facts[84 * part : 84 * (part + 1)]
+        assert list(task.holdout) == [fact.wordings[3] for fact in own]
+        assert {fact.wordings[0] for fact in own} <= set(task.train)
+
+
+def test_what_is_no_part_keeps_its_name():
+    assert [domain_of(name) for name in ("Legal II", "Legal", "Legal IV", "mine II")] == [
+        "Legal",
+        "Legal",
+        "Legal IV",
+        "mine II",
+    ]
+    assert is_named("Fictional-Law III")
+    assert not is_named("Law III")
+
+
+def test_a_drawn_order_has_the_parts_in_turn():
+    names = load_protocol("recurring").tasks
+    orders = [drawn_order(names, seed) for seed in range(30)]
+    assert len({tuple(order) for order in orders}) == 30
+    for order in orders:
+        assert sorted(order) == list(range(len(names)))
+        for domain in FICTIONAL:
+            assert [names[i] for i in order if domain_of(names[i]) == domain] == [
+                f"{domain} {part}" for part in ("I", "II", "III")
+            ]

@@ -174,3 +174,23 @@ def test_a_ratchet_without_texts_to_decide_by_is_refused(crma, finetune_command,
     code, _, error = crma(finetune_command(tmp_path / "run", "--conditions", "modular-ratchet", "--set", "decision=4"))
     assert code == 2
     assert "holdout examples of alpha" in error
+
+
+def test_an_earlier_part_is_answered_with_the_newest_lora_of_its_domain(tiny_model, tmp_path):
+    from backends.finetune import finetune
+    from backends.finetune.inference.run_adapters import run_adapters
+
+    tasks = ["Fictional-Law I", "Fictional-Company I", "Fictional-Law II"]
+    sizes = ["train=8", "holdout=4", "max_tokens=160", "precision=float32"]
+    settings, conditions = [f"tasks={json.dumps(tasks)}", *sizes], ["frozen-nearest", "frozen-newest"]
+    given = {"seeds": [3], "conditions": conditions, "settings": settings, "threads": 1, "quiet": True}
+    results = finetune("recurring", model=tiny_model, out=tmp_path, **given)
+    assert [task.rpartition(" ")[0] for task in results.tasks].count("Fictional-Law") == 2
+    first, second = (results.tasks.index(f"Fictional-Law {part}") for part in ("I", "II"))
+    assert first < second
+    nearest, newest = (results.holdout_matrix(name, 3) for name in conditions)
+    assert nearest[second, first] == nearest[first, first]
+    assert newest[second, first] != newest[first, first]
+    answering = run_adapters(tmp_path / "seed-3", condition="frozen-newest").tasks
+    assert answering["Fictional-Law I"].lora == answering["Fictional-Law II"].lora
+    assert certify_run(tmp_path / "seed-3").passed
