@@ -13,8 +13,8 @@ from backends.weight_files import SINGLE, find_tensors
 from reference.errors import MissingPackageError, ModelError
 
 ALLOWED = (
-    '"smollm2", or a folder with config.json, *.safetensors and a tokenizer, as save_pretrained writes it; or one of '
-    + ", ".join(ZOO)
+    '"smollm2" or "gemma3-270m", or a folder with config.json, *.safetensors and a tokenizer, as save_pretrained writes'
+    " it; or one of " + ", ".join(ZOO)
 )
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 MOST_LAYERS = 1000  # of a model without files of weights, by which the number could be judged

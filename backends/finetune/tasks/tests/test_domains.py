@@ -11,13 +11,12 @@ import pytest
 from backends.finetune.tasks.domains import DOMAINS, candidates, domain_pool, legal, load_domain, packages, source_trees
 from backends.finetune.tasks.domains.candidates import Candidate, question
 from backends.finetune.tasks.domains.deduplication import is_holdout, split_pool
-from backends.finetune.tasks.domains.packages import PINNED, package_file, package_folder
+from backends.finetune.tasks.domains.packages import GEMMA, PINNED, package_file, package_folder
 from backends.finetune.tasks.domains.prose import is_clean, passages, sentences
 from backends.finetune.tasks.task import fingerprint
 from reference.errors import MissingPackageError, TaskDataError
 
 ROOT = Path(__file__).parents[4]
-ASSETS = ROOT / "assets.txt"
 
 
 def missing_packages():
@@ -166,9 +165,10 @@ def test_a_package_without_one_of_its_files_is_to_be_installed_again():
     assert f"--force-reinstall {name}=={version}" in caught.value.remedy
 
 
-def test_the_pins_are_those_of_assets_txt():
-    lines = [line.partition("#")[0].strip() for line in ASSETS.read_text(encoding="utf-8").splitlines()]
-    assert sorted(line for line in lines if line) == sorted(f"{name}=={version}" for name, version in PINNED.values())
+@pytest.mark.parametrize(("file", "pinned"), [("assets.txt", PINNED), ("assets-gemma.txt", GEMMA)])
+def test_the_pins_are_those_of_the_lists_of_assets(file, pinned):
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    assert sorted(line for line in lines if line) == sorted(f"{name}=={version}" for name, version in pinned.values())
 
 
 def test_no_package_is_imported_for_its_files():

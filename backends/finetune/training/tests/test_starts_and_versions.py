@@ -183,8 +183,16 @@ def test_an_earlier_part_is_answered_with_the_newest_lora_of_its_domain(tiny_mod
     tasks = ["Fictional-Law I", "Fictional-Company I", "Fictional-Law II"]
     sizes = ["train=8", "holdout=4", "max_tokens=160", "precision=float32"]
     settings, conditions = [f"tasks={json.dumps(tasks)}", *sizes], ["frozen-nearest", "frozen-newest"]
-    given = {"seeds": [3], "conditions": conditions, "settings": settings, "threads": 1, "quiet": True}
-    results = finetune("recurring", model=tiny_model, out=tmp_path, **given)
+    results = finetune(
+        "recurring",
+        model=tiny_model,
+        out=tmp_path,
+        seeds=[3],
+        conditions=conditions,
+        settings=settings,
+        threads=1,
+        quiet=True,
+    )
     assert [task.rpartition(" ")[0] for task in results.tasks].count("Fictional-Law") == 2
     first, second = (results.tasks.index(f"Fictional-Law {part}") for part in ("I", "II"))
     assert first < second
