@@ -9,7 +9,7 @@ from backends.finetune.runs.results import append_record
 from backends.finetune.tasks.chat import Message
 from backends.finetune.tasks.task import Example
 
-WORDS, TOKENS = 8, 48  # of a plain text, what is asked with; of an answer, at most
+WORDS, TOKENS = 8, 48  # of a text that nothing asks for, what is asked with; of an answer, at most
 
 
 def sample_answers(folder: AssistantFolder, task: str, count: int, device: str, model: Path) -> None:
@@ -28,4 +28,4 @@ def sample_answers(folder: AssistantFolder, task: str, count: int, device: str, 
 
 def _question(example: Example) -> str | list[Message]:
     turns = example.conversation[:-1]
-    return list(turns) if turns else " ".join(example.response.split()[:WORDS])
+    return list(turns) if turns else " ".join(example.query.split()[:WORDS])
