@@ -108,10 +108,8 @@ class AssistantFolder(LockedFolder):
         )
 
     def digests(self, phase: int) -> dict[str, str]:
-        """SHA-256 of the files of a phase."""
-        lora, crma = self.files(phase)[:2]
-        paths = [lora / CONFIG, lora / WEIGHTS, crma, self.texts(phase)]
-        return {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
+        """SHA-256 of the files of a phase, by their path within the folder."""
+        return {name: sha256_of(self.path / name) for name in names_of(phase)}
 
     @property
     def exists(self) -> bool:
@@ -154,10 +152,16 @@ class AssistantFolder(LockedFolder):
     def _take(self, found: Assistant, record: Any, place: str) -> None:
         match record:
             case FolderRecord():
+                if found.files or record.files.keys() != {self.IDENTITY}:
+                    raise _damaged(place, f"a record of the folder with the files {', '.join(record.files) or 'none'}")
                 found.files.update(record.files)
+            case _ if not found.files:
+                raise _damaged(place, "a record of another kind before that of the folder")
             case LearnedRecord():
                 if record.phase != len(found.learned) or record.task in found.tasks:
                     raise _damaged(place, f"phase {record.phase}, task {record.task!r}")
+                if record.files.keys() != names_of(record.phase):
+                    raise _damaged(place, f"phase {record.phase} with the files {', '.join(record.files) or 'none'}")
                 found.learned.append(record)
                 found.files.update(record.files)
                 found.tasks[record.task] = Taught(record, record.phase, record.own)
@@ -252,8 +256,9 @@ class AssistantFolder(LockedFolder):
     def _numbered(self) -> Iterator[tuple[Path, int]]:
         """What phases have written, each with its number."""
         for path in sorted(self.path.iterdir()):
-            kind, _, number = path.name.split(".")[0].partition("-")
-            if kind in ("task", "crma", "texts") and number.isdecimal():
+            number = path.name.partition(".")[0].partition("-")[2]
+            # exactly such a name, since a copy beside it, such as texts-0.jsonl.bak, is somebody's own
+            if number.isdecimal() and path.name in {name.partition("/")[0] for name in names_of(int(number))}:
                 yield path, int(number)
 
     def _is_behind(self, learned: int) -> bool:
@@ -270,6 +275,12 @@ class AssistantFolder(LockedFolder):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.files(phase).lora, ignore_errors=True)
         self.underway.unlink(missing_ok=True)  # last: what it speaks of is known to be unfinished
+
+
+def names_of(phase: int) -> set[str]:
+    """The files that a phase writes, by their path within the folder."""
+    lora = f"task-{phase}"
+    return {f"{lora}/{CONFIG}", f"{lora}/{WEIGHTS}", f"crma-{phase}.safetensors", f"texts-{phase}.jsonl"}
 
 
 def is_assistant(path: Path | str) -> bool:
