@@ -5,6 +5,7 @@ FOLDER/history.jsonl            one line per task learned or forgotten; it alone
 FOLDER/task-N/                  the LoRA of the task learned in phase N, in PEFT's own format
 FOLDER/crma-N.safetensors       the shared CRMA after phase N: a version that a task answers with, the first, the last
 FOLDER/texts-N.jsonl            what the task of phase N is measured by, and asked like
+FOLDER/answers-N.json           sample answers after phase N
 FOLDER/underway.json, FOLDER/checkpoint.safetensors     the phase under way
 
 A phase writes files of its own number, and the line that names them is its last act. What no line names and no phase
@@ -90,6 +91,7 @@ class AssistantFolder(LockedFolder):
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         self.history = self.path / "history.jsonl"
+        self.page = self.path / "status.html"
         self.underway, self.checkpoint = self.path / "underway.json", self.path / "checkpoint.safetensors"
 
     def crma(self, phase: int) -> Path:
@@ -99,6 +101,10 @@ class AssistantFolder(LockedFolder):
     def texts(self, phase: int) -> Path:
         """What the task of a phase is measured by."""
         return self.path / f"texts-{phase}.jsonl"
+
+    def answers(self, phase: int) -> Path:
+        """Sample answers of the task of a phase, if any were asked for."""
+        return self.path / f"answers-{phase}.json"
 
     def files(self, phase: int, version: int | None = None) -> PhaseFiles:
         """What the task of a phase answers with, for an engine; with the CRMA of another phase if it has moved."""
@@ -147,6 +153,9 @@ class AssistantFolder(LockedFolder):
         for name in [name for name in found.files if name.startswith("crma-")]:
             if int(name.removeprefix("crma-").removesuffix(".safetensors")) not in found.kept_versions:
                 del found.files[name]
+        for name, task in found.tasks.items():
+            if (path := self.answers(task.record.phase)).exists():
+                found.answers[name] = _answers(path)
         return found
 
     def _take(self, found: Assistant, record: Any, place: str) -> None:
@@ -182,8 +191,6 @@ class AssistantFolder(LockedFolder):
                 for name in [*found.files]:
                     if name.startswith((f"task-{phase}/", f"texts-{phase}.")):
                         del found.files[name]
-            case AnswersRecord():
-                found.answers[record.task] = record
 
     def check_files(self, assistant: Assistant, of: Container[int] | None = None) -> None:
         """See that the files are what was recorded; of these phases only, and of the folder itself, if some are named.
@@ -241,11 +248,14 @@ class AssistantFolder(LockedFolder):
         if not under_way:
             for path in (self.checkpoint, self.underway):
                 path.unlink(missing_ok=True)
+        asked = {task.record.phase for task in found.tasks.values()}
         for path, phase in self._numbered():
             if under_way and phase == len(found.learned):
                 continue  # whoever goes on with it, or gives it up, clears it away
             if phase >= len(found.learned):
                 raise _lost(self.history, path)
+            if phase in asked and path == self.answers(phase):
+                continue
             names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
             if not any(name in found.files for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -258,7 +268,9 @@ class AssistantFolder(LockedFolder):
         for path in sorted(self.path.iterdir()):
             number = path.name.partition(".")[0].partition("-")[2]
             # exactly such a name, since a copy beside it, such as texts-0.jsonl.bak, is somebody's own
-            if number.isdecimal() and path.name in {name.partition("/")[0] for name in names_of(int(number))}:
+            if number.isdecimal() and path.name in {
+                self.answers(int(number)).name, *(name.partition("/")[0] for name in names_of(int(number)))
+            }:  # fmt: skip
                 yield path, int(number)
 
     def _is_behind(self, learned: int) -> bool:
@@ -275,6 +287,18 @@ class AssistantFolder(LockedFolder):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.files(phase).lora, ignore_errors=True)
         self.underway.unlink(missing_ok=True)  # last: what it speaks of is known to be unfinished
+
+
+def _answers(path: Path) -> AnswersRecord:
+    try:
+        return AnswersRecord.model_validate(read_json(path, follow_links=False))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            str(path),
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            allowed="the sample answers that `crma learn` wrote",
+            remedy="remove the file: nothing but the status shows it",
+        ) from error
 
 
 def names_of(phase: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a line of an assistant's ``history.jsonl`` may hold: a task that was learned or forgotten, sample answers."""
+"""What a line of an assistant's ``history.jsonl`` may hold: a task that was learned or forgotten; sample answers."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ class ForgottenRecord(BaseModel):
 
 
 class AnswersRecord(BaseModel):
-    """What was asked after a phase, and the answers of the bare base model and of the task."""
+    """What was asked after a phase, and the answers of the bare base model and of the task. It is a file of its own and
+    no line, since a line cannot be removed with its task."""
 
-    task: str
     questions: list[str]
     before: list[str]
     after: list[str]

@@ -201,6 +201,33 @@ def test_forgetting_removes_a_task_and_leaves_the_others_as_they_were(taught, tm
         forget(tmp_path / "assistant", "nobody")
 
 
+def test_nothing_that_a_forgotten_task_said_is_left(tmp_path, teach, crma):
+    """Neither its questions in any file, nor its answers under a task that takes its name."""
+    folder = tmp_path / "assistant"
+    asked = [{"prompt": f"secret {n}?", "response": f"hidden {n}"} for n in range(12)]
+    teach("a", data=write_jsonl(tmp_path / "a.jsonl", asked), answers=2)
+    teach("b", answers=1)
+    (folder / "router-0.safetensors").write_bytes(b"centroids")
+    assert crma(["status", str(folder), "--task", "a"])[0] == 0
+    assert "secret" in (folder / "status.html").read_text()
+    forget(folder, "a")
+    assert not [name for name, data in content(folder).items() if b"secret" in data or b"centroids" in data]
+    assert not (folder / "status.html").exists()
+    code, _, error = crma(["status", str(folder), "--task", "a"])
+    assert (code, "--task: got 'a'; allowed: b" in error) == (2, True)
+    assert "a" not in teach("a").answers
+    assert list(AssistantFolder(folder).read().answers) == ["b"]
+
+
+def test_a_question_that_cannot_be_asked_does_not_undo_what_was_learned(teach, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise ConfigError("prompt", got="508 tokens", allowed="fewer", remedy="shorten it")
+
+    monkeypatch.setattr("backends.finetune.inference.registry.generate", refused)
+    assert list(teach("a", answers=1, quiet=False).tasks) == ["a"]
+    assert "No sample answers: prompt: got 508 tokens" in capsys.readouterr().out
+
+
 def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, tiny_model, teach):
     shutil.copytree(taught, tmp_path / "assistant")
     before = content(tmp_path / "assistant")
