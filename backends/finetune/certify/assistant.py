@@ -60,8 +60,8 @@ def described(found: Assistant) -> dict[str, Any]:
 
 
 def _budget(record: LearnedRecord) -> float | None:
-    budget = record.config.get("crma", {}).get("displacement_budget")
-    return None if budget is None else float(budget)
+    budget: float | None = record.config.get("crma", {}).get("displacement_budget")
+    return budget
 
 
 def _undecided(found: Assistant) -> Iterator[str]:

@@ -2,30 +2,30 @@
 
 from pathlib import Path
 
+from backends.atomic import atomic_write
 from backends.finetune.inference.registry import AdapterRegistry
 from backends.finetune.learning.data import read_texts
 from backends.finetune.runs.assistant_folder import AssistantFolder
-from backends.finetune.runs.results import append_record
+from backends.finetune.runs.assistant_records import AnswersRecord
 from backends.finetune.tasks.chat import Message
 from backends.finetune.tasks.task import Example
 
-WORDS, TOKENS = 8, 48  # of a plain text, what is asked with; of an answer, at most
+WORDS, TOKENS = 8, 48  # of a text that nothing asks for, what is asked with; of an answer, at most
 
 
 def sample_answers(folder: AssistantFolder, task: str, count: int, device: str, model: Path) -> None:
     """Ask the first ``count`` questions of what is reported of a task, and write down the answers. The folder is locked
     by the caller."""
-    texts = read_texts(folder.texts(folder.read().tasks[task].record.phase))
+    phase = folder.read().tasks[task].record.phase
+    texts = read_texts(folder.texts(phase))
     asked = [_question(example) for example in texts.reported[:count]]
     registry = AdapterRegistry.from_run(folder.path, device=device, model=model, resident=1)
     before, after = (registry.generate(asked, task=name, max_new_tokens=TOKENS) for name in (None, task))
     questions = [turns if isinstance(turns, str) else turns[-1].content for turns in asked]
-    append_record(
-        folder.history,
-        {"kind": "answers", "task": task, "questions": questions, "before": before, "after": after},
-    )
+    said = AnswersRecord(questions=questions, before=before, after=after)
+    atomic_write(folder.answers(phase), said.model_dump_json(indent=2).encode())
 
 
 def _question(example: Example) -> str | list[Message]:
     turns = example.conversation[:-1]
-    return list(turns) if turns else " ".join(example.response.split()[:WORDS])
+    return list(turns) if turns else " ".join(example.query.split()[:WORDS])

@@ -32,7 +32,7 @@ class Read(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """``left_out``: examples that an earlier task is measured by, which are therefore not trained on."""
+    """``left_out``: examples with the text of one that measures a task, which are therefore not trained on."""
 
     train: tuple[Example, ...]
     decision: tuple[Example, ...]
@@ -89,9 +89,9 @@ def split_examples(
 ) -> Splits:
     """Deal whole documents to what is trained on, decides and is reported.
 
-    The order is that of a hash of the document, so the split does not depend on that of the rows. A text that an
-    ``earlier`` task is measured by is left out of the training; one that an earlier task was trained on is not held
-    out.
+    The order is that of a hash of the document, so the split does not depend on that of the rows. A text that this task
+    or an ``earlier`` one is measured by is left out of the training, whichever document has it; one that an earlier
+    task was trained on is not held out.
 
     Args:
         held_out: what is reported, where it comes from a file of its own.
@@ -118,34 +118,52 @@ def split_examples(
             left_out += 1
         else:
             documents.setdefault(document, []).append(example)
-    count = sum(map(len, documents.values()))
-    wanted = [0 if held_out else _share(count, *REPORTED), _share(count, *DECISION)]
-    sides: list[list[Example]] = [list(held_out), []]
-    train: list[Example] = []
+    order = sorted(documents, key=lambda document: stable_hash("learn", document))
+    sizes: dict[str, int] = {}  # of the documents that may be held out: texts that no document before has
     seen: set[str] = set()
-    for document in sorted(documents, key=lambda document: stable_hash("learn", document)):
-        examples = documents[document]
-        side = next((index for index in (0, 1) if wanted[index] > 0), None)
-        if side is None or any(digest_of(example) in trained for example in examples):
-            train += examples
-            continue
-        wanted[side] -= len(examples)
-        for example in examples:  # what is held out twice would count twice
-            if (text := normal_text(example.text)) not in seen:
-                seen.add(text)
+    for document in order:
+        texts = {normal_text(example.text) for example in documents[document]}
+        if texts - seen and not any(digest_of(example) in trained for example in documents[document]):
+            sizes[document] = len(texts - seen)
+        seen |= texts
+    side_of = _dealt(sizes, [0 if held_out else _share(len(seen), *REPORTED), _share(len(seen), *DECISION)])
+    sides: list[list[Example]] = [held_out, []]
+    out: set[str] = set()
+    for document, side in side_of.items():
+        for example in documents[document]:  # what is held out twice would count twice
+            if (text := normal_text(example.text)) not in out:
+                out.add(text)
                 sides[side].append(example)
+    rest = [example for document in order if document not in side_of for example in documents[document]]
+    train = [example for example in rest if normal_text(example.text) not in out]
+    left_out += len(rest) - len(train)
     reported, decision = sides
     if not (train and reported and decision):
         again = sum(digest_of(example) in trained for example, _ in read)
-        known_to = f", of which {left_out} measure an earlier task and {again} were trained on by one"
+        known_to = f", of which {left_out} measure a task and {again} were trained on by an earlier one"
         raise TaskDataError(
             "data",
             got=f"{len(read)} example{'' if len(read) == 1 else 's'}" + (known_to if left_out + again else ""),
             allowed="new examples of at least three documents: to learn, to decide by and to report",
             remedy="add examples that ask something else; with --holdout FILE two documents are enough",
         )
-    order = {id(example): number for number, (example, _) in enumerate(read)}
-    return Splits(tuple(sorted(train, key=lambda e: order[id(e)])), tuple(decision), tuple(reported), left_out)
+    place = {id(example): number for number, (example, _) in enumerate(read)}
+    return Splits(tuple(sorted(train, key=lambda e: place[id(e)])), tuple(decision), tuple(reported), left_out)
+
+
+def _dealt(sizes: Mapping[str, int], wanted: Sequence[int]) -> dict[str, int]:
+    """The side of each document that is held out, 0 reported and 1 decision: in the order given, what fits into the
+    ``wanted`` texts of a side; where nothing fits into one, the smallest documents, one a side."""
+    left = list(wanted)
+    dealt: dict[str, int] = {}
+    for document, size in sizes.items():
+        if (side := next((side for side in (0, 1) if size <= left[side]), None)) is not None:
+            dealt[document] = side
+            left[side] -= size
+    asked = [side for side in (0, 1) if wanted[side]]
+    if set(dealt.values()) == set(asked):
+        return dealt
+    return dict(zip(sorted(sizes, key=lambda document: sizes[document]), asked, strict=False))
 
 
 def _share(count: int, share: float, most: int) -> int:

@@ -9,7 +9,8 @@ from reference.errors import ConfigError
 
 
 def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
-    """Remove a task's LoRA and texts, and the versions of the CRMA that no other task answers with.
+    """Remove a task's LoRA, texts and sample answers, the page and the router that were made with them, and the versions
+    of the CRMA that no other task answers with.
 
     The other tasks answer exactly as before. What this cannot undo is said in the words that are returned: the shared
     CRMA was trained on the task, and so were the LoRAs that started from its own.
@@ -36,6 +37,8 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
                 allowed="a task that no other one started from, unless it is said that this is known",
                 remedy=f"forget {', '.join(heirs)} as well, before it; or add --even-so: they keep what they took over",
             )
+        for made in (assistant_folder.page, *assistant_folder.path.glob("router-*.safetensors")):
+            made.unlink(missing_ok=True)
         append_record(
             assistant_folder.history,
             {"kind": "forgotten", "task": task, "time": datetime.now(UTC).isoformat(timespec="seconds")},

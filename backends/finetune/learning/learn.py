@@ -51,7 +51,7 @@ from backends.finetune.training.progress import Progress
 from backends.finetune.training.run_identity import digest_of as digest_of_json
 from backends.finetune.training.run_identity import run_record
 from backends.finetune.training.threads import set_up_framework
-from reference.errors import BackendError, ModelError, RunFolderError, TaskDataError
+from reference.errors import BackendError, CRMAError, ModelError, RunFolderError, TaskDataError
 
 
 def learn(
@@ -184,7 +184,10 @@ def learn(
         gc.collect()
         if answers:
             device = "cuda" if backend == "torch-cuda" else "cpu"
-            sample_answers(folder, lesson.task, answers, device, path)
+            try:
+                sample_answers(folder, lesson.task, answers, device, path)
+            except CRMAError as error:  # a question that cannot be asked does not undo what was learned
+                console.print(f"No sample answers: {error}", soft_wrap=True, highlight=False)
         show_status(folder, console, told_of=lesson.task)
         return folder.read()
 

@@ -13,6 +13,7 @@ from backends.finetune.report.page import TEMPLATES, write_file
 from backends.finetune.report.pictures.assistant import draw_assistant
 from backends.finetune.report.terminal import Terminal
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
+from reference.errors import ConfigError
 
 HEADINGS = ("task", "texts", "bare", "own phase", "now", "change", "exact match", "CRMA")
 
@@ -54,6 +55,10 @@ def show_status(folder: AssistantFolder, console: Terminal, *, told_of: str | No
         "task's own phase, and now. Exact match in the same order.",
         highlight=False,
     )
+    if told_of is not None and told_of not in assistant.tasks:
+        raise ConfigError(
+            "--task", got=repr(told_of), allowed=", ".join(assistant.tasks) or "no task yet", remedy="name one of these"
+        )
     if told_of is not None and (answers := assistant.answers.get(told_of)) is not None:
         for asked, before, after in zip(answers.questions, answers.before, answers.after, strict=True):
             console.print(Text(f"\n{label(asked, 200)}", style="bold"))
@@ -79,6 +84,5 @@ def write_page(folder: AssistantFolder) -> Path:
         answers=assistant.answers,
         said=_said,
     )
-    path = folder.path / "status.html"
-    write_file(path, page.encode("utf-8", "xmlcharrefreplace"))
-    return path
+    write_file(folder.page, page.encode("utf-8", "xmlcharrefreplace"))
+    return folder.page

@@ -5,6 +5,7 @@ FOLDER/history.jsonl            one line per task learned or forgotten; it alone
 FOLDER/task-N/                  the LoRA of the task learned in phase N, in PEFT's own format
 FOLDER/crma-N.safetensors       the shared CRMA after phase N: a version that a task answers with, the first, the last
 FOLDER/texts-N.jsonl            what the task of phase N is measured by, and asked like
+FOLDER/answers-N.json           sample answers after phase N
 FOLDER/underway.json, FOLDER/checkpoint.safetensors     the phase under way
 
 A phase writes files of its own number, and the line that names them is its last act. What no line names and no phase
@@ -90,6 +91,7 @@ class AssistantFolder(LockedFolder):
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         self.history = self.path / "history.jsonl"
+        self.page = self.path / "status.html"
         self.underway, self.checkpoint = self.path / "underway.json", self.path / "checkpoint.safetensors"
 
     def crma(self, phase: int) -> Path:
@@ -100,6 +102,10 @@ class AssistantFolder(LockedFolder):
         """What the task of a phase is measured by."""
         return self.path / f"texts-{phase}.jsonl"
 
+    def answers(self, phase: int) -> Path:
+        """Sample answers of the task of a phase, if any were asked for."""
+        return self.path / f"answers-{phase}.json"
+
     def files(self, phase: int, version: int | None = None) -> PhaseFiles:
         """What the task of a phase answers with, for an engine; with the CRMA of another phase if it has moved."""
         absent = self.path / "absent"
@@ -108,10 +114,8 @@ class AssistantFolder(LockedFolder):
         )
 
     def digests(self, phase: int) -> dict[str, str]:
-        """SHA-256 of the files of a phase."""
-        lora, crma = self.files(phase)[:2]
-        paths = [lora / CONFIG, lora / WEIGHTS, crma, self.texts(phase)]
-        return {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
+        """SHA-256 of the files of a phase, by their path within the folder."""
+        return {name: sha256_of(self.path / name) for name in names_of(phase)}
 
     @property
     def exists(self) -> bool:
@@ -149,15 +153,24 @@ class AssistantFolder(LockedFolder):
         for name in [name for name in found.files if name.startswith("crma-")]:
             if int(name.removeprefix("crma-").removesuffix(".safetensors")) not in found.kept_versions:
                 del found.files[name]
+        for name, task in found.tasks.items():
+            if (path := self.answers(task.record.phase)).exists():
+                found.answers[name] = _answers(path)
         return found
 
     def _take(self, found: Assistant, record: Any, place: str) -> None:
         match record:
             case FolderRecord():
+                if found.files or record.files.keys() != {self.IDENTITY}:
+                    raise _damaged(place, f"a record of the folder with the files {', '.join(record.files) or 'none'}")
                 found.files.update(record.files)
+            case _ if not found.files:
+                raise _damaged(place, "a record of another kind before that of the folder")
             case LearnedRecord():
                 if record.phase != len(found.learned) or record.task in found.tasks:
                     raise _damaged(place, f"phase {record.phase}, task {record.task!r}")
+                if record.files.keys() != names_of(record.phase):
+                    raise _damaged(place, f"phase {record.phase} with the files {', '.join(record.files) or 'none'}")
                 found.learned.append(record)
                 found.files.update(record.files)
                 found.tasks[record.task] = Taught(record, record.phase, record.own)
@@ -178,8 +191,6 @@ class AssistantFolder(LockedFolder):
                 for name in [*found.files]:
                     if name.startswith((f"task-{phase}/", f"texts-{phase}.")):
                         del found.files[name]
-            case AnswersRecord():
-                found.answers[record.task] = record
 
     def check_files(self, assistant: Assistant, of: Container[int] | None = None) -> None:
         """See that the files are what was recorded; of these phases only, and of the folder itself, if some are named.
@@ -237,11 +248,14 @@ class AssistantFolder(LockedFolder):
         if not under_way:
             for path in (self.checkpoint, self.underway):
                 path.unlink(missing_ok=True)
+        asked = {task.record.phase for task in found.tasks.values()}
         for path, phase in self._numbered():
             if under_way and phase == len(found.learned):
                 continue  # whoever goes on with it, or gives it up, clears it away
             if phase >= len(found.learned):
                 raise _lost(self.history, path)
+            if phase in asked and path == self.answers(phase):
+                continue
             names = [path.name] if path.is_file() else [f"{path.name}/{name}" for name in (CONFIG, WEIGHTS)]
             if not any(name in found.files for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -252,8 +266,11 @@ class AssistantFolder(LockedFolder):
     def _numbered(self) -> Iterator[tuple[Path, int]]:
         """What phases have written, each with its number."""
         for path in sorted(self.path.iterdir()):
-            kind, _, number = path.name.split(".")[0].partition("-")
-            if kind in ("task", "crma", "texts") and number.isdecimal():
+            number = path.name.partition(".")[0].partition("-")[2]
+            # exactly such a name, since a copy beside it, such as texts-0.jsonl.bak, is somebody's own
+            if number.isdecimal() and path.name in {
+                self.answers(int(number)).name, *(name.partition("/")[0] for name in names_of(int(number)))
+            }:  # fmt: skip
                 yield path, int(number)
 
     def _is_behind(self, learned: int) -> bool:
@@ -270,6 +287,24 @@ class AssistantFolder(LockedFolder):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.files(phase).lora, ignore_errors=True)
         self.underway.unlink(missing_ok=True)  # last: what it speaks of is known to be unfinished
+
+
+def _answers(path: Path) -> AnswersRecord:
+    try:
+        return AnswersRecord.model_validate(read_json(path, follow_links=False))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            str(path),
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            allowed="the sample answers that `crma learn` wrote",
+            remedy="remove the file: nothing but the status shows it",
+        ) from error
+
+
+def names_of(phase: int) -> set[str]:
+    """The files that a phase writes, by their path within the folder."""
+    lora = f"task-{phase}"
+    return {f"{lora}/{CONFIG}", f"{lora}/{WEIGHTS}", f"crma-{phase}.safetensors", f"texts-{phase}.jsonl"}
 
 
 def is_assistant(path: Path | str) -> bool:

@@ -1,15 +1,30 @@
-"""What a line of an assistant's ``history.jsonl`` may hold: a task that was learned or forgotten, sample answers."""
+"""What a line of an assistant's ``history.jsonl`` may hold: a task that was learned or forgotten; sample answers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt
 
+from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import Files, SpectralLog, TextRecord
 
 Loss = Annotated[FiniteFloat, Field(gt=0)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+def _with(*names: str) -> AfterValidator:
+    def check(content: dict[str, Any]) -> dict[str, Any]:
+        if missing := [name for name in names if name not in content]:
+            raise ValueError(f"without {', '.join(missing)}")
+        return content
+
+    return AfterValidator(check)
+
+
+def _protocol(content: dict[str, Any]) -> dict[str, Any]:
+    Protocol.model_validate(content)
+    return content
 
 
 class Measure(BaseModel):
@@ -41,14 +56,14 @@ class LearnedRecord(BaseModel):
 
     phase: NonNegativeInt
     task: str
-    data: dict[str, str]
+    data: Annotated[dict[str, str], _with("name", "sha256")]
     start: str | None = None
     bare: Measure
     own: Measure
     checked: dict[str, Check] = {}
     versions: dict[str, NonNegativeInt]
-    promise: FiniteFloat | None = None
-    texts: dict[str, TextRecord]
+    promise: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    texts: Annotated[dict[str, TextRecord], _with("train", "holdout", "decision")]
     losses: list[FiniteFloat]
     gradient_norms: dict[str, list[FiniteFloat]] = {}
     spectral: SpectralLog | None = None
@@ -59,7 +74,7 @@ class LearnedRecord(BaseModel):
     backend: str
     machine: str
     packages: dict[str, str]
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_protocol)]
     time: str
     files: Files
 
@@ -72,9 +87,9 @@ class ForgottenRecord(BaseModel):
 
 
 class AnswersRecord(BaseModel):
-    """What was asked after a phase, and the answers of the bare base model and of the task."""
+    """What was asked after a phase, and the answers of the bare base model and of the task. It is a file of its own and
+    no line, since a line cannot be removed with its task."""
 
-    task: str
     questions: list[str]
     before: list[str]
     after: list[str]

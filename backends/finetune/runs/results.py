@@ -27,7 +27,7 @@ import reference
 from backends.atomic import disk_space_errors
 from backends.files import kind_of, parse_json, read_bytes
 from backends.finetune.methods.conditions import in_order, shares_what_trains
-from backends.finetune.runs.assistant_records import AnswersRecord, FolderRecord, ForgottenRecord, LearnedRecord
+from backends.finetune.runs.assistant_records import FolderRecord, ForgottenRecord, LearnedRecord
 from backends.finetune.runs.links import refuse_links
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord, TextRecord
 from reference.errors import DiskSpaceError, NonFiniteError, RunFolderError
@@ -46,7 +46,6 @@ _KINDS: dict[str, type[BaseModel]] = {
     "folder": FolderRecord,
     "learned": LearnedRecord,
     "forgotten": ForgottenRecord,
-    "answers": AnswersRecord,
 }
 
 

@@ -44,9 +44,9 @@ class Example:
 
     @property
     def query(self) -> str:
-        """What asks for it: the prompt, or what is said before the last answer; of a plain text, the text."""
+        """What asks for it: the prompt, or what is said before the last answer; where nothing asks, all of the text."""
         asked = "\n".join(message.content for message in self.messages[:-1] if message.role == "user")
-        return (asked or self.prompt).strip() or self.response.strip()
+        return (asked or self.prompt).strip() or self.text.strip()
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,33 @@ def test_forgetting_removes_a_task_and_leaves_the_others_as_they_were(taught, tm
         forget(tmp_path / "assistant", "nobody")
 
 
+def test_nothing_that_a_forgotten_task_said_is_left(tmp_path, teach, crma):
+    """Neither its questions in any file, nor its answers under a task that takes its name."""
+    folder = tmp_path / "assistant"
+    asked = [{"prompt": f"secret {n}?", "response": f"hidden {n}"} for n in range(12)]
+    teach("a", data=write_jsonl(tmp_path / "a.jsonl", asked), answers=2)
+    teach("b", answers=1)
+    (folder / "router-0.safetensors").write_bytes(b"centroids")
+    assert crma(["status", str(folder), "--task", "a"])[0] == 0
+    assert "secret" in (folder / "status.html").read_text()
+    forget(folder, "a")
+    assert not [name for name, data in content(folder).items() if b"secret" in data or b"centroids" in data]
+    assert not (folder / "status.html").exists()
+    code, _, error = crma(["status", str(folder), "--task", "a"])
+    assert (code, "--task: got 'a'; allowed: b" in error) == (2, True)
+    assert "a" not in teach("a").answers
+    assert list(AssistantFolder(folder).read().answers) == ["b"]
+
+
+def test_a_question_that_cannot_be_asked_does_not_undo_what_was_learned(teach, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise ConfigError("prompt", got="508 tokens", allowed="fewer", remedy="shorten it")
+
+    monkeypatch.setattr("backends.finetune.inference.registry.generate", refused)
+    assert list(teach("a", answers=1, quiet=False).tasks) == ["a"]
+    assert "No sample answers: prompt: got 508 tokens" in capsys.readouterr().out
+
+
 def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, tiny_model, teach):
     shutil.copytree(taught, tmp_path / "assistant")
     before = content(tmp_path / "assistant")
@@ -434,17 +461,48 @@ def test_texts_longer_than_the_model_reads_are_cut_there(tmp_path, tiny_model):
     assert task_protocol("a", 9, [5000] * 9, [], None, positions=8192).max_tokens == 1024
 
 
-@pytest.mark.parametrize("change", [{"checked": {"nobody": None}}, {"versions": {"a": 9}}])
-def test_a_history_that_speaks_of_what_is_not_there_is_refused(taught, tmp_path, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda last: last["checked"].update(nobody=next(iter(last["checked"].values()))),
+        lambda last: last["versions"].update(a=9),
+        lambda last: last.update(files={}),
+        lambda last: last["files"].update({"crma-x.safetensors": "0" * 64}),
+        lambda last: last["files"].update({"../elsewhere": "0" * 64}),
+        lambda last: last.update(promise=-1.0),
+        lambda last: last.update(config={}),
+        lambda last: last["config"].update(crma=[1]),
+        lambda last: last["config"]["crma"].update(displacement_budget="wide"),
+        lambda last: last.update(texts={}),
+        lambda last: last.update(data={}),
+        None,
+    ],
+)
+def test_a_history_that_speaks_of_what_is_not_there_or_leaves_something_out_is_refused(
+    taught, tmp_path, change, capsys
+):
+    """With digests that fit: by every command as damaged, and by `crma certify` as a check that fails."""
+    from backends.finetune.cli import main
     from backends.finetune.conftest import rewrite_lines
 
     shutil.copytree(taught, tmp_path / "assistant")
     history = tmp_path / "assistant" / "history.jsonl"
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     last = next(line for line in reversed(lines) if line["kind"] == "learned")
-    for field, values in change.items():
-        known = next(iter(last["checked"].values()))
-        last[field] |= {name: known if value is None else value for name, value in values.items()}
+    change(last) if change else lines.pop(0)  # the first says what the folder is
     rewrite_lines(history, [{k: v for k, v in line.items() if k != "sha256"} for line in lines])
     with pytest.raises(RunFolderError, match=r"history\.jsonl, line"):
         AssistantFolder(tmp_path / "assistant").read()
+    assert main(["certify", str(tmp_path / "assistant")]) == 1
+    assert "history readable" in capsys.readouterr().out
+
+
+def test_what_somebody_put_beside_the_files_of_a_phase_stays(taught, tmp_path):
+    shutil.copytree(taught, tmp_path / "assistant")
+    copies = [tmp_path / "assistant" / name for name in ("texts-0.jsonl.bak", "crma-0.bak", "task-9.txt")]
+    for path in copies:
+        path.write_text("mine")
+    (tmp_path / "assistant" / "task-0.bak").mkdir()
+    forget(tmp_path / "assistant", "b")
+    assert all(path.read_text() == "mine" for path in copies)
+    assert (tmp_path / "assistant" / "task-0.bak").exists()

@@ -35,7 +35,7 @@ def draw_assistant(assistant: Assistant) -> bytes:
                 fontsize=8.5,
             )
         left.set_yticks(range(len(names)), [label(name, 22) for name in names])
-        left.set_ylim(len(names) - 0.5, -0.5)
+        left.set_ylim(max(len(names), 1) - 0.5, -0.5)
         left.set_xlabel("loss (nats per answer token)")
         right.set_xlabel("change since its own phase (%)")
         right.axvline(0, color=INK, linewidth=0.8)
