@@ -14,15 +14,32 @@ WORDS, TOKENS = 8, 48  # of a text that nothing asks for, what is asked with; of
 
 
 def sample_answers(folder: AssistantFolder, task: str, count: int, device: str, model: Path) -> None:
-    """Ask the first ``count`` questions of what is reported of a task, and write down the answers. The folder is locked
-    by the caller."""
-    phase = folder.read().tasks[task].record.phase
-    texts = read_texts(folder.texts(phase))
-    asked = [_question(example) for example in texts.reported[:count]]
+    """Ask the first ``count`` questions of what is reported of a task, and write down the answers; and ask again what
+    was asked of the earlier tasks that have moved to its CRMA. The folder is locked by the caller."""
+    assistant = folder.read()
+    phase = assistant.tasks[task].record.phase
     registry = AdapterRegistry.from_run(folder.path, device=device, model=model, resident=1)
-    before, after = (registry.generate(asked, task=name, max_new_tokens=TOKENS) for name in (None, task))
+
+    def answered(by: str | None, asked: list[str | list[Message]]) -> list[str]:
+        return list(registry.generate(asked, task=by, max_new_tokens=TOKENS))
+
+    asked = _asked(folder, phase, count)
     questions = [turns if isinstance(turns, str) else turns[-1].content for turns in asked]
-    said = AnswersRecord(questions=questions, before=before, after=after)
+    own = answered(task, asked)
+    bare = answered(None, asked)
+    _write(folder, phase, AnswersRecord(questions=questions, before=bare, after=own, now=own, version=phase))
+    for name, said in assistant.answers.items():
+        earlier = assistant.tasks[name]
+        if name != task and earlier.version == phase:
+            now = answered(name, _asked(folder, earlier.record.phase, len(said.questions)))
+            _write(folder, earlier.record.phase, said.model_copy(update={"now": now, "version": phase}))
+
+
+def _asked(folder: AssistantFolder, phase: int, count: int) -> list[str | list[Message]]:
+    return [_question(example) for example in read_texts(folder.texts(phase)).reported[:count]]
+
+
+def _write(folder: AssistantFolder, phase: int, said: AnswersRecord) -> None:
     atomic_write(folder.answers(phase), said.model_dump_json(indent=2).encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from backends.finetune.report.page import TEMPLATES, write_file
 from backends.finetune.report.pictures.assistant import draw_assistant
 from backends.finetune.report.terminal import Terminal
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
+from backends.finetune.runs.assistant_records import AnswersRecord
 from reference.errors import ConfigError
 
 HEADINGS = ("task", "texts", "bare", "own phase", "now", "change", "exact match", "CRMA")
@@ -45,7 +47,7 @@ def status_table(assistant: Assistant) -> Table:
 
 
 def show_status(folder: AssistantFolder, console: Terminal, *, told_of: str | None = None) -> None:
-    """Print the table, and the sample answers of one task."""
+    """Print the table, the sample answers of one task, and what earlier ones that moved with it say otherwise."""
     assistant = folder.read()
     if assistant.random_weights:
         console.print(RANDOM_WEIGHTS)
@@ -59,11 +61,27 @@ def show_status(folder: AssistantFolder, console: Terminal, *, told_of: str | No
         raise ConfigError(
             "--task", got=repr(told_of), allowed=", ".join(assistant.tasks) or "no task yet", remedy="name one of these"
         )
-    if told_of is not None and (answers := assistant.answers.get(told_of)) is not None:
-        for asked, before, after in zip(answers.questions, answers.before, answers.after, strict=True):
-            console.print(Text(f"\n{label(asked, 200)}", style="bold"))
-            console.print(f"  before: {_said(before)}", highlight=False)
-            console.print(f"  now:    {_said(after)}", highlight=False)
+    if told_of is None:
+        return
+    phase = assistant.tasks[told_of].record.phase
+    for name, answers in assistant.answers.items():
+        if name == told_of:
+            _show_answers(console, answers, "before", answers.before, range(len(answers.questions)))
+        elif assistant.tasks[name].version == answers.version == phase:  # another one answers as before, to the bit
+            pairs = enumerate(zip(answers.after, answers.now, strict=True))
+            changed = [index for index, (after, now) in pairs if after != now]
+            other = f"{len(changed)} of {len(answers.questions)} sample answers are others"
+            console.print(Text(f"\n{label(name, 30)} has moved to the new CRMA: {other}."))
+            _show_answers(console, answers, "own phase", answers.after, changed)
+
+
+def _show_answers(
+    console: Terminal, answers: AnswersRecord, when: str, earlier: Sequence[str], shown: Iterable[int]
+) -> None:
+    for index in shown:
+        console.print(Text(f"\n{label(answers.questions[index], 200)}", style="bold"))
+        for word, said in ((when, earlier[index]), ("now", answers.now[index])):
+            console.print(f"  {word + ':':11}{_said(said)}", highlight=False)
 
 
 def _said(answer: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, model_validator
 
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import Files, SpectralLog, TextRecord
@@ -87,12 +87,20 @@ class ForgottenRecord(BaseModel):
 
 
 class AnswersRecord(BaseModel):
-    """What was asked after a phase, and the answers of the bare base model and of the task. It is a file of its own and
-    no line, since a line cannot be removed with its task."""
+    """What a task is asked, and the answers of the bare base model, of the task after its own phase, and with the CRMA
+    of phase ``version``. It is a file of its own and no line, since a line cannot be removed with its task."""
 
     questions: list[str]
     before: list[str]
     after: list[str]
+    now: list[str]
+    version: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _one_answer_per_question(self) -> AnswersRecord:
+        if not len(self.questions) == len(self.before) == len(self.after) == len(self.now):
+            raise ValueError("questions, before, after and now differ in length")
+        return self
 
 
 class FolderRecord(BaseModel):

@@ -201,6 +201,23 @@ def test_forgetting_removes_a_task_and_leaves_the_others_as_they_were(taught, tm
         forget(tmp_path / "assistant", "nobody")
 
 
+def test_what_has_moved_is_asked_again(tmp_path, teach, crma, monkeypatch):
+    """An earlier task that has moved gives its answers with the new CRMA; one that was not asked shows none as new."""
+    folder = tmp_path / "assistant"
+    monkeypatch.setattr("backends.finetune.learning.phase.ratchet_moves", lambda old, new: [True] * len(old))
+    first = teach("a", answers=2).answers["a"]
+    assert (first.version, first.now) == (0, first.after)
+    assert teach("b", answers=1).answers["a"].version == 1
+    registry = AdapterRegistry.from_run(folder)
+    kept = AssistantFolder(folder).read().answers["a"]
+    assert kept.now == registry.generate(kept.questions, task="a", max_new_tokens=48)
+    assert (kept.questions, kept.before, kept.after) == (first.questions, first.before, first.after)
+    out = crma(["status", str(folder), "--task", "b"])[1]
+    assert "a has moved to the new CRMA: " in out
+    assert teach("c", answers=0).answers["a"].version == 1
+    assert "a has moved" not in crma(["status", str(folder), "--task", "c"])[1]
+
+
 def test_nothing_that_a_forgotten_task_said_is_left(tmp_path, teach, crma):
     """Neither its questions in any file, nor its answers under a task that takes its name."""
     folder = tmp_path / "assistant"
