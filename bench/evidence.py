@@ -28,6 +28,7 @@ from backends.finetune.report.rows import FORMS, spread, values_of
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
 from backends.finetune.runs.results import RunResults
 from bench import program
+from bench.forgetting import INHERIT
 from reference.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,7 @@ SHOWN = {
     "naive": "NAIVE: one LoRA for all tasks",
     "frozen": "FROZEN: a fresh LoRA per task",
     "modular": "MODULAR: the same, and the shared CRMA",
+    INHERIT: "FROZEN, inherit: each LoRA starts from the last task's; no CRMA",
     "modular-pinned": "MODULAR, pinned: each task keeps the CRMA it was trained with",
     "o-lora": "O-LoRA",
     "lwf": "LwF",
@@ -135,11 +137,12 @@ def comparison_table() -> Rows:
     """bench/README.md: every condition of the comparison."""
     results = comparison()
     yield ["condition", "drift, %", "range", "final holdout, nats", "advantage, %", "range", "forward transfer, nats"]
-    for name in results.conditions:
+    for name in results.with_snapshots:
         values = values_of(results, name, results.seeds)
         ranged = [spread(values[key], percent) if values[key] else "" for key in ("drift", "advantage")]
         (drift, _, of_drift), (gain, _, of_gain) = (text.partition("\n") for text in ranged)
-        yield [readable(name), drift, of_drift, _mean(values, "holdout"), gain, of_gain, _mean(values, "transfer")]
+        label = readable(name) + (" (= FROZEN, inherit)" if name == INHERIT else "")
+        yield [label, drift, of_drift, _mean(values, "holdout"), gain, of_gain, _mean(values, "transfer")]
 
 
 #: condition -> what was varied, as (section of the protocol, field), in words
@@ -226,12 +229,24 @@ def mutants_table() -> Rows:
     yield [str(n) for n in (stored["mutants"], *map(len, missed), sum("_where_" in name for name in missed[1]))]
 
 
+def forgetting_tried_table() -> Rows:
+    """bench/README.md: LoRA's rate on FROZEN's first task, by which the rate of `forgetting` was chosen."""
+    entries = sorted(read_stored(RESULTS / "forgetting_tried.json"), key=lambda e: e["config"]["lora"]["learning_rate"])
+    seeds = [row["seed"] for row in entries[0]["rows"]]
+    yield ["LoRA rate", *(f"holdout, seed {seed}" for seed in seeds), "mean"]
+    for entry in entries:
+        losses = [row["final_holdout"] for row in entry["rows"]]
+        mean = f"{sum(losses) / len(losses):.3f}"
+        yield [f"{entry['config']['lora']['learning_rate']:g}", *(f"{loss:.3f}" for loss in losses), mean]
+
+
 _OF_BENCH = ROOT / "bench" / "README.md"
 #: NAME -> its file, and its rows, the head first
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "results": (ROOT / "README.md", results_table),
     "comparison": (_OF_BENCH, comparison_table),
     "baselines tried": (_OF_BENCH, baselines_table),
+    "forgetting tried": (_OF_BENCH, forgetting_tried_table),
     "quickstart": (_OF_BENCH, quickstart_table),
     "quickstart tried": (_OF_BENCH, tried_table),
     "conformance suite": (_OF_BENCH, suite_table),
