@@ -121,14 +121,21 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text. Raises: ValueError, also for nesting too deep for Python, and for an integer with
-    thousands of digits, which nothing here could even print."""
+    """The tables of a TOML text. Raises: ValueError, in few words, also for nesting too deep for Python, and for an
+    integer with thousands of digits, which nothing here could even print."""
     try:
         content = tomllib.loads(text)
         repr(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ValueError as error:  # which repeats names that are as long as the file
+        raise ValueError(shortened(str(error))) from error
     return content
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Beginning and end of a text that may be as long as its author likes."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def printable(text: object, *, keep: str = "") -> str:

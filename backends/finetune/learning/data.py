@@ -14,8 +14,7 @@ from backends.finetune.tasks.domains import load_domain
 from backends.finetune.tasks.domains.deduplication import stable_hash
 from backends.finetune.tasks.fictional import FICTIONAL, load_fictional
 from backends.finetune.tasks.named import NAMED
-from backends.finetune.tasks.shapes import parts_of
-from backends.finetune.tasks.task import Example, normal_text
+from backends.finetune.tasks.task import Example, example_of, normal_text
 from reference.errors import RunFolderError, TaskDataError
 
 #: of the examples, and at most how many: what is reported, and what decides
@@ -65,8 +64,7 @@ def read_examples(source: str | Path, columns: Mapping[str, str] | None = None, 
     named = {name: column for name, column in (columns or {}).items() if name != "document"}
     found = []
     for where, row in read_rows(source, split=split):
-        parts = parts_of(row, where, named)
-        example = Example(parts.prompt, parts.response, where, parts.messages)
+        example = example_of(row, where, named)
         if field is not None and field not in row:
             raise TaskDataError(
                 where,

@@ -10,8 +10,8 @@
 | text | ``text`` | a text, all of which is learned |
 
 ``prompt`` and ``completion`` may hold lists of {role, content} as well, which together are one conversation. Fields
-that no shape names are let pass. A row of two shapes is refused, as one of them would be ignored; ``text`` gives way
-to every other, since where it stands beside another shape it is a rendering of it.
+that no shape names are let pass. A row of two shapes is refused, as one of them would be ignored, and so is a text
+beside half of another shape. Beside a whole one ``text`` gives way, since it is a rendering of it there.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def _shape_of(row: Mapping[str, Any], where: str) -> str:
     found = [shape for shape, fields in SHAPES.items() if all(field in row for field in fields)]
     if len(found) > 1 and "text" in found:
         found.remove("text")
+    if found == ["text"]:
+        named = {field for fields in SHAPES.values() for field in fields}
+        found += [f"'text' and {field!r}" for field in row if field in named - {"text"}]  # which would be ignored
     if len(found) != 1:
         raise TaskDataError(
             where,

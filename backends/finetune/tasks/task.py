@@ -5,16 +5,15 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from backends.files import parse_json
-from backends.finetune.protocols.text_file import read_text
 from backends.finetune.tasks.chat import Message
+from backends.finetune.tasks.data_files import read_rows
+from backends.finetune.tasks.shapes import parts_of
 from reference.errors import TaskDataError
-
-FIELDS = 'a JSON object with the two texts "prompt" and "response", or with the one text "text"'
 
 
 @dataclass(frozen=True)
@@ -89,32 +88,20 @@ def fingerprint(task: Task) -> str:
     return hashlib.sha256(json.dumps([task.name, *sides]).encode()).hexdigest()
 
 
-def read_examples(path: str | Path) -> tuple[Example, ...]:
-    """Read a JSON Lines file: one ``{"prompt": ..., "response": ...}`` or ``{"text": ...}`` a line, UTF-8.
-
-    A byte order mark at the start and blank lines at the end are let pass, since editors add both; a blank line
-    between two examples is an error. ``{"text": t}`` becomes an example with an empty prompt and the response t.
-
-    Raises:
-        TaskDataError: names the file, the line (from 1) and the field.
-
-    Clauses: ERR-1, ERR-2.
-    """
-    lines = read_text(path, TaskDataError).rstrip().split("\n")
-    if lines == [""]:
-        raise TaskDataError(
-            str(path), got="an empty file", allowed=f"one example a line, each {FIELDS}", remedy="check the path"
-        )
-    return tuple(_example(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
+def example_of(row: Mapping[str, Any], where: str, columns: Mapping[str, str] | None = None) -> Example:
+    """What a row of data becomes. Raises: TaskDataError, as :func:`backends.finetune.tasks.shapes.parts_of`."""
+    parts = parts_of(row, where, columns)
+    return Example(parts.prompt, parts.response, where, parts.messages)
 
 
 def read_task(name: str, train: str | Path, holdout: str | Path) -> Task:
-    """A task of one's own from two files, each with one JSON object a line: {"prompt": ..., "response": ...} or
-    {"text": ...}.
+    """A task of one's own from two sources, each as :func:`backends.finetune.tasks.data_files.read_rows` reads it, in
+    the shapes of :mod:`backends.finetune.tasks.shapes`.
 
-    Raises: TaskDataError, naming the file and the line that is wrong.
+    Raises: TaskDataError, naming the file, the row and the field that is wrong; MissingPackageError.
     """
-    return Task(name, read_examples(train), read_examples(holdout))
+    sides = (tuple(example_of(row, where) for where, row in read_rows(source)) for source in (train, holdout))
+    return Task(name, *sides)
 
 
 def parse_task_options(options: Sequence[str]) -> list[Task]:
@@ -240,51 +227,3 @@ def listed(places: Sequence[str], most: int = 20) -> str:
         + (f" and {len(lines) - most} more" if len(lines) > most else "")
         for file, lines in files.items()
     )
-
-
-def _example(line: str, where: str) -> Example:
-    if not line.strip():
-        raise TaskDataError(where, got="a blank line", allowed=FIELDS, remedy="remove the line")
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise TaskDataError(
-            where,
-            got=_control_character(line) or f"no JSON ({error})",
-            allowed=FIELDS,
-            remedy="check quotes and braces; one object a line",
-        ) from error
-    if not isinstance(record, dict):
-        raise TaskDataError(where, got=f"a JSON {_kind(record)}", allowed=FIELDS, remedy="write an object in braces")
-    if set(record) not in ({"prompt", "response"}, {"text"}):
-        fields = ", ".join(repr(field) for field in sorted(record)) or "none"
-        raise TaskDataError(where, got=f"the fields {fields}", allowed=FIELDS, remedy="rename, add or remove fields")
-    for name, value in record.items():
-        _check_text(value, f"{where}, field '{name}'", may_be_empty=name == "prompt")
-    return Example(record.get("prompt", ""), record["text"] if "text" in record else record["response"], where)
-
-
-def _control_character(line: str) -> str | None:
-    """The first character of a line that no JSON text may hold as itself, as an error says it."""
-    found = next((character for character in line if character < " " and character not in "\t\r"), None)
-    return found and f"the control character 0x{ord(found):02x}, which JSON writes as \\u{ord(found):04x}"
-
-
-def _check_text(value: object, where: str, *, may_be_empty: bool) -> None:
-    if not isinstance(value, str):
-        raise TaskDataError(where, got=f"a JSON {_kind(value)}", allowed="a JSON string", remedy="put it in quotes")
-    if not may_be_empty and not value.strip():
-        raise TaskDataError(
-            where, got=repr(value), allowed="a text that is not blank", remedy="remove the line: nothing to learn in it"
-        )
-    if "\0" in value:
-        raise TaskDataError(where, got="a NUL character", allowed="text", remedy="remove it; it is no part of a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise TaskDataError(
-            where, got="half of a surrogate pair", allowed="Unicode text", remedy="write the character itself"
-        )
-
-
-def _kind(value: object) -> str:
-    names = {list: "array", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")

@@ -101,8 +101,8 @@ def test_a_cuda_backend_without_a_gpu_is_an_error(refused, tmp_path, monkeypatch
 def test_what_is_cut_is_said_recorded_and_shown(crma, finetune_command, tmp_path):
     for side, numbers in (("train", range(4)), ("holdout", range(4, 6))):
         lines = [json.dumps({"prompt": f"say {n}:", "response": "x" * (30 + 6 * n)}) for n in numbers]
-        (tmp_path / side).write_text("\n".join(lines), encoding="utf-8")
-    task = f"x={tmp_path}/train:{tmp_path}/holdout"
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    task = f"x={tmp_path}/train.jsonl:{tmp_path}/holdout.jsonl"
     code, out, error = crma(finetune_command(tmp_path / "run", "--conditions", "frozen", tasks=[task]))
     assert code == 0, error
     said = "Cut at max_tokens, and so without their end: x 2 of 4 train, 2 of 2 holdout."
@@ -152,8 +152,8 @@ def test_a_holdout_text_of_one_task_in_the_training_of_another_is_refused(
     leaking = tmp_path / "leaking.jsonl"
     leaking.write_text('{"text": "else"}\n' + holdout.read_text(encoding="utf-8").upper().replace("PROMPT", "prompt")
                        .replace("RESPONSE", "response"), encoding="utf-8")  # fmt: skip
-    (tmp_path / "h").write_text('{"text": "other"}')
-    tasks = [tiny_tasks[0], f"z={leaking}:{tmp_path}/h"]
+    (tmp_path / "h.jsonl").write_text('{"text": "other"}')
+    tasks = [tiny_tasks[0], f"z={leaking}:{tmp_path}/h.jsonl"]
     assert f"{holdout}, line 1: got the text of {leaking}, line 2" in refused(
         finetune_command(tmp_path / "run", tasks=tasks)
     )

@@ -18,13 +18,18 @@ from backends.finetune.tasks.task import (
     listed,
     parse_task_option,
     parse_task_options,
-    read_examples,
+    read_task,
 )
 from reference.errors import TaskDataError
 
 pytestmark = pytest.mark.clause("ERR-1", "ERR-2")
 
 GOOD = '{"prompt": "Question: a?\\nAnswer:", "response": " b"}'
+
+
+def read_examples(path):
+    """The examples of one file."""
+    return read_task("any", path, path).train
 
 
 def write(path, *lines):
@@ -57,15 +62,14 @@ def test_byte_order_mark_windows_line_ends_and_blank_last_lines_are_let_pass(tmp
     [
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
-        ('["a"]', "a JSON array"),
-        ('"a"', "a JSON string"),
-        ("null", "a JSON null"),
+        ('["a"]', "got an array"),
+        ('"a"', "got a string"),
+        ("null", "got null"),
         ("{}", "the fields none"),
         ('{"prompt": "a"}', "the fields 'prompt'"),
-        ('{"text": "a", "response": "b"}', "the fields 'response', 'text'"),
-        ('{"prompt": "a", "response": "b", "id": 3}', "the fields 'id', 'prompt', 'response'"),
-        ('{"prompt": 3, "response": "b"}', "field 'prompt': got a JSON number"),
-        ('{"prompt": "a", "response": null}', "field 'response': got a JSON null"),
+        ('{"text": "a", "response": "b"}', "'text' and 'response'"),
+        ('{"prompt": 3, "response": "b"}', "field 'prompt': got a number"),
+        ('{"prompt": "a", "response": null}', "the fields 'prompt'"),
         ('{"prompt": "a", "response": " "}', "field 'response': got ' '"),
         ('{"text": ""}', "field 'text': got ''"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
@@ -94,14 +98,14 @@ def test_a_bad_line_is_named_with_file_line_and_field(tmp_path, line, complaint)
 def test_an_empty_file_is_refused(tmp_path, content):
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)
-    with pytest.raises(TaskDataError, match="an empty file"):
+    with pytest.raises(TaskDataError, match="got no rows"):
         read_examples(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(TaskDataError, match="No such file"):
         read_examples(tmp_path / "none.jsonl")
-    with pytest.raises(TaskDataError, match="directory"):
+    with pytest.raises(TaskDataError, match="got no rows"):
         read_examples(tmp_path)
 
 
@@ -170,13 +174,14 @@ def test_what_one_task_holds_out_no_task_trains_on(tmp_path):
         "b-holdout": ["six"],
     }
     for name, texts in files.items():
-        write(tmp_path / name, *map(text_line, texts))
-    options = [f"{name}={tmp_path}/{name}-train:{tmp_path}/{name}-holdout" for name in "ab"]
+        write(tmp_path / f"{name}.jsonl", *map(text_line, texts))
+    options = [f"{name}={tmp_path}/{name}-train.jsonl:{tmp_path}/{name}-holdout.jsonl" for name in "ab"]
     assert [parse_task_option(option).name for option in options] == ["a", "b"]  # each is clean by itself
     for order in (options, options[::-1]):
         with pytest.raises(TaskDataError) as caught:
             parse_task_options(order)
-        assert str(caught.value).startswith(f"{tmp_path}/a-holdout, line 2: got the text of {tmp_path}/b-train, line 3")
+        expected = f"{tmp_path}/a-holdout.jsonl, line 2: got the text of {tmp_path}/b-train.jsonl, line 3"
+        assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +211,16 @@ def test_a_text_is_held_out_once_and_a_canary_is_trained_on_by_its_own_task():
 
 
 def test_a_file_is_used_once(tmp_path):
-    for name in "abc":
-        write(tmp_path / name, text_line(name))
-    (tmp_path / "link").symlink_to(tmp_path / "a")
+    a, b, c, d = (write(tmp_path / f"{name}.jsonl", text_line(name)) for name in "abcd")
+    (link := tmp_path / "link.jsonl").symlink_to(a)
     with pytest.raises(TaskDataError, match=r"the holdout file of x: got .*, which is the training file of x"):
-        parse_task_options([f"x={tmp_path}/a:{tmp_path}/a"])
-    with pytest.raises(TaskDataError, match=r"the training file of y: got .*link, which is the training file of x"):
-        parse_task_options([f"x={tmp_path}/a:{tmp_path}/b", f"y={tmp_path}/link:{tmp_path}/c"])
+        parse_task_options([f"x={a}:{a}"])
+    with pytest.raises(
+        TaskDataError, match=r"the training file of y: got .*link.jsonl, which is the training file of x"
+    ):
+        parse_task_options([f"x={a}:{b}", f"y={link}:{c}"])
     with pytest.raises(TaskDataError, match="'x' twice"):
-        parse_task_options([f"x={tmp_path}/a:{tmp_path}/b", f"x={tmp_path}/c:{write(tmp_path / 'd', text_line('d'))}"])
+        parse_task_options([f"x={a}:{b}", f"x={c}:{d}"])
 
 
 @pytest.mark.parametrize(
@@ -244,9 +250,18 @@ def test_a_file_of_another_kind_is_called_by_its_name(tmp_path, content, found):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_named_pipe_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(TaskDataError, match="a named pipe"):
-        read_examples(tmp_path / "pipe")
+        read_examples(tmp_path / "pipe.jsonl")
+
+
+def test_a_task_is_read_in_any_shape_and_kind_of_file(tmp_path):
+    (tmp_path / "train.csv").write_text("question,answer,id\na?,b,1\n")
+    asked = {"messages": [{"role": "user", "content": "c?"}, {"role": "assistant", "content": "d"}]}
+    (tmp_path / "holdout.json").write_text(json.dumps([asked]))
+    task = parse_task_option(f"mine={tmp_path}/train.csv:{tmp_path}/holdout.json")
+    assert task.train == (Example("a?", "b"),)
+    assert [message.content for message in task.holdout[0].messages] == ["c?", "d"]
 
 
 def test_where_an_example_was_read_is_no_part_of_it(tmp_path):
