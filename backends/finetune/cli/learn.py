@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -63,7 +63,7 @@ def learn(
 ) -> int:
     """Run the command; 3 where a promise would be broken. Raises: the errors of everything it calls."""
     from backends.finetune.learning.learn import learn
-    from backends.finetune.learning.task_list import read_task_list
+    from backends.finetune.learning.task_list import read_task_list, yet_to_learn
 
     common = {
         "model": model,
@@ -78,7 +78,12 @@ def learn(
         "answers": answers,
     }
     own = {"name": name, "holdout": holdout, "columns": columns_of(columns or []), "split": split}
-    lessons = [{"data": data, **own}] if not data.endswith(".toml") else read_task_list(Path(data), own)
+    lessons: list[dict[str, Any]] = [{"data": data, **own}]
+    if data.endswith(".toml"):
+        listed = read_task_list(Path(data), own)
+        lessons = yet_to_learn(listed, into)
+        if count := len(listed) - len(lessons):
+            print(f"learned already: {count} of the {len(listed)} tasks of the list", file=sys.stderr)
     try:
         for lesson in lessons:
             learn(into=into, **(common | lesson))

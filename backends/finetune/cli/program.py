@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refused(f"{error}. Check the file, its permissions and the free disk space.")
     except KeyboardInterrupt:
-        print("crma: interrupted. Start the same command with the same --out to go on from there.", file=sys.stderr)
+        print(
+            "crma: interrupted. Start the same command with the same --out or --into to go on from there.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.files import read_json, sha256_of
 from backends.finetune.engines.torch.model import load_base
 from backends.finetune.inference.registry import AdapterRegistry
@@ -34,7 +35,7 @@ def load_task(folder_or_repo: str | Path, base: str | Path | None = None, *, dev
     """
     folder = _folder(str(folder_or_repo))
     about = read_manifest(folder)
-    protocol = Protocol.model_validate(about["settings"])
+    protocol = about["settings"]
     if about["merged"]:
         path = folder
         model = load_base(path, protocol, torch.device(device))
@@ -45,7 +46,7 @@ def load_task(folder_or_repo: str | Path, base: str | Path | None = None, *, dev
     model = load_base(path, protocol, torch.device(device))
     adapter = TaskAdapter((folder,), folder / CRMA)
     tokenizer = load_tokenizer(path)
-    if (folder / "chat_template.jinja").is_file():
+    if "chat_template.jinja" in about["files"]:
         tokenizer.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     registry = AdapterRegistry(model, tokenizer, {about["task"]: adapter}, shared=attach_shared(model, folder / CRMA))
     registry.use(about["task"])
@@ -61,7 +62,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for name, digest in about["files"].items():
             if "/" in name or sha256_of(folder / name) != digest:
                 raise ValueError(f"{name} is not the file that was exported")
-        return {**about, "merged": bool(about["merged"]), "task": str(about["task"])}
+        merged, settings = bool(about["merged"]), Protocol.model_validate(about["settings"])
+        needed = {CRMA, "config.json"} if merged else {CRMA, CONFIG, WEIGHTS}
+        if missing := sorted(needed - about["files"].keys()):
+            raise ValueError(f"no digest of {missing[0]}")
+        fingerprint = {str(part): str(digest) for part, digest in about["fingerprint"].items()}
+        known = {"base_model": str(about["base_model"]), "fingerprint": fingerprint, "files": dict(about["files"])}
+        return {**known, "merged": merged, "task": str(about["task"]), "settings": settings}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateFileError(
             str(folder),

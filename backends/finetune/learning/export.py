@@ -53,8 +53,15 @@ def export(
         raise ConfigError(
             "--task", got=repr(task), allowed=", ".join(found.tasks) or "no task yet", remedy="name one of these"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError("--to", got=str(target), allowed="a new or empty folder", remedy="choose another one")
+    place = target.resolve()
+    is_free = not target.is_symlink() and (not target.exists() or (target.is_dir() and not any(target.iterdir())))
+    if not is_free or place == Path.cwd() or source.path.resolve() in (place, *place.parents):
+        raise ConfigError(
+            "--to",
+            got=str(to),
+            allowed="a new or empty folder outside the assistant's, that is no link and not the current folder",
+            remedy="choose another one",
+        )
     source.check_files(found, {found.tasks[task].record.phase, found.tasks[task].version})
     path = resolve_model(str(model or found.found_at))
     check_fingerprint(found.fingerprint, found.model, path)
@@ -99,7 +106,8 @@ def _write(part: Path, source: AssistantFolder, found: Assistant, task: str, mod
         "fingerprint": found.fingerprint,
         "settings": _portable(found, merge=merge),
     }
-    (part / "README.md").write_text(model_card(found, task, merged=merge), encoding="utf-8")
+    card = model_card(found, task, merged=merge)
+    (part / "README.md").write_bytes(card.encode("utf-8", "xmlcharrefreplace"))  # half of a surrogate pair in a name
     # all but the card, which an owner may write on
     about["files"] = {path.name: sha256_of(path) for path in sorted(part.iterdir()) if path.name != "README.md"}
     atomic_write(part / MANIFEST, json.dumps(about, indent=2).encode())

@@ -9,8 +9,8 @@ from reference.errors import ConfigError
 
 
 def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
-    """Remove a task's LoRA, texts and sample answers, the page and the router that were made with them, and versions of
-    the CRMA that no other task answers with.
+    """Remove a task's LoRA, texts and sample answers, the page and the router that were made with them, and the
+    versions of the CRMA that no other task answers with.
 
     The other tasks answer exactly as before. What this cannot undo is said in the words that are returned: the shared
     CRMA was trained on the task, and so were the LoRAs that started from its own.

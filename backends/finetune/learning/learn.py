@@ -44,14 +44,14 @@ from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
 from backends.finetune.runs.results import append_record
 from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.job import Job
-from backends.finetune.tasks.task import Task
+from backends.finetune.tasks.task import Task, fingerprint
 from backends.finetune.tasks.texts import said_of
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.run_identity import digest_of as digest_of_json
 from backends.finetune.training.run_identity import run_record
 from backends.finetune.training.threads import set_up_framework
-from reference.errors import BackendError, CRMAError, ModelError, RunFolderError, TaskDataError
+from reference.errors import BackendError, ConfigError, CRMAError, ModelError, RunFolderError, TaskDataError
 
 
 def learn(
@@ -102,6 +102,14 @@ def learn(
     Clauses: CL-11, CL-12, ERR-1. Source: the tasks in sequence, paper section 6.1; the rest, ours.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    for field, value in (("data", data), ("into", into)):
+        if not isinstance(value, (str, os.PathLike)):
+            raise ConfigError(
+                field,
+                got=f"a {type(value).__name__}",
+                allowed="a path, or the name of a dataset",
+                remedy="write the rows into a .jsonl file, one object a line" if field == "data" else "name a folder",
+            )
     lesson = Lesson(
         str(data), name, None if holdout is None else str(holdout), columns, split, settings, template, start, check,
         promise, discard,
@@ -154,7 +162,7 @@ def learn(
                 }
             )
             assistant = folder.read()
-        _begin(folder, lesson, phase, splits, protocol, backend)
+        _begin(folder, lesson, phase, task, splits, protocol, backend)
         if said := said_of({task.name: taught.texts[0]}):
             console.print(said, soft_wrap=True, highlight=False)
         if splits.left_out:
@@ -252,13 +260,13 @@ def _protocol(lesson: Lesson, splits: Splits, path: Path, assistant: Assistant |
 
 
 def _begin(
-    folder: AssistantFolder, lesson: Lesson, phase: int, splits: Splits, protocol: Protocol, backend: str
+    folder: AssistantFolder, lesson: Lesson, phase: int, task: Task, splits: Splits, protocol: Protocol, backend: str
 ) -> None:
     """Say what is under way; or go on with what was, where it is the same. Raises: RunFolderError."""
     wanted = {
         "phase": phase,
         "task": lesson.task,
-        "data": digest_of_json([[digest_of(example) for example in side] for side in splits[:3]]),
+        "data": fingerprint(task),
         "settings": protocol.model_dump(mode="json", exclude={"checkpoint_every"}),
         "start": lesson.start,
         "backend": backend,

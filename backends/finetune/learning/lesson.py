@@ -63,8 +63,19 @@ def check_lesson(lesson: Lesson, answers: int) -> None:
     if not isinstance(answers, int) or not 0 <= answers <= 100:
         raise ConfigError("--answers", got=repr(answers), allowed="a number from 0 to 100", remedy="use 3")
     promise = lesson.promise
-    if promise is not None and not 0 <= promise < float("inf"):
+    is_number = isinstance(promise, (int, float)) and not isinstance(promise, bool)
+    if promise is not None and not (is_number and 0 <= promise < float("inf")):
         raise ConfigError("--promise", got=promise, allowed="a number of percent >= 0", remedy="for example 1")
+    settings = lesson.settings
+    is_list = isinstance(settings, Sequence) and not isinstance(settings, str)
+    if not is_list or not all(isinstance(setting, str) for setting in settings):
+        raise ConfigError(
+            "settings", got=repr(settings)[:200], allowed="a list of texts FIELD=VALUE", remedy='write ["epochs=4"]'
+        )
+    if not isinstance(lesson.columns, (Mapping, type(None))):
+        raise ConfigError(
+            "columns", got=repr(lesson.columns)[:200], allowed="a dictionary, or None", remedy='{"prompt": "question"}'
+        )
     if promise is not None and lesson.check == "none":
         raise ConfigError(
             "--promise",
@@ -72,7 +83,7 @@ def check_lesson(lesson: Lesson, answers: int) -> None:
             allowed="a promise that is measured",
             remedy="leave --check out; or leave --promise out: a task that is not measured answers exactly as before",
         )
-    if not lesson.task.strip() or len(lesson.task) > 200 or "\0" in lesson.task:
+    if not isinstance(lesson.task, str) or not lesson.task.strip() or len(lesson.task) > 200 or "\0" in lesson.task:
         raise TaskDataError(
             "--name",
             got=repr(lesson.task)[:80],

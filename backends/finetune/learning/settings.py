@@ -15,6 +15,11 @@ FIXED = (
     "precision", "quantization", "template", "lora.rank", "lora.alpha", "lora.target_modules", "crma.streams",
     "crma.rank", "crma.iterations", "crma.basis_start", "crma.skip_directions",
 )  # fmt: skip
+#: what of a protocol one task has; the other fields speak of a run of several tasks, or have options of their own
+SETTABLE = (
+    "precision", "quantization", "epochs", "batch_size", "accumulation", "packing", "gradient_checkpointing",
+    "template", "max_tokens", "warmup_steps", "checkpoint_every", "lora", "crma",
+)  # fmt: skip
 LONGEST = 1024  # tokens, of an example that is not cut where no setting says otherwise
 
 
@@ -56,6 +61,13 @@ def task_protocol(
         chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST, positions)
     own = [f"{field}={value}" for field, value in chosen.items() if field not in given]
     protocol = load_protocol(str(Path(__file__).with_name("defaults.toml")), [*own, *settings])
+    if unknown := sorted(field for field in given if field.partition(".")[0] not in SETTABLE):
+        raise ProtocolError(
+            f"--set {unknown[0]}",
+            got="a field that does nothing where one task is taught",
+            allowed=", ".join(SETTABLE),
+            remedy="leave it out; the task's name, its holdout texts and the model have options of their own",
+        )
     protocol = protocol.model_copy(update={"tasks": [name], "train": None, "holdout": None, "decision": 1})
     return protocol if folder is None else _fixed(protocol, folder, given)
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.files import TEXT_LIMIT, parse_toml
+from backends.finetune.learning.lesson import Lesson
 from backends.finetune.protocols.text_file import read_text
+from backends.finetune.runs.assistant_folder import AssistantFolder
 from reference.errors import TaskDataError
 
 FIELDS = {"data": str, "name": str, "holdout": str, "columns": dict, "split": str, "settings": list}
@@ -42,7 +44,9 @@ def read_task_list(path: Path, given: Mapping[str, Any]) -> list[dict[str, Any]]
         if not isinstance(task, dict) or "data" not in task:
             raise _wrong(path, f"a task {number} without data")
         for name, value in task.items():
-            if not isinstance(value, FIELDS.get(name, ())):
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            is_text = all(isinstance(each, str) for each in inner) and (name != "data" or value != "")
+            if not (isinstance(value, FIELDS.get(name, ())) and is_text):
                 raise _wrong(path, f"{name} = {value!r:.100} in task {number}")
         lesson = dict(task)
         for side in ("data", "holdout"):
@@ -50,6 +54,15 @@ def read_task_list(path: Path, given: Mapping[str, Any]) -> list[dict[str, Any]]
                 lesson[side] = str(path.parent / lesson[side])
         lessons.append(lesson)
     return lessons
+
+
+def yet_to_learn(lessons: list[dict[str, Any]], into: Path) -> list[dict[str, Any]]:
+    """Those that the folder has not learned from data of the same name: a list that was stopped goes on with these."""
+    folder = AssistantFolder(into)
+    tasks = folder.read().tasks if folder.exists else {}
+    known = {name: task.record.data["name"] for name, task in tasks.items()}
+    named = [(Lesson(each["data"], each.get("name", "")).task, Path(each["data"]).name) for each in lessons]
+    return [lesson for lesson, (name, data) in zip(lessons, named, strict=True) if known.get(name) != data]
 
 
 def _wrong(path: Path, got: str) -> TaskDataError:

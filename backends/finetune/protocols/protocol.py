@@ -53,7 +53,12 @@ def template_of(template: str) -> str:
     """The template itself in place of its file: what a run reads does not change with a file elsewhere."""
     if template in ("auto", "none") or "{%" in template or "{{" in template:
         return template
-    return read_text(template, ProtocolError, limit=TEXT_LIMIT)
+    text = read_text(template, ProtocolError, limit=TEXT_LIMIT)
+    if "{%" not in text and "{{" not in text:
+        raise ProtocolError(
+            template, got="a text without {% and {{", allowed="a chat template in Jinja", remedy="name its file"
+        )
+    return text
 
 
 MOST_ORDERED = 7

@@ -53,7 +53,11 @@ class Chat:
             added = tokenizer.added_tokens_decoder.values()
             self._marks |= {str(mark) for mark in tokenizer.all_special_tokens if mark}
             self._marks |= {token.content for token in added if token.special}
-            self.pieces([Message("user", "a"), Message("assistant", "b")], "chat template")
+            said = [[Message("user", asked), Message("assistant", reply)] for asked, reply in ("ab", "ac", "db")]
+            first, *others = ("".join(piece.text for piece in self.pieces(turns, "chat template")) for turns in said)
+            for other, what in zip(others, ("answer", "question"), strict=True):
+                if other == first:
+                    raise _left_out("chat template", f"the {what}")
 
     @property
     def template(self) -> str | None:
@@ -126,7 +130,7 @@ class Chat:
     def _rendered(self, messages: Sequence[Message], where: str, *, answering: bool = False) -> str:
         turns = [message._asdict() for message in messages]
         try:
-            return str(
+            text = str(
                 self._tokenizer.apply_chat_template(
                     turns, chat_template=self._template, tokenize=False, add_generation_prompt=answering
                 )
@@ -138,6 +142,9 @@ class Chat:
                 allowed="turns in the order and of the roles that the model's template knows",
                 remedy='change the conversation, or take another template ("none", or a file)',
             ) from error
+        if any(message.role == "system" and message.content.strip() not in text for message in messages):
+            raise _left_out(where, "the system turn")
+        return text
 
     def _refuse_marks(self, message: Message, where: str) -> None:
         """A turn that holds a special token would end there, or begin another."""
@@ -149,6 +156,15 @@ class Chat:
                 allowed="turns without the tokens that begin and end turns; the chat template writes them",
                 remedy='remove it; or, if the texts are rendered by a template already, set template = "none"',
             )
+
+
+def _left_out(where: str, what: str) -> TaskDataError:
+    return TaskDataError(
+        where,
+        got=f"a chat template that leaves out {what}",
+        allowed="a template that writes every turn",
+        remedy='take another template ("none", or a file), or take such turns out of the data',
+    )
 
 
 def _plain(messages: Sequence[Message]) -> list[Piece]:

@@ -148,7 +148,9 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 def _of_csv(text: str, path: Path) -> Iterator[Row]:
     """Fields that are empty are left out, as a column of a table has them empty where another shape's are not."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+    delimiter = "\t" if ".tsv" in map(str.lower, path.suffixes[-2:]) else ","
+    reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(2**31 - 1)  # a text may be long
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
@@ -157,6 +159,13 @@ def _of_csv(text: str, path: Path) -> Iterator[Row]:
                 got=f"the columns {', '.join(map(repr, header))}",
                 allowed="a different name for each column",
                 remedy="write a first line with the names of the columns",
+            )
+        if len(header) == 1 and (others := [other for other in ";\t|," if other in header[0]]):
+            raise TaskDataError(
+                f"{path}, line 1",
+                got=f"one column {header[0]!r:.100}, in which there is {others[0]!r}",
+                allowed="columns parted by tabs in .tsv, and by commas in others",
+                remedy="save the table with these, or rename the file",
             )
         line = reader.line_num + 1
         for values in reader:
@@ -176,6 +185,8 @@ def _of_csv(text: str, path: Path) -> Iterator[Row]:
             allowed="fields with commas, quotes or line breaks in quotes",
             remedy="save the table as CSV in UTF-8 again",
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _of_parquet(path: Path) -> list[Row]:

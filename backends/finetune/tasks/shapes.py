@@ -148,6 +148,14 @@ def _message(turn: Any, where: str) -> Message:
             allowed=", ".join(ROLES),
             remedy="take turns of tools and functions out, or write them as text of the user",
         )
+    unlearned = [name for name in ("weight", "train") if turn.get(name) in (0, False)]
+    if ignored := [name for name in ("tool_calls", "function_call") if turn.get(name)] + unlearned:
+        raise TaskDataError(
+            where,
+            got=f"{ignored[0]!r}: {turn[ignored[0]]!r:.100}",
+            allowed="turns that are texts, of which all those of the assistant are learned",
+            remedy="write a call of a tool as text, or take the row out",
+        )
     return Message(role, _text(turn[names[1]], where, may_be_empty=role == "system"))
 
 

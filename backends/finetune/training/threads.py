@@ -14,7 +14,7 @@ def set_up_framework(backend: str, threads: int | None) -> int:
     Returns: how many threads there are. Call it before the framework computes anything: JAX reads the number once.
     Raises: ConfigError.
     """
-    if threads is not None and not 1 <= threads <= MOST:
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST):
         raise ConfigError(
             "--threads", got=threads, allowed=f"an integer from 1 to {MOST}", remedy="leave it out to use all cores"
         )

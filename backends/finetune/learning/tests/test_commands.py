@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 
+from backends.finetune.learning.learn import learn
 from backends.finetune.learning.tests.conftest import SETTINGS, rows, write_jsonl
 from backends.finetune.runs.assistant_folder import AssistantFolder
+from reference.errors import CRMAError
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_a_list_of_tasks_and_columns_and_what_is_printed(tmp_path, learn_command
     assert list(AssistantFolder(tmp_path / "assistant").read().tasks) == ["a", "second"]
     code, _, error = learn_command(tmp_path / "b.jsonl", "--columns", "prompt=Frage", "response=Antwort")
     assert code == 2
-    assert "20 examples, of which 5 measure an earlier task and 15 were trained on by one" in error
+    assert "20 examples, of which 5 measure a task and 15 were trained on by an earlier one" in error
     write_jsonl(tmp_path / "b.jsonl", [{"Frage": f"new {row['Frage']}", "Antwort": "x"} for row in content])
     code, _, error = learn_command(tmp_path / "b.jsonl", "--columns", "prompt=Frage", "response=Antwort")
     assert code == 0, error
@@ -71,6 +73,9 @@ def test_a_list_of_tasks_and_columns_and_what_is_printed(tmp_path, learn_command
         ("[[task]]\nname = 'a'\n", "a task 1 without data"),
         ("[[task]]\ndata = 3\n", "data = 3 in task 1"),
         ("[[task]]\ndata = 'a'\nnope = 1\n", "nope = 1 in task 1"),
+        ("[[task]]\ndata = 'a'\nsettings = [1]\n", "settings = [1] in task 1"),
+        ("[[task]]\ndata = 'a'\ncolumns = {prompt = 1}\n", "columns = {'prompt': 1} in task 1"),
+        ("[[task]]\ndata = ''\nname = 'a'\n", "data = '' in task 1"),
         ("task = [\n", "tasks.toml"),
     ],
 )
@@ -91,6 +96,8 @@ def test_a_wrong_list_of_tasks_is_named(tmp_path, learn_command, lines, said):
         (("--promise", "nan"), "--promise: got nan"),
         (("--answers", "-1"), "--answers: got -1"),
         (("--set", "lora.rank=0"), "lora.rank"),
+        (("--set", "holdout=9"), "--set holdout: got a field that does nothing"),
+        (("--set", "seeds=[3]"), "--set seeds: got a field that does nothing"),
         (("--template", "absent.jinja"), "absent.jinja"),
         (("--backend", "torch-triton"), "backend: got 'torch-triton'"),
         (("--model", "absent"), "model: got 'absent'"),
@@ -165,3 +172,36 @@ def test_two_processes_do_not_teach_one_folder(tmp_path, learn_command):
     assert code == 2
     assert "another process is working in" in error
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])["prompt"] == "say 0:"
+
+
+def test_a_list_that_was_stopped_goes_on_with_what_is_not_learned(tmp_path, learn_command):
+    for letter in "ab":
+        write_jsonl(tmp_path / f"{letter}.jsonl", rows(letter))
+    (tmp_path / "tasks.toml").write_text("[[task]]\ndata = 'a.jsonl'\n[[task]]\ndata = 'b.jsonl'\n")
+    assert learn_command(tmp_path / "a.jsonl")[0] == 0
+    code, _, error = learn_command(tmp_path / "tasks.toml")
+    assert (code, "learned already: 1 of the 2 tasks of the list" in error) == (0, True)
+    assert list(AssistantFolder(tmp_path / "assistant").read().tasks) == ["a", "b"]
+    write_jsonl(tmp_path / "other.jsonl", rows("c"))
+    (tmp_path / "tasks.toml").write_text("[[task]]\ndata = 'other.jsonl'\nname = 'a'\n")
+    code, _, error = learn_command(tmp_path / "tasks.toml")
+    assert (code, "'a', which the folder has learned already" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": [{"prompt": "a", "response": "b"}]}, "data: got a list"),
+        ({"into": None}, "into: got a NoneType"),
+        ({"settings": "epochs=1"}, "settings: got 'epochs=1'"),
+        ({"settings": [1]}, r"settings: got \[1\]"),
+        ({"promise": "1"}, "--promise: got 1"),
+        ({"columns": ["prompt"]}, "columns: got"),
+        ({"name": 5}, "--name: got 5"),
+        ({"threads": "2"}, "--threads: got 2"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(tmp_path, tiny_model, options, said):
+    given = {"data": write_jsonl(tmp_path / "a.jsonl", rows("a")), "into": tmp_path / "assistant", "model": tiny_model}
+    with pytest.raises(CRMAError, match=said):
+        learn(**(given | options))

@@ -114,3 +114,40 @@ def test_what_cannot_be_exported_or_loaded_is_refused_by_name(assistant, tmp_pat
         load_task(tmp_path / "pushed", tmp_path / "other")
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
     assert isinstance(export(assistant, "a", tmp_path / "again"), Path)
+
+
+def test_a_place_that_would_break_something_is_refused(assistant, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (assistant / "task-5", assistant, tmp_path / "link", "."):
+        with pytest.raises(ConfigError, match="--to: got"):
+            export(assistant, "a", place)
+    assert sorted(path.name for path in assistant.glob("task-*")) == ["task-0", "task-1"]
+
+
+def test_a_name_that_no_text_can_hold_is_exported(teach, tmp_path):
+    teach("a", name="half \udcff")
+    assert (
+        "half &#56575;" in (export(tmp_path / "assistant", "half \udcff", tmp_path / "out") / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("settings"),
+        lambda about: about["settings"].update(epochs=-1),
+        lambda about: about.pop("base_model"),
+        lambda about: about.update(fingerprint=[]),
+        lambda about: about.update(files={}),
+        lambda about: about["files"].pop("adapter_model.safetensors"),
+    ],
+)
+def test_a_manifest_that_leaves_something_out_is_refused(assistant, tmp_path, tiny_model, change):
+    manifest = export(assistant, "a", tmp_path / "a") / "crma.json"
+    about = json.loads(manifest.read_text())
+    change(about)
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(StateFileError, match="no whole task"):
+        load_task(tmp_path / "a", tiny_model)

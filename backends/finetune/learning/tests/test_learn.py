@@ -442,6 +442,22 @@ def test_an_attempt_that_computed_nothing_binds_nobody(tmp_path, teach, monkeypa
     assert list(teach("d").tasks) == ["b", "d"]
 
 
+def test_a_phase_does_not_go_on_with_texts_of_another_spelling(tmp_path, teach, monkeypatch):
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "holdout_loss", stopped)
+        teach("a")
+        with pytest.raises(KeyboardInterrupt):
+            teach("b")
+    shouted = [{**row, "response": row["response"].upper()} for row in rows("b")]
+    with pytest.raises(RunFolderError, match="'b', with other data"):
+        teach("b", data=write_jsonl(tmp_path / "b.jsonl", shouted))
+
+
 def test_a_task_is_forgotten_while_a_phase_is_interrupted(taught, tmp_path, tiny_model, monkeypatch):
     from backends.finetune.engines.torch.engine import TorchEngine
 

@@ -145,6 +145,32 @@ def test_conversations_that_are_refused(template, turns, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        (CHATML.replace("m.content", "m.content if m.role != 'assistant' else ''"), "the answer"),
+        (CHATML.replace("m.content", "m.content if m.role != 'user' else ''"), "the question"),
+        ("{% if false %}{% endif %}", "the answer"),
+    ],
+)
+def test_a_template_that_leaves_out_what_is_said_is_refused(template, what):
+    with pytest.raises(TaskDataError, match=f"chat template: got a chat template that leaves out {what}"):
+        Chat(tokenizer(template))
+
+
+def test_a_system_turn_that_the_template_leaves_out_is_named():
+    silent = Chat(tokenizer(CHATML.replace("m.content", "m.content if m.role != 'system' else ''")))
+    silent.pieces(TURNS[:2], "a.jsonl, line 3")
+    with pytest.raises(TaskDataError, match=r"line 3: got a chat template that leaves out the system turn"):
+        silent.pieces([Message("system", "Be short."), *TURNS[:2]], "a.jsonl, line 3")
+
+
+def test_a_file_that_is_no_template_is_named(tmp_path):
+    (tmp_path / "a.jinja").write_text("hello")
+    with pytest.raises(ProtocolError, match=r"a text without \{% and \{\{"):
+        load_protocol("quickstart", [f"template={tmp_path / 'a.jinja'}"])
+
+
 @pytest.mark.needs_model
 def test_the_template_of_smollm2():
     from backends.finetune.models.folder import load_tokenizer

@@ -65,6 +65,9 @@ def test_columns_name_the_fields_of_others():
         ({"messages": [{"role": ["user"], "content": "4"}]}, "turn 1: got the role"),
         ({"messages": [{"speaker": "user", "content": "4"}]}, "turn 1: got the fields 'speaker', 'content'"),
         ({"messages": [{"role": "assistant", "content": ""}]}, "turn 1: got ''"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "turn 1: got 'tool_calls': [{}]"),
+        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}]}, "'function_call'"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "turn 1: got 'weight': 0"),
     ],
 )
 def test_rows_that_are_refused(row, message):
@@ -122,6 +125,14 @@ def test_parquet_and_saved_datasets_keep_texts_as_they_are(tmp_path):
         read_rows(tmp_path / "two", split="validation")
 
 
+def test_long_texts_lines_at_the_end_and_suffixes_in_capitals(tmp_path):
+    long = "a" * 200_000
+    (tmp_path / "A.TSV").write_text(f"prompt\tresponse\n{long}, b\tc\n\n", newline="")
+    limit = csv.field_size_limit()
+    assert [dict(row) for _, row in read_rows(tmp_path / "A.TSV")] == [{"prompt": f"{long}, b", "response": "c"}]
+    assert csv.field_size_limit() == limit
+
+
 def test_a_folder_of_files_is_read_by_split(tmp_path):
     for name, row in (("train-0.jsonl", ROWS[0]), ("train-1.csv", ROWS[1]), ("test.jsonl", ROWS[2])):
         (tmp_path / name).write_text(as_csv([row]) if name.endswith("csv") else json.dumps(row), newline="")
@@ -145,6 +156,8 @@ def test_a_folder_of_files_is_read_by_split(tmp_path):
         ("a.csv", b"text,text\na,b\n", "line 1: got the columns 'text', 'text'"),
         ("a.csv", b"prompt,response\na\n", "line 2: got 1 fields; allowed: 2"),
         ("a.csv", b'prompt,response\n"a\nb,c\n', "no CSV"),
+        ("a.csv", b"prompt;response\na;b, c\n", "line 1: got one column 'prompt;response', in which there is ';'"),
+        ("a.tsv", b"prompt,response\na,b\n", "in which there is ','; allowed: columns parted by tabs"),
         ("a.csv", "prompt,response\né,b\n".encode("latin-1"), "line 2: got byte 0xe9, which is not UTF-8"),
         ("a.csv", "prompt,response\na,b\n".encode("utf-16"), "got text in UTF-16"),
         ("a.csv", b"PK\x03\x04....", "a.csv: got a zip file"),
