@@ -91,7 +91,7 @@ def summary_rows(results: RunResults) -> list[FigureRow]:
 def seed_rows(results: RunResults) -> list[FigureRow]:
     """Every seed of every condition; an unfinished one says how far it is."""
     rows = []
-    for condition in results.conditions:
+    for condition in results.with_snapshots:
         for seed in results.seeds:
             values = values_of(results, condition, [seed])
             if not values["holdout"]:

@@ -34,7 +34,7 @@ EXACT = (
     " Exact match: change of the fraction of a task's canaries that are recalled, since its own phase, averaged over "
     "all tasks but the last (positive = better)."
 )
-LATER = " Tasks 2 on: the same without the first task, where nothing learned before can help."
+LATER = " Tasks 2 on: advantage over all tasks but the first, which nothing learned before can help."
 NOISY = " ≈: no more than another draw of LoRA's start changes, which is up to {:.2f}%."
 BESIDE = ' Rows marked "paper" are of another model and scale: compare directions, not sizes.'
 NOT_ZERO = " FROZEN's drift is exactly 0 in a correct harness; the paper reports +1.95% for it."

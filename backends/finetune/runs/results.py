@@ -113,13 +113,9 @@ class RunResults:
 
     def holdout_matrix(self, condition: str, seed: int) -> NDArray[np.float64]:
         """(T, T), ``[phase, task]``, nats per answer token; NaN for tasks not yet seen and phases not yet finished."""
-        matrix = self._matrix(
+        return self._matrix(
             condition, seed, lambda record: {task: record.holdout[task] for task in self.tasks[: record.phase + 1]}
         )
-        if condition.endswith(SNAPSHOTS):
-            seen = np.isfinite(matrix)
-            matrix[seen] = np.broadcast_to(np.diag(matrix), matrix.shape)[seen]
-        return matrix
 
     def text_losses(self, condition: str, seed: int) -> list[NDArray[np.float64]] | None:
         """Per task (texts, 3): the loss of each held-out text after the task's own phase and after the last one,
@@ -145,6 +141,9 @@ class RunResults:
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for record in self.phases_of(condition, seed):
             matrix[record.phase] = [values(record).get(task, np.nan) for task in self.tasks]
+        if condition.endswith(SNAPSHOTS):
+            seen = np.isfinite(matrix)
+            matrix[seen] = np.broadcast_to(np.diag(matrix), matrix.shape)[seen]
         return matrix
 
     def metrics(self, condition: str, seed: int) -> reference.ContinualMetrics | None:

@@ -51,6 +51,10 @@ def test_snapshots_are_the_diagonal_and_do_not_drift():
     assert (metrics := results.metrics("naive" + SNAPSHOTS, 0)) is not None
     assert (metrics.drift, metrics.final_holdout) == (0.0, pytest.approx((12 + 0.9 * 8) / 8 / 2))
     assert interval(results, "later", "naive" + SNAPSHOTS, [0]) == pytest.approx((10.0, 10.0, 10.0))
+    for phase, recalled in ((0, {"first": 0.5}), (1, {"first": 0.0, "second": 1.0})):
+        results.phases["naive", 0, phase].exact_match.update(recalled)
+    assert results.exact_match_transfer("naive", 0) == -0.5
+    assert results.exact_match_transfer("naive" + SNAPSHOTS, 0) == 0.0
     assert results_of(naive=(1.5, 0.9), frozen_inherit=(1.0, 1.0)).with_snapshots == ["naive", "frozen-inherit"]
 
 
