@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backends.certificate import Certificate
 from backends.jax.adapter import CRMAAdapter
 from reference.adapter import AdapterParameters, adapter_strength
-from reference.displacement_budget import BISECTIONS, check_delta
+from reference.displacement_budget import BISECTIONS, check_budget
 from reference.errors import DegenerateBasisError, NonFiniteError, ShapeError
 from reference.sinkhorn_projection import sinkhorn_projection
 
@@ -61,7 +61,7 @@ def limit_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, delta: float) ->
     Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
     DegenerateBasisError. Clauses: BUDGET-1..BUDGET-3.
     """
-    check_delta(delta)
+    check_budget("delta", delta)
     segment = _Segment(anchor, stack)
     inside, outside = np.zeros(len(stack.basis)), np.ones(len(stack.basis))
     within = segment.displacement(outside) <= delta

@@ -13,7 +13,7 @@ from backends.certificate import Certificate
 from backends.torch.checks import require_finite
 from backends.torch.residual_mixing import adapter_strength
 from backends.torch.sinkhorn_projection import sinkhorn_projection
-from reference.displacement_budget import BISECTIONS, check_delta
+from reference.displacement_budget import BISECTIONS, check_budget
 from reference.errors import DegenerateBasisError, ShapeError
 
 
@@ -73,7 +73,7 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
     Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
     NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3.
     """
-    check_delta(delta)
+    check_budget("delta", delta)
     segment = _Segment(_checked_anchor(anchor, now), now, iterations)
     inside = torch.zeros(len(now.bases), dtype=torch.float64, device=now.bases.device)
     outside = torch.ones_like(inside)
