@@ -167,7 +167,7 @@ def _checked_states(
 
 
 def _data_displacement(start: AdapterParameters, end: AdapterParameters, mean: Array, iterations: int) -> float:
-    n, r, d = start.basis.shape
+    r, d = start.basis.shape[1:]
     flat = start.basis.reshape(-1, d)
     difference = np.kron(_mixer(end, iterations) - _mixer(start, iterations), np.eye(r))
     squared = np.trace(difference.T @ (flat @ flat.T) @ difference @ mean)

@@ -78,7 +78,7 @@ def _interpolate(start: AdapterParameters, end: AdapterParameters, fraction: flo
 def checked_states(
     anchor: AdapterParameters, parameters: AdapterParameters
 ) -> tuple[AdapterParameters, AdapterParameters]:
-    """Both in float64. Raises: ShapeError where they differ in size, and as ``checked_parameters``. Clause: BUDGET-3."""
+    """Both in float64. Raises: ShapeError if they differ in size, and as ``checked_parameters``. Clause: BUDGET-3."""
     start, end = checked_parameters(anchor), checked_parameters(parameters)
     for field, a, b in zip(AdapterParameters._fields, start, end, strict=True):
         if a.shape != b.shape:
