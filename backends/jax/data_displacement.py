@@ -94,7 +94,8 @@ def gather_totals(
 
 def moments_of(totals: Any, count: int) -> StreamMoments:
     """What :func:`gather_totals` returned for ``count`` tokens, on the host. Raises: NonFiniteError. Clause: DATA-1."""
-    return StreamMoments(as_finite("residual stream", totals), count)
+    host = as_finite("residual stream", totals)
+    return StreamMoments((host + np.swapaxes(host, -1, -2)) / 2, count)  # a product need not be symmetric to the bit
 
 
 def data_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, moments: StreamMoments) -> Float64:
