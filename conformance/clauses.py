@@ -17,7 +17,7 @@ import spec
 
 #: groups that bind a port, and groups that bind this project's drivers and tools (spec/82-conformance.md)
 PORT_GROUPS = ("SINK", "MIX", "GRAD", "ACC", "BACK", "STATE")
-PROJECT_GROUPS = ("INIT", "CERT", "BUDGET", "ERR", "CL", "CONF", "VEC")
+PROJECT_GROUPS = ("INIT", "CERT", "BUDGET", "DATA", "ERR", "CL", "CONF", "VEC")
 SPEC = Path(spec.__file__).resolve().parent
 
 _CLAUSE = re.compile(r"\*\*([A-Z]+-\d+)\*\*\s+(.*)", re.DOTALL)

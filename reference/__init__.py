@@ -16,6 +16,7 @@ from reference.continual_metrics import (
     exact_match_transfer,
     forward_transfer,
 )
+from reference.data_displacement import StreamMoment, data_displacement, limit_data_displacement, stream_moment
 from reference.displacement_budget import limit_displacement
 from reference.initialization import init_parameters
 from reference.paired_tests import PairedTTest, mcnemar_exact, paired_t_test, sign_flip_test, wilson_interval
@@ -34,16 +35,19 @@ __all__ = [
     "Interval",
     "PairedTTest",
     "SeedSummary",
+    "StreamMoment",
     "adapter_forward",
     "adapter_spectrum",
     "adapter_vjp",
     "advantage",
     "broken_promises",
     "continual_metrics",
+    "data_displacement",
     "displacement",
     "exact_match_transfer",
     "forward_transfer",
     "init_parameters",
+    "limit_data_displacement",
     "limit_displacement",
     "mcnemar_exact",
     "paired_bootstrap",
@@ -53,5 +57,6 @@ __all__ = [
     "sign_flip_test",
     "sinkhorn_projection",
     "sinkhorn_projection_vjp",
+    "stream_moment",
     "wilson_interval",
 ]

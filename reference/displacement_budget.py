@@ -1,5 +1,6 @@
 """Displacement budget: a state is kept within a distance of an anchor, by pulling it back along a straight segment."""
 
+from collections.abc import Callable
 from numbers import Real
 
 from reference.adapter import AdapterParameters, checked_parameters
@@ -32,43 +33,52 @@ def limit_displacement(
 
     Clauses: BUDGET-1, BUDGET-2, BUDGET-3.
     """
-    check_delta(delta)
-    start, end = _checked(anchor, parameters)
+    check_budget("delta", delta)
+    start, end = checked_states(anchor, parameters)
 
-    def is_within(fraction: float) -> bool:
+    def is_within(state: AdapterParameters) -> bool:
         try:
-            return displacement(start, _interpolate(start, end, fraction), iterations) <= delta
+            return displacement(start, state, iterations) <= delta
         except DegenerateBasisError:
             return False
 
     displacement(start, start, iterations)  # refuses an anchor with A = 0
-    if is_within(1.0):
+    return last_inside(start, end, is_within)
+
+
+def last_inside(
+    start: AdapterParameters, end: AdapterParameters, is_within: Callable[[AdapterParameters], bool]
+) -> tuple[AdapterParameters, float]:
+    """``end`` and 1 if it is within; else the last point found inside by bisection of the segment, ``start`` counting
+    as within, and its t. Clauses: BUDGET-2, DATA-3."""
+    if is_within(end):
         return end, 1.0
     inside, outside = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        if is_within(middle):
+        if is_within(_interpolate(start, end, middle)):
             inside = middle
         else:
             outside = middle
     return _interpolate(start, end, inside), inside
 
 
-def check_delta(delta: float) -> None:
-    """Raise ConfigError unless ``delta`` is a number > 0; infinity is one. Clause: BUDGET-3."""
-    if isinstance(delta, bool) or not isinstance(delta, Real) or not delta > 0:
+def check_budget(field: str, budget: float) -> None:
+    """Raise ConfigError unless ``budget`` is a number > 0; infinity is one. Clauses: BUDGET-3, DATA-5."""
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not budget > 0:
         raise ConfigError(
-            "delta", got=repr(delta), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
+            field, got=repr(budget), allowed="a number > 0", remedy="to hold the adapter still, freeze its parameters"
         )
 
 
 def _interpolate(start: AdapterParameters, end: AdapterParameters, fraction: float) -> AdapterParameters:
-    if fraction == 1.0:  # start + (end - start) need not be end to the last bit
-        return end
     return AdapterParameters(*(a + fraction * (b - a) for a, b in zip(start, end, strict=True)))
 
 
-def _checked(anchor: AdapterParameters, parameters: AdapterParameters) -> tuple[AdapterParameters, AdapterParameters]:
+def checked_states(
+    anchor: AdapterParameters, parameters: AdapterParameters
+) -> tuple[AdapterParameters, AdapterParameters]:
+    """Both in float64. Raises: ShapeError if they differ in size, and as ``checked_parameters``. Clause: BUDGET-3."""
     start, end = checked_parameters(anchor), checked_parameters(parameters)
     for field, a, b in zip(AdapterParameters._fields, start, end, strict=True):
         if a.shape != b.shape:

@@ -4,6 +4,9 @@ With the two states' bases stacked, ``[A_p; A_q]^T = Q R``, every state on the s
 the span of Q too, so one QR serves a whole search along the segment.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax import Array
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from backends.certificate import Certificate
 from backends.jax.adapter import CRMAAdapter
 from reference.adapter import AdapterParameters, adapter_strength
-from reference.displacement_budget import BISECTIONS, check_delta
+from reference.displacement_budget import BISECTIONS, check_budget
 from reference.errors import DegenerateBasisError, NonFiniteError, ShapeError
 from reference.sinkhorn_projection import sinkhorn_projection
 
@@ -61,15 +64,25 @@ def limit_displacement(anchor: CRMAAdapter, stack: CRMAAdapter, delta: float) ->
     Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
     DegenerateBasisError. Clauses: BUDGET-1..BUDGET-3.
     """
-    check_delta(delta)
-    segment = _Segment(anchor, stack)
+    check_budget("delta", delta)
+    return pulled_back(_Segment(anchor, stack).displacement, delta, anchor, stack)
+
+
+def pulled_back(
+    measure: Callable[[Float64], Float64], budget: float, anchor: CRMAAdapter, stack: CRMAAdapter
+) -> tuple[CRMAAdapter, Float64]:
+    """Each layer of ``stack`` as it is if its ``measure`` there is within ``budget``, else at the last point of the
+    segment from ``anchor`` that bisection finds inside; and the fraction of each layer, (L,).
+
+    ``measure``: of the fractions (L,), with a value (L,) for each layer. Clauses: BUDGET-2, DATA-3.
+    """
     inside, outside = np.zeros(len(stack.basis)), np.ones(len(stack.basis))
-    within = segment.displacement(outside) <= delta
+    within = measure(outside) <= budget
     if within.all():
         return stack, outside
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        fits = segment.displacement(middle) <= delta
+        fits = measure(middle) <= budget
         inside, outside = np.where(fits, middle, inside), np.where(fits, outside, middle)
     fraction = np.where(within, 1.0, inside)
 
@@ -87,17 +100,7 @@ class _Segment:
     """States between two of one shape, in coordinates of the joint span of their bases."""
 
     def __init__(self, anchor: CRMAAdapter, stack: CRMAAdapter) -> None:
-        for field in AdapterParameters._fields:
-            start, end = np.shape(getattr(anchor, field)), np.shape(getattr(stack, field))
-            if start != end:
-                raise ShapeError(
-                    f"{field} of the anchor",
-                    got=start,
-                    allowed=f"{end}, as this model has it",
-                    remedy="take the anchor from this run, after its sizes were chosen",
-                )
-        start, end = _host(anchor, " of the anchor"), _host(stack, "")
-        _require(np.abs(start.basis).max((-3, -2, -1)) > 0, "basis of the anchor")
+        start, end = checked_states(anchor, stack)
         triangle = np.linalg.qr(np.swapaxes(np.concatenate([_flat(start.basis), _flat(end.basis)], 1), -1, -2)).R
         self.rank, width = start.basis.shape[2], triangle.shape[-1] // 2
         self.iterations = stack.iterations
@@ -108,11 +111,7 @@ class _Segment:
     def displacement(self, fraction: Float64) -> Float64:
         """At ``fraction`` (L,) of the way; infinity where A is zero."""
 
-        def between(start: Float64, end: Float64) -> Float64:
-            t = fraction.reshape(-1, *[1] * (end.ndim - 1))
-            return np.where(t == 1, end, start + t * (end - start))
-
-        state = AdapterParameters(*map(between, self.start, self.end))
+        state = between(self.start, self.end, fraction)
         lost = np.abs(state.basis).max((-2, -1)) == 0
         safe = state._replace(basis=np.where(lost[:, None, None], self.start.basis, state.basis))
         moved = np.linalg.norm(self._change_of(safe) - self.change_at_start, 2, axis=(-2, -1))
@@ -137,18 +136,48 @@ def _change(mixing: Float64, gate_logit: Float64, coordinates: Float64, rank: in
     return changed
 
 
+def checked_states(anchor: CRMAAdapter, stack: CRMAAdapter) -> tuple[AdapterParameters, AdapterParameters]:
+    """Both on the host, stacked, in float64. Raises: ShapeError, NonFiniteError, DegenerateBasisError (BUDGET-3)."""
+    for field in AdapterParameters._fields:
+        start, end = np.shape(getattr(anchor, field)), np.shape(getattr(stack, field))
+        if start != end:
+            raise ShapeError(
+                f"{field} of the anchor",
+                got=start,
+                allowed=f"{end}, as this model has it",
+                remedy="take the anchor from this run, after its sizes were chosen",
+            )
+    states = _host(anchor, " of the anchor"), _host(stack, "")
+    _require(np.abs(states[0].basis).max((-3, -2, -1)) > 0, "basis of the anchor")
+    return states
+
+
+def between(start: AdapterParameters, end: AdapterParameters, fraction: Float64) -> AdapterParameters:
+    """Stacked states on the segment, each layer at its own fraction; exactly the end where it is 1."""
+
+    def at(start: Float64, end: Float64) -> Float64:
+        t = fraction.reshape(-1, *[1] * (end.ndim - 1))
+        return np.where(t == 1, end, start + t * (end - start))
+
+    return AdapterParameters(*map(at, start, end))
+
+
 def _host(stack: CRMAAdapter, of: str) -> AdapterParameters:
     """The parameters of all layers, stacked, in float64."""
-    state = AdapterParameters(*(np.asarray(getattr(stack, field), np.float64) for field in AdapterParameters._fields))
-    for field, value in zip(AdapterParameters._fields, state, strict=True):
-        if not np.isfinite(value).all():
-            raise NonFiniteError(
-                field + of,
-                got="NaN or infinity",
-                allowed="finite values only",
-                remedy="lower the learning rate, or restore the last good adapter state",
-            )
-    return state
+    return AdapterParameters(*(as_finite(field + of, getattr(stack, field)) for field in AdapterParameters._fields))
+
+
+def as_finite(field: str, values: Any) -> Float64:
+    """On the host, in float64. Raises: NonFiniteError."""
+    host = np.asarray(values, np.float64)
+    if not np.isfinite(host).all():
+        raise NonFiniteError(
+            field,
+            got="NaN or infinity",
+            allowed="finite values only",
+            remedy="lower the learning rate, or restore the last good adapter state",
+        )
+    return host
 
 
 def _flat(basis: Float64) -> Float64:

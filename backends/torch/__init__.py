@@ -12,6 +12,7 @@ from backends.torch.adapter import CRMAAdapter
 from backends.torch.attach import attach_crma, attached_backbone
 from backends.torch.backbone import CRMABackbone
 from backends.torch.certificates import AdapterState
+from backends.torch.data_displacement import StreamMoments
 from backends.torch.distributed import shard_adapters
 from backends.torch.sinkhorn_projection import sinkhorn_projection
 from backends.torch.state import load_state, save_state
@@ -21,6 +22,7 @@ __all__ = [
     "CRMAAdapter",
     "CRMABackbone",
     "Certificate",
+    "StreamMoments",
     "attach_crma",
     "attached_backbone",
     "load_state",

@@ -196,7 +196,7 @@ def _prepare(
 
 def _warn_of_frozen(adapter: CRMAAdapter, container: nn.Module) -> None:
     """get_peft_model freezes the adapters with the base model, and trains on without a word."""
-    if adapter.basis.requires_grad or not adapter.meant_to_train:
+    if not adapter.meant_to_train or any(parameter.requires_grad for parameter in adapter.parameters()):
         return
     if any(parameter.requires_grad for parameter in container.parameters()):
         warnings.warn(

@@ -18,6 +18,7 @@ from backends.torch.adapter import CRMAAdapter, assign
 from backends.torch.bypass import Block
 from backends.torch.certificates import AdapterState
 from backends.torch.checks import require_finite
+from backends.torch.data_displacement import MomentGatherer, StreamMoments, data_displacement, limit_data_displacement
 from backends.torch.functions import functions
 from backends.torch.prepared import Prepared
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
@@ -237,6 +238,49 @@ class CRMABackbone(nn.Module):
         fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
         if bool((fraction < 1).any()):
             self.load_state(certificates.interpolate(anchor, now, fraction))
+        return fraction
+
+    @contextmanager
+    def gather_moments(self, counted: Tensor) -> Iterator[MomentGatherer]:
+        """Take the moment of what reaches each layer in the forward passes inside the block, with the bases as they are
+        now: ``with torch.no_grad(), backbone.gather_moments(counted) as gathered: ...``, then ``gathered.moments()``.
+
+        Args:
+            counted: which tokens count, (batch, tokens), True or not 0; neither padding nor the first of a text should.
+
+        Raises: ShapeError in a forward pass over other tokens. Clause: DATA-1.
+        """
+        gatherer = MomentGatherer(self.finite_state().bases, counted)
+        hooks = [
+            adapter.register_forward_pre_hook(partial(gatherer.add, index))
+            for index, adapter in enumerate(self._layers())
+        ]
+        try:
+            yield gatherer
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def data_displacement(self, anchor: AdapterState, moments: StreamMoments) -> Tensor:
+        """Root mean square of ``||G x - G_anchor x|| / ||x||`` over the tokens of ``moments``: (L,), float64.
+
+        Raises: ConfigError for a basis other than the anchor's, or what is no moment; for the anchor as
+        :meth:`limit_displacement`. Clauses: DATA-2, DATA-4, DATA-5.
+        """
+        return data_displacement(anchor, self.finite_state(), moments, self.config.iterations)
+
+    def limit_data_displacement(self, anchor: AdapterState, moments: StreamMoments, epsilon: float) -> Tensor:
+        """:meth:`limit_displacement` by the data displacement: what the tokens of ``moments`` see, at most ``epsilon``.
+
+        The basis must be the anchor's, and stays as it is.
+
+        Raises: ConfigError for an epsilon that is no number > 0, and as :meth:`data_displacement`.
+        Clauses: DATA-3..DATA-5.
+        """
+        now = self.finite_state()
+        fraction = limit_data_displacement(anchor, now, moments, epsilon, self.config.iterations)
+        if bool((fraction < 1).any()):  # with the basis of now: -0.0 + 0.0 would be another zero
+            self.load_state(certificates.interpolate(anchor, now, fraction)._replace(bases=now.bases))
         return fraction
 
     def _gather_none(self) -> None:

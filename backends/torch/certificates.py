@@ -4,6 +4,7 @@ With the two states' bases stacked, ``[A_p; A_q]^T = Q R``, every state on the s
 the span of Q too, so one QR serves a whole search along the segment.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from backends.certificate import Certificate
 from backends.torch.checks import require_finite
 from backends.torch.residual_mixing import adapter_strength
 from backends.torch.sinkhorn_projection import sinkhorn_projection
-from reference.displacement_budget import BISECTIONS, check_delta
+from reference.displacement_budget import BISECTIONS, check_budget
 from reference.errors import DegenerateBasisError, ShapeError
 
 
@@ -60,7 +61,7 @@ def displacement(first: AdapterState, second: AdapterState, iterations: int) -> 
 
     Raises: as :func:`limit_displacement` for the first as anchor. Clause: CERT-2.
     """
-    first = _checked_anchor(first, second)
+    first = checked_anchor(first, second)
     return _Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
 
 
@@ -73,16 +74,25 @@ def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, it
     Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
     NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3.
     """
-    check_delta(delta)
-    segment = _Segment(_checked_anchor(anchor, now), now, iterations)
+    check_budget("delta", delta)
+    segment = _Segment(checked_anchor(anchor, now), now, iterations)
+    return last_inside(segment.displacement, delta, now)
+
+
+def last_inside(measure: Callable[[Tensor], Tensor], budget: float, now: AdapterState) -> Tensor:
+    """Per layer of ``now`` 1 if its ``measure`` there is within ``budget``; else the last fraction found inside by
+    bisection. ``measure``: of the fractions (L,), with a value (L,) for each layer; NaN counts as outside.
+
+    Clauses: BUDGET-2, DATA-3.
+    """
     inside = torch.zeros(len(now.bases), dtype=torch.float64, device=now.bases.device)
     outside = torch.ones_like(inside)
-    within = segment.displacement(outside) <= delta
+    within = measure(outside) <= budget
     if bool(within.all()):
         return outside
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        fits = segment.displacement(middle) <= delta
+        fits = measure(middle) <= budget
         inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
     return torch.where(within, torch.ones_like(inside), inside)
 
@@ -100,7 +110,7 @@ def interpolate(anchor: AdapterState, now: AdapterState, fraction: Tensor) -> Ad
     return AdapterState(*(blend(start, end) for start, end in zip(anchor, now, strict=True)))
 
 
-def _checked_anchor(anchor: AdapterState, now: AdapterState) -> AdapterState:
+def checked_anchor(anchor: AdapterState, now: AdapterState) -> AdapterState:
     """``anchor`` on the device of ``now``."""
     for field, start, end in zip(AdapterState._fields, anchor, now, strict=True):
         if start.shape != end.shape:

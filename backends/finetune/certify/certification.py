@@ -12,6 +12,7 @@ from backends.finetune.certify.assistant import assistant_checks, described
 from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.certify.consistency import protocol_of, record_consistent, run_consistent
 from backends.finetune.certify.files import RunFiles
+from backends.finetune.certify.moments import moment_checks
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
@@ -67,7 +68,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
             by more.
 
     A file that is missing, damaged or not finite is a failed check. Clauses: SINK-5, SINK-6, MIX-7,
-    CERT-1, CERT-2, BUDGET-1, STATE-1, STATE-4, CL-1, CL-2, CL-5.
+    CERT-1, CERT-2, BUDGET-1, DATA-1..DATA-5, STATE-1, STATE-4, CL-1, CL-2, CL-5.
 
     Raises: RunFolderError if ``folder`` is no run folder; ConfigError for a ``max_drift`` that is no number, or where
     the run has no MODULAR.
@@ -124,7 +125,11 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
                 files.as_recorded(results, condition, seed),
                 record_consistent(results, protocol, condition, seed, values),
             ]
-            checks += readable + state_checks(condition, seed, states, results.phases_of(name, seed), budget)
+            phases = results.phases_of(name, seed)
+            moments, readable_moments = files.moments(condition, seed, len(results.tasks))
+            checks += readable + state_checks(condition, seed, states, phases, budget) + readable_moments
+            epochs = protocol.epochs * condition.epochs
+            checks += moment_checks(condition, seed, states, moments, phases, epochs)
             every_state += states
     whole_run = [files.of_this_run(results, every_state), run_consistent(results, protocol)]
     return Certification([*whole_run, *checks], results, files.digests)

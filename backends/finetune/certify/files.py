@@ -13,13 +13,15 @@ from torch import Tensor
 from backends.adapter_folder import CONFIG, WEIGHTS
 from backends.files import TEXT_LIMIT, parse_json, read_bytes, sha256_of
 from backends.finetune.certify.check import THE_RUN, Check, Subject
+from backends.finetune.certify.moments import Moments
 from backends.finetune.certify.states import StoredState
 from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import LoraSection
+from backends.finetune.runs.moments_file import read_moments
 from backends.finetune.runs.results import RunResults
 from backends.finetune.runs.run_folder import RunFolder
 from backends.torch.state import load_state
-from reference.errors import StateFileError
+from reference.errors import RunFolderError, StateFileError
 
 _CONFIGS = ("streams", "rank", "iterations")
 #: settings of PEFT with which the same tensors give other answers; the training leaves them at their defaults
@@ -92,6 +94,20 @@ class RunFiles:
                 faults.append(f"{self._name(path)}: got {error.got}")
         return states, of.holds("state files whole", "STATE-1, STATE-4", faults)
 
+    def moments(self, condition: Condition, seed: int, phases: int) -> tuple[Moments, list[Check]]:
+        """The moments by phase that can be read, and the check that all can."""
+        if condition.data_budget is None:
+            return {}, []
+        found, faults = {}, []
+        for phase in range(phases):
+            path = self.places.files(seed, condition.name, phase).moments
+            try:
+                found[phase] = read_moments(path)
+                self._digest(path)
+            except RunFolderError as error:
+                faults.append(f"{self._name(path)}: {error.got}")
+        return found, [Subject(condition.name, seed).holds("moment files whole", "DATA-1", faults)]
+
     def as_recorded(self, results: RunResults, condition: Condition, seed: int) -> Check:
         """Every file of a finished phase is recorded, and holds the bytes that were."""
         faults = [
@@ -110,6 +126,7 @@ class RunFiles:
         paths = [files.model] if condition.trains == "full" else [files.lora / CONFIG, files.lora / WEIGHTS]
         paths += {"none": [], "doubly-stochastic": [files.crma], "unconstrained": [files.mixing]}[condition.crma]
         paths += [files.consolidated] if condition.method.keeps_file else []
+        paths += [files.moments] if condition.data_budget is not None else []
         return [self._name(path) for path in paths]
 
     def of_this_run(self, results: RunResults, states: list[StoredState]) -> Check:

@@ -41,6 +41,13 @@ PROMISES = {
     "stored states as logged": "Largest difference between the certificate of a stored state and the one logged "
     "at the last step of its phase.",
     "CRMA unchanged": "The stored states after all tasks have the same bits.",
+    "basis unchanged": "The bases of the stored states after all tasks have the same bits.",
+    "moment files whole": "Every stored moment of the streams of earlier tasks' tokens can be read.",
+    "moments plausible": "What each phase added to the moment is symmetric, positive semidefinite and of a trace that "
+    "the basis allows, and of as many tokens as the records say that its training texts have.",
+    "data displacement, stored": "Largest root mean square, over the tokens of the tasks before it, of a layer's "
+    "relative change since the anchor crma-0, by the reference in float64 from the stored states and moments: at most "
+    "the data budget, up to rounding of the stored values. The worst case over all inputs is the displacement.",
     "displacement, stored": "Largest spectral norm of a layer's change since the anchor crma-0, by the reference in "
     "float64 from the stored states.",
     "displacement, any two": "The same between any two stored states: at most twice the budget.",
@@ -49,6 +56,7 @@ NOT_CHECKED = (
     "The holdout losses are taken from results.jsonl; nothing was trained or evaluated again.",
     "That a LoRA holds the numbers that were trained: it is read, it is finite, and it has the SHA-256 of its record.",
     "That the base model's weights and the tasks' texts are those whose fingerprints the run recorded.",
+    "That a stored moment is that of the tasks' texts: it is read, it is plausible, and it has the recorded SHA-256.",
     "States between two logged steps. Of M and of the adapter the bound holds for every parameter value (Theorems 1 "
     "and 2 of the specification); the displacement budget was applied after every step.",
     "A bound for the model as a whole: the bounds hold for each layer, for equal inputs of the layer.",

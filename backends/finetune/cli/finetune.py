@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from backends.finetune.cli.options import TASK_FORM, Backend, ProtocolName, Settings, Size, Threads, option
-from backends.finetune.methods.conditions import BUDGET_FORM, KNOWN
+from backends.finetune.methods.conditions import BUDGET_FORMS, KNOWN
 
 
 def finetune(
@@ -17,7 +17,7 @@ def finetune(
     seeds: Annotated[list[int] | None, option(metavar="SEED...", help="instead of the protocol's")] = None,
     conditions: Annotated[
         list[str] | None,
-        option(metavar="CONDITION...", help=f"{', '.join(KNOWN)}, {BUDGET_FORM}, modular@none"),
+        option(metavar="CONDITION...", help=f"{', '.join(KNOWN)}, {BUDGET_FORMS}"),
     ] = None,
     settings: Settings = None,
     task: Annotated[

@@ -76,7 +76,10 @@ class Engine(Protocol):
         Raises: TrainingDivergedError before any parameter is changed."""
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
-        """What a method learns from a finished phase; ``examples`` are batches of one."""
+        """What a method learns from a finished phase, from batches of one; or, with a data budget, the moment of its
+        training texts, which ``examples`` are then all of.
+
+        Raises: TrainingDivergedError where the residual stream is not finite."""
 
     def spectrum(self) -> SpectralReport | None:
         """Certificates of the shared CRMA as it is now; None without one."""

@@ -30,7 +30,7 @@ def group_settings(protocol: Protocol, condition: Condition, phase: int) -> dict
         return {"full": _later(condition.settings(protocol), phase)}
     groups = {"lora": _later(protocol.lora, phase)}
     later = protocol.crma.later_rate_factor if phase > 0 else 1.0
-    for name in CRMA_GROUPS if trains_crma(condition, phase) else ():
+    for name in crma_groups(condition, phase):
         section = getattr(protocol.crma, name)
         groups[name] = GroupSettings(section.learning_rate * later, section.clip)
     return groups
@@ -44,6 +44,12 @@ def _later(section: LoraSection | FullSection, phase: int) -> GroupSettings:
 def trains_crma(condition: Condition, phase: int) -> bool:
     """Whether the shared CRMA learns in ``phase``."""
     return condition.crma != "none" and (condition.trains_crma != "first-task" or phase == 0)
+
+
+def crma_groups(condition: Condition, phase: int) -> tuple[str, ...]:
+    """The groups of the shared CRMA that learn in ``phase``."""
+    still = phase > 0 and condition.basis == "first-task"
+    return tuple(name for name in CRMA_GROUPS if not (still and name == "basis")) * trains_crma(condition, phase)
 
 
 def rate_factor(index: int, steps: int, warmup_steps: int) -> float:

@@ -9,7 +9,8 @@ from backends.finetune.methods import a_gem, ewc, frozen, full, lwf, modular, na
 from backends.finetune.methods.method import Condition
 from backends.finetune.methods.section import Section
 
-BUDGET_FORM = "modular@DELTA"
+#: how a budget is written behind the name of a condition that takes one, ``modular.BUDGETED``
+BUDGET_FORMS = "NAME@DELTA, NAME@none, NAME@still-DELTA, NAME@data-EPSILON"
 METHODS = (naive, frozen, modular, replay, a_gem, ewc, lwf, o_lora, full)  # in the order of tables and pictures
 PAPER = ("naive", "frozen", "modular")  # which come first
 _ALL: list[Condition] = [condition for file in METHODS for condition in file.CONDITIONS]
@@ -26,12 +27,12 @@ def parse_condition(name: str) -> Condition:
     >>> parse_condition("modular@0.002").budget
     0.002
     """
-    base, at, delta = name.partition("@")
-    found = modular.with_budget(delta) if at and base == "modular" else KNOWN.get(name)
+    base, at, budget = name.partition("@")
+    found = modular.with_budget(base, budget) if at else KNOWN.get(name)
     if found is None:
         raise ValueError(
-            f"allowed are {', '.join(KNOWN)}, and {BUDGET_FORM} with a displacement budget > 0 in its shortest form, "
-            "such as modular@0.002, or modular@none"
+            f"allowed are {', '.join(KNOWN)}, and {BUDGET_FORMS}, where NAME is {' or '.join(modular.BUDGETED)} and "
+            "a budget a number > 0 in its shortest form, such as modular@0.002"
         )
     return found
 
@@ -43,16 +44,16 @@ def shares_what_trains(name: str) -> bool:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once: those of KNOWN in its order, budgets by size behind "modular", unknown ones last."""
+    """Each name once: those of KNOWN in its order, budgets by kind and size behind their condition, others last."""
     known = list(KNOWN)
 
-    def place(name: str) -> tuple[int, float]:
+    def place(name: str) -> tuple[int, int, float]:
         try:
             condition = parse_condition(name)
         except ValueError:
-            return len(known), 0.0
-        if "@" in name:
-            return known.index("modular"), condition.budget or 0.0
-        return known.index(name), 0.0
+            return len(known), 0, 0.0
+        base, at, _ = name.partition("@")
+        kind = 1 + (condition.basis == "first-task") + (condition.data_budget is not None) if at else 0
+        return known.index(base), kind, condition.data_budget or condition.budget or 0.0
 
     return tuple(sorted(dict.fromkeys(names), key=place))

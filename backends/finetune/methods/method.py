@@ -139,7 +139,10 @@ class Condition:
             earlier task which gives the new texts the lowest loss.
         answers: whether a task is answered with its own LoRA, or with the newest one of its domain, where that comes
             again.
+        basis: whether the basis of the CRMA goes on training after the first task with the rest of it.
         budget: displacement budget: a number (infinity = none), or None for the protocol's.
+        data_budget: epsilon, the most that a layer may move what the tokens of earlier tasks saw, or None for no such
+            budget. It needs a basis that stays, and takes the place of the displacement budget.
         raised_rank: whether LoRA's rank is raised until it has as many parameters as MODULAR's LoRA and CRMA.
         epochs: how many times the protocol's passes over each task's texts are made.
         draw: which of the draws of LoRA's start a phase takes; conditions with the same one compare.
@@ -156,7 +159,9 @@ class Condition:
     ratchet: bool = False
     start: Literal["fresh", "last", "nearest"] = "fresh"
     answers: Literal["own", "newest"] = "own"
+    basis: Literal["always", "first-task"] = "always"
     budget: float | None = None
+    data_budget: float | None = None
     raised_rank: bool = False
     epochs: int = 1
     draw: int = 0

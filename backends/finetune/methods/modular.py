@@ -62,16 +62,33 @@ CONDITIONS = (
 )
 
 
-def with_budget(delta: str) -> Condition | None:
-    """MODULAR with a displacement budget, "none" or a number > 0 in its shortest form; None for anything else.
+BUDGETED = {condition.name: condition for condition in CONDITIONS if condition.name in ("modular", "modular-inherit")}
+
+
+def with_budget(name: str, budget: str) -> Condition | None:
+    """The condition ``name`` of ``BUDGETED`` with a budget: "DELTA", for its displacement, or "none"; "still-DELTA",
+    the same with a basis that stays after the first task; or "data-EPSILON", for what earlier tasks' tokens see, with
+    such a basis. Each a number > 0 in its shortest form; None for anything else.
 
     One spelling for one budget: the name is a folder's and a row's.
     """
+    base = BUDGETED.get(name)
+    kind = next((kind for kind in ("still-", "data-") if budget.startswith(kind)), "")
+    number = budget.removeprefix(kind)
+    if base is None:
+        return None
+    full, label = f"{name}@{budget}", base.label
+    if budget == "none":
+        return replace(base, name=full, label=f"{label}, no budget", budget=math.inf)
     try:
-        budget = math.inf if delta == "none" else float(delta)
+        size = float(number)
     except ValueError:
         return None
-    if not budget > 0 or (delta != "none" and (math.isinf(budget) or delta != f"{budget:g}")):
+    if not 0 < size < math.inf or number != f"{size:g}":
         return None
-    label = "MODULAR, no budget" if math.isinf(budget) else f"MODULAR, δ {budget:g}"
-    return replace(MODULAR, name=f"modular@{delta}", label=label, budget=budget)
+    if kind == "data-":
+        label = f"{label}, data ε {size:g}"
+        return replace(base, name=full, label=label, basis="first-task", budget=math.inf, data_budget=size)
+    if kind == "still-":
+        return replace(base, name=full, label=f"{label}, still basis, δ {size:g}", basis="first-task", budget=size)
+    return replace(base, name=full, label=f"{label}, δ {size:g}", budget=size)

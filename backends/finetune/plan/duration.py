@@ -32,9 +32,11 @@ def epoch_seconds(phase: PhaseWork, rates: Rates, condition: Condition, protocol
 
 
 def run_seconds(work: Sequence[PhaseWork], rates: Rates, condition: Condition, protocol: Protocol) -> float:
-    """All phases of one seed, with the evaluation after each."""
+    """All phases of one seed, with the evaluation after each, and what a data budget reads."""
     first, *later = work
     trained = first.padded_tokens * rates.train  # with nothing to replay or to hold on to yet
     trained += sum(epoch_seconds(phase, rates, condition, protocol) for phase in later)
     evaluated = sum(work[seen].holdout_tokens for phase in range(len(work)) for seen in condition.measured(phase))
+    if condition.data_budget is not None:  # the moment of each task's training texts
+        evaluated += sum(phase.padded_tokens for phase in work)
     return protocol.epochs * condition.epochs * trained + evaluated * rates.evaluate

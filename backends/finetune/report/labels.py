@@ -22,9 +22,10 @@ def budget_of(condition: str) -> float | None:
     if not condition.startswith("modular@"):
         return None
     try:
-        return parse_condition(condition).budget
+        found = parse_condition(condition)
     except ValueError:
         return None
+    return found.budget if found.basis == "always" else None
 
 
 def percent(value: float) -> str:

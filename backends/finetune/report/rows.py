@@ -108,7 +108,7 @@ def paired_rows(results: RunResults, subject: str = "modular") -> list[PairedRow
 
     Over the seeds that both have finished; with fewer than two there is nothing to test. Clause: CL-9.
     """
-    others = [name for name in results.conditions if name != subject and not name.startswith("modular@")]
+    others = [name for name in results.conditions if name != subject and "@" not in name]
     rows = []
     for name in others if subject in results.conditions else []:
         both = set(results.complete_seeds(name))

@@ -109,9 +109,7 @@ class AssistantFolder(LockedFolder):
     def files(self, phase: int, version: int | None = None) -> PhaseFiles:
         """What the task of a phase answers with, for an engine; with the CRMA of another phase if it has moved."""
         absent = self.path / "absent"
-        return PhaseFiles(
-            self.path / f"task-{phase}", self.crma(phase if version is None else version), absent, absent, absent
-        )
+        return PhaseFiles(self.path / f"task-{phase}", self.crma(phase if version is None else version), *[absent] * 4)
 
     def digests(self, phase: int) -> dict[str, str]:
         """SHA-256 of the files of a phase, by their path within the folder."""

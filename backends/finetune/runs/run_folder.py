@@ -6,6 +6,7 @@ RUN/SEED-CONDITION/task-N/              the LoRA adapter of task N, in PEFT's ow
 RUN/SEED-CONDITION/crma-N.safetensors   the shared CRMA after phase N
 RUN/SEED-CONDITION/mixing-N.safetensors the same for modular-unconstrained, which is no CRMA
 RUN/SEED-CONDITION/consolidated-N.safetensors   what EWC holds on to after phase N; the last two phases only
+RUN/SEED-CONDITION/moments-N.safetensors    with a data budget, the moment of the tokens of all tasks up to phase N
 RUN/SEED-CONDITION/model-N.safetensors  the whole model after phase N of the condition full; the last two phases only
 RUN/SEED-CONDITION/checkpoint.safetensors   the phase under way
 """
@@ -31,6 +32,7 @@ class PhaseFiles(NamedTuple):
     mixing: Path
     consolidated: Path
     model: Path
+    moments: Path
 
 
 class RunFolder(LockedFolder):
@@ -58,7 +60,7 @@ class RunFolder(LockedFolder):
     def files(self, seed: int, condition: str, phase: int) -> PhaseFiles:
         """All files of a phase."""
         branch = self.branch(seed, condition)
-        rest = (branch / f"{name}-{phase}.safetensors" for name in ("mixing", "consolidated", "model"))
+        rest = (branch / f"{name}-{phase}.safetensors" for name in ("mixing", "consolidated", "model", "moments"))
         return PhaseFiles(self.lora(seed, condition, phase), self.crma(seed, condition, phase), *rest)
 
     def checkpoint(self, seed: int, condition: str) -> Path:

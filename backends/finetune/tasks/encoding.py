@@ -126,6 +126,14 @@ class Batch:
         """Tokens that the loss counts; the first of a row is predicted from nothing."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
+    @property
+    def later_tokens(self) -> Integers:
+        """1 on every token but the first of each text, 0 there and on padding: what a moment is taken of (DATA-1)."""
+        first = np.zeros_like(self.attention_mask) if self.position_ids is None else self.position_ids == 0
+        if self.position_ids is None:
+            first[:, 0] = 1
+        return self.attention_mask * (1 - first)
+
     def rows(self, indices: Sequence[int]) -> Batch:
         """Some of the rows."""
         chosen = list(indices)

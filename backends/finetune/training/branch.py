@@ -1,6 +1,6 @@
 """One seed and condition of a session: phase after phase, from the last checkpoint on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from backends.finetune.engines.engine import Engine, mean_loss
@@ -58,9 +58,16 @@ class Branch:
         training = PhaseTraining(self.engine, self.data, self.progress, self.log, self.condition.name)
         earlier_steps = sum(len(self.data.order(before)) for before in range(phase))
         record = training.run(phase, checkpoint, lambda: self._new_record(phase), earlier_steps=earlier_steps)
-        if examples := self.condition.method.examples(self.condition.settings(self.protocol)):
+        examples: Iterable[Batch] = ()
+        if self.condition.data_budget is not None:
+            examples = self.data.moment_batches(phase)
+        elif count := self.condition.method.examples(self.condition.settings(self.protocol)):
+            examples = self.data.examples_of(phase, count)
+        if examples:
             self.progress.describe(f"{self.tasks[phase].name}, what {self.condition.label} keeps of it")
-            self.engine.finish_phase(phase, self.data.examples_of(phase, examples))
+            with memory_errors(f"what {self.condition.label} keeps of task {self.tasks[phase].name}"):
+                self.engine.finish_phase(phase, examples)
+            self.progress.advance(EVALUATION_COST * self._gathered(phase))
         self.engine.save_checkpoint(checkpoint, record)
         self.engine.save_phase(phase, self._files(phase))
         record["files"] = self.folder.digests(self.seed, self.condition.name, phase)
@@ -204,7 +211,11 @@ class Branch:
         """Tokens to train on and, at their lower cost, to evaluate on in ``phases``."""
         trained = sum(self.data.training_tokens(phase) for phase in phases)
         read = sum(self.data.holdout_tokens(seen) for phase in phases for seen in self.condition.measured(phase))
-        return trained + EVALUATION_COST * read
+        return trained + EVALUATION_COST * (read + sum(map(self._gathered, phases)))
+
+    def _gathered(self, phase: int) -> int:
+        """Tokens that a moment is taken of behind a phase."""
+        return 0 if self.condition.data_budget is None else self.data.training_tokens(phase) // self.data.epochs
 
 
 def _is_shared(path: str) -> bool:

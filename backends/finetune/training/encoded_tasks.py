@@ -103,6 +103,10 @@ class EncodedTasks:
         for index in memory_indices(len(self.train[phase]), count, seed=self.seed, task=phase):
             yield self.encoder.batch([[self.train[phase][index]]])
 
+    def moment_batches(self, phase: int) -> list[Batch]:
+        """All training examples of a finished phase once, each in a row of its own, in batches of similar length."""
+        return Evaluation(self.train[phase], self.encoder).batches
+
     def training_tokens(self, phase: int) -> int:
         """Tokens of all epochs, replayed ones left out."""
         return self.epochs * sum(len(example.ids) for example in self.train[phase])

@@ -2,7 +2,7 @@
 
 from backends.jax.decoder.config import DecoderConfig, RopeConfig
 from backends.jax.decoder.generate import generate
-from backends.jax.decoder.model import logits, loss, token_losses
+from backends.jax.decoder.model import logits, loss, observed, token_losses
 from backends.jax.decoder.read_config import read_config
 from backends.jax.decoder.weights import load_decoder
 
@@ -13,6 +13,7 @@ __all__ = [
     "load_decoder",
     "logits",
     "loss",
+    "observed",
     "read_config",
     "token_losses",
 ]

@@ -125,7 +125,7 @@ def _advance(steps: _Steps, given: _Given, state: _State, length: int) -> _State
     slots = start + jnp.arange(length, dtype=jnp.int32)
     context = make_context(config, positions, slots, state.mask, steps.matmul_dtype)
     tuning = FineTuning(given.lora, steps.adapter, given.adapter_params)
-    hidden, cache = run(given.params, config, ids, context, tuning, cache=state.cache)
+    hidden, cache, _ = run(given.params, config, ids, context, tuning, cache=state.cache)
     assert cache is not None
     scores = unembed(given.params, config, hidden[:, -1], steps.matmul_dtype)
     chosen = jnp.where(state.done, given.pad, jnp.argmax(scores, axis=-1).astype(jnp.int32))

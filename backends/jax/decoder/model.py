@@ -14,7 +14,7 @@ from backends.jax.decoder.attention import Array, soft_cap
 from backends.jax.decoder.block import Context, linear, rms_norm
 from backends.jax.decoder.config import DecoderConfig
 from backends.jax.decoder.rope import cosine_and_sine
-from backends.jax.decoder.stack import AdapterFunction, Cache, FineTuning, Lora, run_layers
+from backends.jax.decoder.stack import AdapterFunction, Cache, FineTuning, Lora, ObserveFunction, run_layers
 from backends.jax.dtypes import wide_dtype
 from reference.errors import ConfigError, ShapeError
 
@@ -55,6 +55,43 @@ def logits(
     Raises: ShapeError, ConfigError.
     """
     tuning = FineTuning(lora, adapter, adapter_params)
+    given = input_ids, attention_mask, position_ids
+    hidden, _ = _from_tokens(params, config, *given, tuning, remat=remat, matmul_dtype=matmul_dtype)
+    return unembed(params, config, hidden, matmul_dtype)
+
+
+def observed(
+    params: Params,
+    config: DecoderConfig,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    observe: ObserveFunction,
+    position_ids: Any = None,
+    lora: Lora | None = None,
+    adapter: AdapterFunction | None = None,
+    adapter_params: Any = None,
+    matmul_dtype: Any = None,
+) -> Any:
+    """What ``observe``, a function (parameters of one layer, x), returns for what each block gives, before its adapter;
+    stacked on a leading axis of layers. Everything else as in :func:`logits`."""
+    tuning = FineTuning(lora, adapter, adapter_params, observe)
+    given = input_ids, attention_mask, position_ids
+    return _from_tokens(params, config, *given, tuning, remat=False, matmul_dtype=matmul_dtype)[1]
+
+
+def _from_tokens(
+    params: Params,
+    config: DecoderConfig,
+    input_ids: Any,
+    attention_mask: Any,
+    position_ids: Any,
+    tuning: FineTuning,
+    *,
+    remat: bool,
+    matmul_dtype: Any,
+) -> tuple[Array, Any]:
+    """Hidden states behind the final norm, and what was observed."""
     ids, mask = check_tokens(config, input_ids, attention_mask)
     if position_ids is not None and np.shape(position_ids) != ids.shape:
         got, allowed = str(np.shape(position_ids)), f"{ids.shape}, as input_ids"
@@ -62,8 +99,8 @@ def logits(
     positions = positions_from_mask(ids, mask) if position_ids is None else jnp.asarray(position_ids, jnp.int32)
     slots = jnp.arange(ids.shape[1], dtype=jnp.int32)
     context = make_context(config, positions, slots, mask, matmul_dtype)
-    hidden, _ = run(params, config, ids, context, tuning, remat=remat)
-    return unembed(params, config, hidden, matmul_dtype)
+    hidden, _, seen = run(params, config, ids, context, tuning, remat=remat)
+    return hidden, seen
 
 
 def loss(
@@ -102,13 +139,13 @@ def run(
     *,
     cache: Cache | None = None,
     remat: bool = False,
-) -> tuple[Array, Cache | None]:
-    """Hidden states behind the final norm, (batch, tokens, hidden), and the cache."""
+) -> tuple[Array, Cache | None, Any]:
+    """Hidden states behind the final norm, (batch, tokens, hidden), the cache, and what was observed."""
     x = params["embedding"].at[ids].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
     if config.embedding_scale is not None:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
-    x, cache = run_layers(config, params["layers"], x, context, tuning, cache=cache, remat=remat)
-    return rms_norm(x, params["norm"], config), cache
+    x, cache, seen = run_layers(config, params["layers"], x, context, tuning, cache=cache, remat=remat)
+    return rms_norm(x, params["norm"], config), cache, seen
 
 
 def unembed(params: Params, config: DecoderConfig, hidden: Array, matmul_dtype: Any = None) -> Array:

@@ -16,6 +16,8 @@ from reference.errors import ConfigError, ShapeError
 Lora = Mapping[str, tuple[Array, Array, Any]]
 #: (parameters of one layer, residual stream behind the layer) -> residual stream
 AdapterFunction = Callable[[Any, Array], Array]
+#: (parameters of one layer, residual stream behind the layer, before the adapter) -> arrays
+ObserveFunction = Callable[[Any, Array], Any]
 
 
 class Cache(NamedTuple):
@@ -29,12 +31,14 @@ class Cache(NamedTuple):
 class FineTuning(NamedTuple):
     """What may be put on top of the frozen decoder: LoRA factors per projection, and an adapter behind each block.
 
-    ``adapter_params``: any pytree with a leading axis of layers; ``adapter`` gets one layer of it.
+    ``adapter_params``: any pytree with a leading axis of layers; ``adapter`` gets one layer of it, and so does
+    ``observe``, which changes nothing: what it returns is stacked over layers.
     """
 
     lora: Lora | None = None
     adapter: AdapterFunction | None = None
     adapter_params: Any = None
+    observe: ObserveFunction | None = None
 
 
 def run_layers(
@@ -46,8 +50,8 @@ def run_layers(
     *,
     cache: Cache | None = None,
     remat: bool = False,
-) -> tuple[Array, Cache | None]:
-    """The residual stream behind the last layer, and the cache with this pass's keys and values.
+) -> tuple[Array, Cache | None, Any]:
+    """The residual stream behind the last layer, the cache with this pass's keys and values, and what was observed.
 
     Args:
         weights: names within a layer -> (layers, ...).
@@ -58,13 +62,13 @@ def run_layers(
     scanned = {
         "weights": weights,
         "lora": _stacked_lora(config, tuning.lora or {}),
-        "adapter": tuning.adapter_params if tuning.adapter else None,
+        "adapter": tuning.adapter_params if tuning.adapter or tuning.observe else None,
         "window": np.asarray(config.windows, np.int32) if has_window else None,
         "index": np.arange(config.layers, dtype=np.int32),
     }
     _check_layers(scanned["adapter"], config.layers)
 
-    def one_layer(carry: tuple[Array, Cache | None], layer: dict[str, Any]) -> tuple[tuple[Array, Cache | None], None]:
+    def one_layer(carry: tuple[Array, Cache | None], layer: dict[str, Any]) -> tuple[tuple[Array, Cache | None], Any]:
         x, cache = carry
 
         def keep(key: Array, value: Array) -> tuple[Array, Array]:
@@ -75,13 +79,14 @@ def run_layers(
             return tuple(jax.lax.dynamic_index_in_dim(h, layer["index"], keepdims=False) for h in cache[:2])
 
         y = block(config, x, layer["weights"], layer["lora"], layer["window"], context, keep)
+        seen = None if tuning.observe is None else tuning.observe(layer["adapter"], y)
         if tuning.adapter is not None:
             y = tuning.adapter(layer["adapter"], y)
-        return (y.astype(x.dtype), cache), None
+        return (y.astype(x.dtype), cache), seen
 
     body = jax.checkpoint(one_layer, prevent_cse=False) if remat else one_layer
-    (x, cache), _ = jax.lax.scan(body, (x, cache), scanned)
-    return x, cache
+    (x, cache), observed = jax.lax.scan(body, (x, cache), scanned)
+    return x, cache, observed
 
 
 def _stored(cache: Cache, layer: Array, key: Array, value: Array) -> Cache:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
-from backends.torch import CRMAAdapter, CRMABackbone, attach_crma
+from backends.torch import CRMAAdapter, CRMABackbone, StreamMoments, attach_crma
 from backends.torch.conftest import FAMILIES, IDS, activate, same_state, tiny_model
 from reference.errors import ModelError
 
@@ -260,6 +260,7 @@ def replaced(how: str) -> tuple[Any, CRMABackbone]:
 def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: str, tmp_path: Path) -> None:
     spare = attach_crma(tiny_model("llama"))
     state, file = spare.state(), tmp_path / "crma.safetensors"
+    moments = StreamMoments(torch.eye(16).expand(len(spare.adapters), 16, 16), 1)
     spare.save(file)
     model, backbone = replaced(how)
     uses = {
@@ -274,6 +275,9 @@ def test_what_replaces_an_adapter_is_refused_wherever_the_backbone_is_used(how: 
         "certificate": backbone.certificate,
         "displacement": lambda: backbone.displacement(state),
         "limit_displacement": lambda: backbone.limit_displacement(state, 0.1),
+        "data_displacement": lambda: backbone.data_displacement(state, moments),
+        "limit_data_displacement": lambda: backbone.limit_data_displacement(state, moments, 0.1),
+        "gather_moments": lambda: backbone.gather_moments(torch.ones(1, 1)).__enter__(),
         "parameter_groups": backbone.parameter_groups,
         "requires_grad_": backbone.requires_grad_,
         "config": lambda: backbone.config,

@@ -13,12 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 import safetensors.torch
 
+import reference
 from backends.files import sha256_of
 from backends.finetune.certify.certification import certify_run
 from backends.finetune.conftest import results_lines, rewrite_results
+from backends.finetune.runs.moments_file import write_moments
 from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.runs.run_folder import RunFolder
 from backends.torch.certificates import AdapterState, certificate, displacement, interpolate, limit_displacement
+from backends.torch.data_displacement import StreamMoments, limit_data_displacement
 from backends.torch.state import load_state, save_state
 from reference import AdapterConfig
 from reference.errors import ConfigError, RunFolderError
@@ -28,12 +31,14 @@ LAYERS, STREAMS, RANK, HIDDEN, BUDGET = 2, 2, 2, 8, 0.05
 CONFIG = AdapterConfig(HIDDEN, STREAMS, RANK, 20)
 A, B = "x.lora_A.weight", "x.lora_B.weight"
 MODULAR = ["modular", "modular@0.02", "modular@none", "modular-pinned", "modular-still"]
+DATA, STILL, EPSILON = "modular@data-0.01", "modular-inherit@still-0.02", 0.01
+COUNTED = 5  # tokens of a task that a moment counts
 OTHERS = ["naive", "frozen", "frozen-raised", "modular-unconstrained", "replay", "full"]
 NEVER_DRIFT = ("frozen", "frozen-raised", "modular-pinned", "modular-still")
 
 
 def budget_of(condition):
-    return {"modular@0.02": 0.02, "modular@none": math.inf}.get(condition, BUDGET)
+    return {"modular@0.02": 0.02, STILL: 0.02, "modular@none": math.inf}.get(condition, BUDGET)
 
 
 def random_state(generator):
@@ -41,16 +46,30 @@ def random_state(generator):
     return AdapterState(*(torch.randn(size, generator=generator) for size in sizes))
 
 
-def stored_states(condition, generator):
+def stored_moments(anchor, generator):
+    """After each phase, of COUNTED more tokens."""
+    found = [reference.StreamMoment(np.zeros((LAYERS, STREAMS * RANK, STREAMS * RANK)), 0)]
+    for _ in TASKS:
+        x = torch.randn(COUNTED, HIDDEN, generator=generator).numpy()
+        total = np.stack([reference.stream_moment(x, basis.numpy()).total for basis in anchor.bases])
+        found.append(found[-1].joined(reference.StreamMoment(total, COUNTED)))
+    return found[1:]
+
+
+def stored_states(condition, generator, anchor, moments):
     """The anchor, then states that the budget has pulled back to its border."""
-    anchor = random_state(generator)
     states = [anchor]
-    for _ in TASKS[1:]:
+    for phase in range(1, len(TASKS)):
         wanted = anchor
         while float(displacement(anchor, wanted, 20).min()) < 2 * BUDGET:  # every layer needs pulling back
             wanted = AdapterState(*(a + b for a, b in zip(anchor, random_state(generator), strict=True)))
+        if condition in (DATA, STILL):
+            wanted = wanted._replace(bases=anchor.bases)
         if condition == "modular-still":
             wanted = anchor
+        elif condition == DATA:
+            before = StreamMoments(torch.from_numpy(moments[phase - 1].total), moments[phase - 1].count)
+            wanted = interpolate(anchor, wanted, limit_data_displacement(anchor, wanted, before, EPSILON, 20))
         elif math.isfinite(budget_of(condition)):
             limit = limit_displacement(anchor, wanted, budget_of(condition), 20)
             wanted = interpolate(anchor, wanted, limit)
@@ -96,13 +115,19 @@ def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
             branch = folder / f"{seed}-{condition}"
             branch.mkdir()
             holdout: dict[str, float] = {}
-            states = stored_states(condition, generator) if condition.startswith("modular") else []
+            anchor = random_state(generator)
+            moments = stored_moments(anchor, generator) if condition == DATA else []
+            is_modular = condition.startswith("modular")
+            states = stored_states(condition, generator, anchor, moments) if is_modular else []
             for phase, task in enumerate(TASKS):
                 if condition not in NEVER_DRIFT:
                     holdout = {name: loss * rng.uniform(1.001, 1.01) for name, loss in holdout.items()}
                 holdout[task] = rng.uniform(1, 2)
                 record = {"kind": "phase", "condition": condition, "seed": seed, "phase": phase, "task": task}
                 record |= {"losses": [1.0] * 4, "holdout": holdout, "seconds": 1.0, "tokens": 9}
+                if moments:
+                    write_moments(branch / f"moments-{phase}.safetensors", *moments[phase])
+                    record["texts"] = {"train": {"texts": 9 - COUNTED, "cut": 0, "cut_tokens": 0}}
                 record["gradient_norms"] = {"lora": [0.5] * 4}
                 record["parameters"] = {"lora": 12} if condition != "full" else {"full": 3}
                 if states:

@@ -20,6 +20,7 @@ from backends.finetune.engines.jax.step import (
     answer_scores,
     padded,
     stack_of,
+    stream_totals,
     train_step,
 )
 from backends.finetune.engines.optimizer import (
@@ -35,11 +36,13 @@ from backends.finetune.methods.frozen import raised_rank
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import load_config
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
+from backends.finetune.runs.moments_file import read_moments, write_moments
 from backends.finetune.runs.run_folder import PhaseFiles
 from backends.finetune.tasks.encoding import Batch
 from backends.finetune.tasks.job import Job
 from backends.jax import CRMAAdapter
 from backends.jax.certificates import certificate, limit_displacement
+from backends.jax.data_displacement import StreamMoments, limit_data_displacement, moments_of
 from backends.jax.decoder import load_decoder
 from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
 from backends.jax.state import load_state, save_state
@@ -70,6 +73,7 @@ class JaxEngine:
         if condition.crma != "none":
             self._set_stack(self._start_stack())
         self.anchor: CRMAAdapter | None = None
+        self.moments: StreamMoments | None = None  # of the tasks so far, where the condition has a data budget
         self.phase = -1
         self._set_compute(0)
 
@@ -120,11 +124,18 @@ class JaxEngine:
         check_step(report, self.phase, index)
         self._set_trainables(result.trainables)
         self.state = result.state
-        budget = self.condition.limit(self.protocol.crma.displacement_budget)
-        if self.anchor is not None and budget is not None and trains_crma(self.condition, self.phase):
-            with divergence(self.phase):
-                self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
+        self._limit()
         return report
+
+    def _limit(self) -> None:
+        if self.anchor is None or not trains_crma(self.condition, self.phase):
+            return
+        budget, epsilon = self.condition.limit(self.protocol.crma.displacement_budget), self.condition.data_budget
+        with divergence(self.phase):
+            if epsilon is not None and self.moments is not None:
+                self._set_stack(limit_data_displacement(self.anchor, self._stack(), self.moments, epsilon)[0])
+            elif budget is not None:
+                self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])
 
     def spectrum(self) -> SpectralReport | None:
         if not self.crma:
@@ -134,7 +145,13 @@ class JaxEngine:
         return SpectralReport.of(bounds, bounds.displacement)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
-        return None  # no method runs here
+        if self.condition.data_budget is None:  # no method runs here
+            return
+        for batch in examples:
+            totals = stream_totals(self.compute, self.params, self._answering(), self._on_device(batch))
+            with divergence(phase):
+                found = moments_of(totals, int(batch.later_tokens.sum()))
+            self.moments = found if self.moments is None else self.moments.joined(found)
 
     # Answers --------------------------------------------------------------------------------------------------------
 
@@ -238,6 +255,8 @@ class JaxEngine:
         save_lora(files.lora, self.lora, alpha_here, str(self.model_path))
         if self.crma:
             save_state(files.crma, self._stack(), **self.identity)
+        if self.moments is not None:
+            write_moments(files.moments, *self.moments)
 
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         if not phases:
@@ -247,6 +266,8 @@ class JaxEngine:
         if self.crma:
             self.continue_from(phases[0].crma, phases[-1].crma)
             self.anchor = self.anchor if len(phases) > 1 else None
+        if self.condition.data_budget is not None:
+            self.moments = StreamMoments(*read_moments(phases[-1].moments))
 
     def continue_from(self, anchor: Path, now: Path) -> None:
         if self.crma:

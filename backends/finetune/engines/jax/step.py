@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from backends.finetune.tasks.encoding import IGNORED, Batch
 from backends.jax import CRMAAdapter, PreparedAdapter
+from backends.jax.data_displacement import gather_totals
 from backends.jax.decoder import DecoderConfig, logits, token_losses
 from backends.jax.lora import decoder_lora
 
@@ -107,6 +108,21 @@ def answer_scores(compute: Compute, params: Any, trainables: Trainables, batch: 
     scores = _logits(compute, params, trainables, batch)
     losses, counted = token_losses(scores, batch["labels"])
     return Scores(losses, scores[:, :-1].argmax(-1) == batch["labels"][:, 1:], counted)
+
+
+@partial(jax.jit, static_argnums=0)
+def stream_totals(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> Array:
+    """Of the moment of a batch, whose first tokens do not count: (layers, n r, n r). Clause: DATA-1."""
+    return gather_totals(
+        params,
+        compute.config,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["attention_mask"].at[:, 0].set(0),
+        stack_of(trainables, compute.iterations).prepared(),
+        lora=decoder_lora(trainables["lora"], compute.lora_scale),
+        matmul_dtype=compute.matmul_dtype,
+    )
 
 
 def _answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from backends.finetune.engines.engine import RowScore, SpectralReport, StepRepor
 from backends.finetune.engines.optimizer import (
     check_scores,
     check_step,
+    crma_groups,
     divergence,
     group_settings,
     rate_factor,
@@ -29,15 +30,16 @@ from backends.finetune.engines.torch.unconstrained import (
     save_unconstrained,
     unconstrain,
 )
-from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, total
+from backends.finetune.engines.torch.world import shard_base, share, sum_gradients, summed, total
 from backends.finetune.engines.world import SINGLE, World
 from backends.finetune.methods.method import Method, Training
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
+from backends.finetune.runs.moments_file import read_moments, write_moments
 from backends.finetune.runs.run_folder import PhaseFiles
 from backends.finetune.tasks.encoding import IGNORED, Batch
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.packing import check_packing, model_arguments
-from backends.torch import AdapterState, CRMABackbone, attach_crma
+from backends.torch import AdapterState, CRMABackbone, StreamMoments, attach_crma
 from backends.torch.decoder import find_decoder
 from reference import AdapterConfig
 
@@ -80,6 +82,7 @@ class TorchEngine:
             training = Training(self.slot, scaling, self._answer_logits, job.seed)
             self.method = condition.method(condition.settings(protocol), training)
         self.anchor: AdapterState | None = None
+        self.moments: StreamMoments | None = None  # of the tasks so far, where the condition has a data budget
         self.fresh = None if self.backbone is None else self.backbone.state()
         self.phase = -1
 
@@ -190,16 +193,36 @@ class TorchEngine:
         )
 
     def _limit(self) -> None:
-        budget = self.condition.limit(self.protocol.crma.displacement_budget)
-        if self.backbone is None or self.anchor is None or budget is None:
+        if self.backbone is None or self.anchor is None or not trains_crma(self.condition, self.phase):
             return
-        if trains_crma(self.condition, self.phase):
-            with divergence(self.phase):
+        budget = self.condition.limit(self.protocol.crma.displacement_budget)
+        with divergence(self.phase):
+            if self.condition.data_budget is not None and self.moments is not None:
+                self.backbone.limit_data_displacement(self.anchor, self.moments, self.condition.data_budget)
+            elif budget is not None:
                 self.backbone.limit_displacement(self.anchor, budget)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         if self.method is not None:
             self.method.finish_phase(phase, examples)
+        if self.backbone is not None and self.condition.data_budget is not None:
+            with divergence(phase):
+                found = self._moments(self.backbone, examples)
+            self.moments = found if self.moments is None else self.moments.joined(found)
+
+    @torch.no_grad()
+    def _moments(self, backbone: CRMABackbone, batches: Iterable[Batch]) -> StreamMoments:
+        """Of all tokens of ``batches`` but the first of each text, with the state as it is now."""
+        totals, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for batch in batches:
+            mine = share(self.world, len(batch.input_ids))
+            part = batch.rows([row for row, _ in mine])
+            counted = part.later_tokens * np.array([[counts] for _, counts in mine])
+            with backbone.gather_moments(torch.from_numpy(counted)) as gathered:
+                self._answer_logits(part)
+            totals = totals + gathered.moments().totals.to(self.device)
+            count += int(batch.later_tokens.sum())
+        return StreamMoments(summed(self.world, totals), count)
 
     def spectrum(self) -> SpectralReport | None:
         if self.backbone is None:
@@ -251,6 +274,10 @@ class TorchEngine:
                 parameter.requires_grad_(True)
         if self.backbone is not None:
             self.backbone.requires_grad_(trains_crma(self.condition, phase))  # get_peft_model freezes it
+            trained = crma_groups(self.condition, phase)
+            for name, parameters in self.backbone.parameter_groups().items():
+                for parameter in parameters:
+                    parameter.requires_grad_(name in trained)
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {}
@@ -258,8 +285,9 @@ class TorchEngine:
             groups["full"] = list(self.model.parameters())
         else:
             groups["lora"] = list(self.slot.parameters().values())
-        if self.backbone is not None and trains_crma(self.condition, max(self.phase, 0)):
-            groups |= self.backbone.parameter_groups()
+        if self.backbone is not None and (trained := crma_groups(self.condition, max(self.phase, 0))):
+            every = self.backbone.parameter_groups()
+            groups |= {name: every[name] for name in trained}
         return groups
 
     def _trainables(self) -> dict[str, nn.Parameter]:
@@ -300,6 +328,8 @@ class TorchEngine:
             save_unconstrained(files.mixing, self.backbone.finite_state())
         elif self.backbone is not None:
             self.backbone.save(files.crma)
+        if self.moments is not None:
+            write_moments(files.moments, self.moments.totals.cpu().numpy(), self.moments.count)
 
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         if not phases:
@@ -318,6 +348,9 @@ class TorchEngine:
         else:
             self.continue_from(phases[0].crma, phases[-1].crma)
             self.anchor = self.anchor if len(phases) > 1 else None
+        if self.condition.data_budget is not None:
+            totals, count = read_moments(phases[-1].moments)
+            self.moments = StreamMoments(torch.from_numpy(totals).to(self.device), count)
 
     def continue_from(self, anchor: Path, now: Path) -> None:
         if self.backbone is not None:

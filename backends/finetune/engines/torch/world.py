@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from backends.finetune.engines.world import SINGLE, World, world_size
 from reference.errors import BackendError
@@ -104,9 +104,14 @@ def total(world: World, values: Sequence[float], device: torch.device) -> list[f
     """Each value summed over the processes, in float64."""
     if world.size == 1:
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    return summed(world, torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def summed(world: World, tensor: Tensor) -> Tensor:
+    """Summed over the processes, in place."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def sum_gradients(world: World, parameters: Iterable[nn.Parameter]) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("peft")
 from backends.torch import load_state
 from backends.torch.certificates import displacement
 
-CONDITIONS = (*KNOWN, "modular@0.01", "modular@none")
+CONDITIONS = (*KNOWN, "modular@0.01", "modular@none", "modular-inherit@data-0.003", "modular-inherit@still-0.01")
 SETTINGS = ("--set", "transfer=true", "--set", "accumulation=2", "--set", "decision=1")
 
 
@@ -98,6 +98,7 @@ RESUMED = [
     ("full", "modular-unconstrained"),
     ("modular-pinned", "modular-still"),
     ("frozen-raised", "modular@0.01"),
+    ("modular-inherit@data-0.003", "modular-inherit@still-0.01"),
 ]
 
 

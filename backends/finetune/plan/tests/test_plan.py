@@ -206,7 +206,10 @@ def test_time_adds_up_phases_and_evaluations():
     protocol = protocol_of(epochs=4, batch_size=2)
     rates, frozen = Rates(0.5, 0.1), parse_condition("frozen")
     assert epoch_seconds(work[0], rates, frozen, protocol) == 20 * 0.5
-    assert run_seconds(work, rates, frozen, protocol) == pytest.approx(3 * 4 * 10 + (1 + 2 + 3) * 10 * 0.1)
+    assert run_seconds(work, rates, frozen, protocol) == pytest.approx(3 * 4 * 10 + 3 * 10 * 0.1)
+    seen = parse_condition("modular@data-0.01")  # one pass forward over the training texts of each task more
+    more = run_seconds(work, rates, seen, protocol) - run_seconds(work, rates, parse_condition("modular"), protocol)
+    assert more == pytest.approx(sum(phase.padded_tokens for phase in work) * 0.1)
     replayed = epoch_seconds(work[0], rates, parse_condition("replay"), protocol)
     assert replayed == 10 * (1 + protocol.replay.batch_size / 2)
     of_run = run_seconds(work, rates, parse_condition("replay"), protocol)  # nothing to replay in the first phase

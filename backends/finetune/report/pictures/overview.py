@@ -2,7 +2,6 @@
 
 from matplotlib.figure import Figure, SubFigure
 
-from backends.finetune.report.labels import budget_of
 from backends.finetune.report.pictures.bars import WITH_PAPER, bar_handles, bar_panel
 from backends.finetune.report.pictures.heat_map import change_norm, draw_colour_bar, draw_heat, holdout_change
 from backends.finetune.report.pictures.style import Picture
@@ -46,7 +45,7 @@ OVERVIEW = Picture(
 def _overview_bars(part: SubFigure, results: RunResults) -> None:
     shown = [name for name in results.conditions if results.complete_seeds(name)] or list(results.conditions)
     if len(shown) > WITH_PAPER:
-        kept = [name for name in shown if budget_of(name) is None and name not in ("modular-still", "frozen-raised")]
+        kept = [name for name in shown if "@" not in name and name not in ("modular-still", "frozen-raised")]
         shown = kept[:9]
     upper, lower = part.subplots(2, 1)
     bar_panel(upper, results, shown, "drift", narrow=True)

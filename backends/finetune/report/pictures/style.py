@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from backends.finetune.methods.conditions import KNOWN, PAPER, parse_condition
 from backends.finetune.methods.method import Mark
-from backends.finetune.report.labels import budget_of, label, readable
+from backends.finetune.report.labels import label, readable
 from backends.finetune.report.pictures.fonts import FAMILY, is_drawn
 from backends.finetune.runs.results import RunResults
 
@@ -90,10 +90,18 @@ def mark_of(condition: str) -> Mark:
     """Its own, as its method's file says; a budget's shade goes by its size."""
     if condition in KNOWN:
         return KNOWN[condition].mark
-    budget = budget_of(condition)
-    if budget is not None:
-        place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
-        return Mark(to_hex(colormaps["YlGn"](0.42 + 0.5 * place)), (0, (2 + 4 * place, 1)), "d")
+    try:
+        known = parse_condition(condition)
+    except ValueError:
+        return _spare_mark(condition)
+    budget = known.data_budget or known.budget or math.inf
+    place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
+    colours = "OrRd" if known.data_budget else "YlGn" if known.basis == "always" else "PuBu"
+    marker = "d" if known.start == "fresh" else known.mark.marker
+    return Mark(to_hex(colormaps[colours](0.42 + 0.5 * place)), (0, (2 + 4 * place, 1)), marker)
+
+
+def _spare_mark(condition: str) -> Mark:
     return Mark(_SPARE_COLOURS[sum(condition.encode(errors="replace")) % len(_SPARE_COLOURS)], ":", "^")
 
 

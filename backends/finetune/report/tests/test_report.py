@@ -18,7 +18,7 @@ from rich.console import Console
 
 import reference
 from backends.finetune.methods.conditions import KNOWN
-from backends.finetune.report.labels import RANDOM_WEIGHTS, label, percent, readable
+from backends.finetune.report.labels import RANDOM_WEIGHTS, budget_of, label, percent, readable
 from backends.finetune.report.page import report_html, write_report
 from backends.finetune.report.pictures import PICTURES, draw_pictures
 from backends.finetune.report.pictures.bars import drift_bars
@@ -449,12 +449,21 @@ def test_a_name_that_no_font_can_draw_is_numbered_and_one_of_another_font_is_dra
 
 def test_every_condition_has_a_mark_and_a_name_of_its_own():
     budgets = ["modular@0.001", "modular@0.01", "modular@0.1", "modular@none"]
+    budgets += [f"modular@{kind}-{size}" for kind in ("still", "data") for size in (0.001, 0.01)]
     names = [*KNOWN, *budgets]
     assert len({readable(name) for name in names}) == len(names)
     assert len({mark_of(name).colour for name in names}) == len(names)
     assert len({(str(mark_of(name).line), mark_of(name).marker) for name in KNOWN}) == len(KNOWN)
     assert readable("modular@0.002") == "MODULAR, δ 0.002"
     assert readable("modular@nonsense") == "MODULAR@NONSENSE"
+    assert readable("modular-inherit@data-0.003") == "MODULAR, inherit, data ε 0.003"
+    assert readable("modular-inherit@none") == "MODULAR, inherit, no budget"
+    assert readable("modular@still-0.01") == "MODULAR, still basis, δ 0.01"
+    assert [budget_of(name) for name in ("modular@0.01", "modular@still-0.01", "modular@data-0.01")] == [
+        0.01,
+        None,
+        None,
+    ]
 
 
 MANY = (*KNOWN, "modular@0.001", "modular@0.05", "modular@none")

@@ -10,9 +10,12 @@ torch = pytest.importorskip("torch", reason="the decoder is compared with transf
 
 import jax.numpy as jnp
 
+from backends.jax import CRMAAdapter
 from backends.jax.backend import COMPILER_OPTIONS as QUICK
+from backends.jax.data_displacement import gather_totals
 from backends.jax.decoder import generate, logits, loss
 from backends.jax.decoder.tests.conftest import TOLERANCE
+from reference import AdapterConfig, AdapterParameters, adapter_forward, stream_moment
 from reference.errors import ConfigError, ShapeError
 
 RANK = 4
@@ -110,6 +113,36 @@ def test_an_adapter_sees_what_each_block_gives(case_of):
         handle.remove()
     actual = np.asarray(scores(case.params, case.config, ids, adapter=blend, adapter_params=matrices))
     assert np.abs(actual - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.clause("DATA-1")
+def test_moments_are_those_of_what_each_block_gives_for_the_tokens_that_count(case_of):
+    case, rng = case_of("gemma2"), np.random.default_rng(7)
+    sizes = AdapterConfig(case.config.hidden_size, 2, 2)
+    stack = CRMAAdapter.init(sizes, 0, case.config.layers, gate_logit=1.0)
+    ids, mask = rng.integers(3, case.config.vocab_size, (2, 12)), np.ones((2, 12), int)
+    mask[1, 8:] = 0
+    counted = mask * (np.arange(12) > 0)
+    seen = []
+
+    def hook(index, module, args, output):
+        seen.append(output.numpy()[counted > 0])
+        parameters = AdapterParameters(stack.mix_logits[index], stack.gate_logit[index], stack.basis[index])
+        return torch.from_numpy(adapter_forward(output.numpy(), parameters).astype(np.float32))
+
+    hooks = [block.register_forward_hook(partial(hook, i)) for i, block in enumerate(case.model.model.layers)]
+    with torch.no_grad():
+        case.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False)
+    for handle in hooks:
+        handle.remove()
+    gather = jax.jit(gather_totals, compiler_options=QUICK)
+    totals = gather(case.params, case.config, ids, mask, counted, stack.prepared())
+    for found, x, basis in zip(np.asarray(totals), seen, np.asarray(stack.basis), strict=True):
+        expected = stream_moment(x, basis)
+        assert expected.count == counted.sum()
+        np.testing.assert_allclose(found, expected.total, atol=1e-4 * np.trace(expected.total))
+    with pytest.raises(ShapeError, match="counted"):
+        gather_totals(case.params, case.config, ids, mask, counted[:1], stack.prepared())
 
 
 def test_generation_carries_lora_and_adapter_along(case_of):
