@@ -34,9 +34,8 @@ def run(finished, tmp_path):
 def change_state(run, condition, phase, **changes):
     path = run / f"0-{condition}/crma-{phase}.safetensors"
     state, config, *rest = load_state(path)
-    save_state(
-        path, state._replace(**{field: change(getattr(state, field)) for field, change in changes.items()}), *rest
-    )
+    changed = {field: change(getattr(state, field)) for field, change in changes.items()}
+    save_state(path, state._replace(**changed), config, *rest)
 
 
 def change_moments(run, phase, change):
