@@ -20,14 +20,14 @@ MOMENT_ROUNDING = 1e-6
 
 
 class StreamMoment(NamedTuple):
-    """``total``: sum over tokens of ``z z^T / ||x||^2``, (n r, n r); ``count``: how many tokens. Clause: DATA-1."""
+    """``total``: sum over tokens of ``z z^T / ||x||^2``, (n r, n r); ``tokens``: how many tokens. Clause: DATA-1."""
 
     total: Array
-    count: int
+    tokens: int
 
     def joined(self, other: StreamMoment) -> StreamMoment:
         """The moment of the tokens of both. Clause: DATA-1."""
-        return StreamMoment(self.total + other.total, self.count + other.count)
+        return StreamMoment(self.total + other.total, self.tokens + other.tokens)
 
 
 def stream_moment(x: ArrayLike, basis: ArrayLike) -> StreamMoment:
@@ -38,7 +38,7 @@ def stream_moment(x: ArrayLike, basis: ArrayLike) -> StreamMoment:
         basis: A, shape (n, r, d).
 
     Returns:
-        (total, count): (n r, n r) in float64, without a unit, with a trace of at most ``count ||A||_2^2``.
+        (total, tokens): (n r, n r) in float64, without a unit, with a trace of at most ``tokens ||A||_2^2``.
 
     Raises:
         DtypeError: an array is not of floats. ShapeError: the shapes do not fit. NonFiniteError: NaN or infinity.
@@ -66,7 +66,7 @@ def data_displacement(
 ) -> float:
     """Root mean square of ``||G x - G_anchor x|| / ||x||`` over the tokens of ``moment``, at most the displacement.
 
-    ``sqrt trace((D (x) I)^T A A^T (D (x) I) C)`` with ``D = alpha (M - I) - alpha_1 (M_1 - I)``, ``C = total / count``.
+    ``sqrt trace((D (x) I)^T A A^T (D (x) I) C)``, ``D = alpha (M - I) - alpha_1 (M_1 - I)``, ``C = total / tokens``.
 
     Args:
         anchor, parameters: two states of one layer with the same basis, bit for bit: S (n, n), gamma (), A (n, r, d).
@@ -113,7 +113,7 @@ def limit_data_displacement(
 def checked_moment(moment: StreamMoment, parameters: AdapterParameters) -> Array:
     """C, the mean of ``z z^T / ||x||^2``, (n r, n r). Raises: as :func:`data_displacement`. Clause: DATA-5."""
     total, width = as_float64("moment", moment.total), parameters.basis.shape[0] * parameters.basis.shape[1]
-    check_count(moment.count)
+    check_count(moment.tokens)
     if total.shape != (width, width):
         raise ShapeError(
             "moment",
@@ -126,14 +126,14 @@ def checked_moment(moment: StreamMoment, parameters: AdapterParameters) -> Array
     asymmetry, smallest = np.abs(total - total.T).max(), np.linalg.eigvalsh((total + total.T) / 2)[0]
     if not (asymmetry <= slack and smallest >= -slack):
         raise refused_moment("moment", float(asymmetry), float(smallest))
-    return total / moment.count
+    return total / moment.tokens
 
 
 def check_count(count: int) -> None:
     """Raise ConfigError unless ``count`` is an integer >= 1. Clause: DATA-5."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise ConfigError(
-            "count of the moment", got=repr(count), allowed="an integer >= 1", remedy="take the moment of some tokens"
+            "tokens of the moment", got=repr(count), allowed="an integer >= 1", remedy="take the moment of some tokens"
         )
 
 

@@ -24,15 +24,15 @@ from reference.sinkhorn_projection import sinkhorn_projection
 
 
 class StreamMoments(NamedTuple):
-    """Of L layers, ``totals``: sum over tokens of ``z z^T / ||x||^2``, (L, n r, n r), float64; ``count``: how many
+    """Of L layers, ``totals``: sum over tokens of ``z z^T / ||x||^2``, (L, n r, n r), float64; ``tokens``: how many
     tokens, the same in each layer. Clause: DATA-1."""
 
     totals: Float64
-    count: int
+    tokens: int
 
     def joined(self, other: StreamMoments) -> StreamMoments:
         """The moments of the tokens of both."""
-        return StreamMoments(self.totals + other.totals, self.count + other.count)
+        return StreamMoments(self.totals + other.totals, self.tokens + other.tokens)
 
 
 def stream_total(x: Array, basis: Array, counted: Array) -> Array:
@@ -165,7 +165,7 @@ class _Segment:
 
 def _mean(moments: StreamMoments, layer: int, parameters: AdapterParameters) -> Float64:
     try:
-        return checked_moment(StreamMoment(moments.totals[layer], moments.count), parameters)
+        return checked_moment(StreamMoment(moments.totals[layer], moments.tokens), parameters)
     except CRMAError as error:
         where = f"{error.field}, layer {layer}"
         raise type(error)(where, got=error.got, allowed=error.allowed, remedy=error.remedy) from error

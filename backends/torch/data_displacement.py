@@ -15,15 +15,15 @@ from reference.errors import ShapeError
 
 
 class StreamMoments(NamedTuple):
-    """Of L layers, ``totals``: sum over tokens of ``z z^T / ||x||^2``, (L, n r, n r), float64; ``count``: how many
+    """Of L layers, ``totals``: sum over tokens of ``z z^T / ||x||^2``, (L, n r, n r), float64; ``tokens``: how many
     tokens, the same in each layer. Clause: DATA-1."""
 
     totals: Tensor
-    count: int
+    tokens: int
 
     def joined(self, other: "StreamMoments") -> "StreamMoments":
         """The moments of the tokens of both."""
-        return StreamMoments(self.totals + other.totals.to(self.totals.device), self.count + other.count)
+        return StreamMoments(self.totals + other.totals.to(self.totals.device), self.tokens + other.tokens)
 
 
 class MomentGatherer:
@@ -85,7 +85,7 @@ def limit_data_displacement(
 
 def _checked_mean(moments: StreamMoments, bases: Tensor) -> Tensor:
     totals, width = moments.totals.to(bases.device, torch.float64), bases.shape[1] * bases.shape[2]
-    check_count(moments.count)
+    check_count(moments.tokens)
     if totals.shape != (len(bases), width, width):
         raise ShapeError(
             "moments",
@@ -101,7 +101,7 @@ def _checked_mean(moments: StreamMoments, bases: Tensor) -> Tensor:
     if bool(wrong.any()):
         layer = int(wrong.int().argmax())
         raise refused_moment(f"moments of layer {layer}", float(asymmetry[layer]), float(smallest[layer]))
-    return totals / moments.count
+    return totals / moments.tokens
 
 
 class _Segment:

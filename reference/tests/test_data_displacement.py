@@ -67,7 +67,7 @@ def test_moments_add_up_whatever_the_axes_of_the_tokens(states, counts, seed):
     whole = reference.stream_moment(x[:, None], states.anchor.basis)
     first, second = (reference.stream_moment(part, states.anchor.basis) for part in np.split(x, [counts[0]]))
     joined = first.joined(second)
-    assert joined.count == whole.count == sum(counts)
+    assert joined.tokens == whole.tokens == sum(counts)
     np.testing.assert_allclose(joined.total, whole.total, rtol=1e-12, atol=1e-12)
     flat = states.anchor.basis.reshape(-1, x.shape[1])
     expected = sum(np.outer(flat @ t, flat @ t) / (t @ t) for t in x if t.any())
@@ -141,9 +141,9 @@ def test_a_budget_that_is_no_positive_number_is_refused(epsilon):
 
 EYE = np.eye(4)
 WRONG = {
-    "count": (StreamMoment(EYE, 0), ConfigError, "count of the moment"),
-    "count of floats": (StreamMoment(EYE, 2.0), ConfigError, "count of the moment"),  # type: ignore[arg-type]
-    "truth": (StreamMoment(EYE, True), ConfigError, "count of the moment"),
+    "count": (StreamMoment(EYE, 0), ConfigError, "tokens of the moment"),
+    "count of floats": (StreamMoment(EYE, 2.0), ConfigError, "tokens of the moment"),  # type: ignore[arg-type]
+    "truth": (StreamMoment(EYE, True), ConfigError, "tokens of the moment"),
     "shape": (StreamMoment(np.eye(3), 2), ShapeError, r"moment: got \(3, 3\)"),
     "nan": (StreamMoment(EYE * np.nan, 2), NonFiniteError, "moment"),
     "infinite": (StreamMoment(np.full((4, 4), np.inf), 2), NonFiniteError, "moment"),
@@ -155,7 +155,7 @@ WRONG = {
 
 @pytest.mark.clause("DATA-5")
 @pytest.mark.parametrize(("moment", "error", "words"), WRONG.values(), ids=WRONG)
-def test_what_is_no_moment_is_refused(moment: StreamMoment, error: type[CRMAError], words: str):
+def test_what_is_no_moment_is_refused(moment: StreamMoment, error: type[CRMAError], words: str) -> None:
     for use in (
         lambda: reference.data_displacement(*GOOD, moment),
         lambda: reference.limit_data_displacement(*GOOD, moment, 0.1),

@@ -39,7 +39,7 @@ def states() -> States:
 
 def of_reference(states: States, index: int) -> float:
     anchor, moved, moments = states
-    moment = reference.StreamMoment(moments.totals[index], moments.count)
+    moment = reference.StreamMoment(moments.totals[index], moments.tokens)
     return reference.data_displacement(layer(anchor, index), layer(moved, index), moment)
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_is_refused(states):
     lopsided = moments.totals.copy()
     lopsided[2, 0, 1] += 1
     for wrong, error, words in (
-        (moments._replace(count=0), ConfigError, "count of the moment"),
+        (moments._replace(tokens=0), ConfigError, "tokens of the moment"),
         (moments._replace(totals=lopsided), ConfigError, "moment, layer 2"),
         (moments._replace(totals=-moments.totals), ConfigError, "eigenvalue"),
         (moments._replace(totals=moments.totals[:2]), ShapeError, "moments: got 2 layers"),
@@ -102,10 +102,10 @@ def test_sums_of_a_batch_are_those_of_the_tokens_that_count(states, dtype):
     """Also where the square of a token overflows float32; padding may hold anything."""
     basis = states[0].basis[1]
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, CONFIG.hidden_size)) * 1e25, dtype)
-    counted = np.array([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
-    expected = reference.stream_moment(np.asarray(x, np.float64)[counted > 0], np.asarray(basis))
+    counted = jnp.array([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
+    expected = reference.stream_moment(np.asarray(x, np.float64)[np.asarray(counted) > 0], np.asarray(basis))
     found = jax.jit(stream_total)(x.at[:, 4].set(jnp.nan), basis, counted)
     np.testing.assert_allclose(found, expected.total, atol=2e-6)
-    np.testing.assert_allclose(stream_total(x.at[0, 1].set(0), basis, counted * [[1], [0]] * [0, 1, 0, 0, 0]), 0)
+    np.testing.assert_allclose(stream_total(x.at[0, 1].set(0), basis, jnp.zeros_like(counted).at[0, 1].set(1)), 0)
     with pytest.raises(NonFiniteError, match="residual stream"):
         moments_of(stream_total(x.at[1, 1].set(jnp.inf), basis, counted)[None], 5)

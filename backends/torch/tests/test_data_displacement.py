@@ -34,11 +34,11 @@ def tokens(seed: int = 0) -> torch.Tensor:
 
 def moments_of(state: AdapterState, x: torch.Tensor) -> StreamMoments:
     each = [reference.stream_moment(x[i].numpy(), layer(state, i).basis) for i in range(LAYERS)]
-    return StreamMoments(torch.from_numpy(np.stack([moment.total for moment in each])), each[0].count)
+    return StreamMoments(torch.from_numpy(np.stack([moment.total for moment in each])), each[0].tokens)
 
 
 def reference_moment(moments: StreamMoments, index: int) -> reference.StreamMoment:
-    return reference.StreamMoment(moments.totals[index].numpy(), moments.count)
+    return reference.StreamMoment(moments.totals[index].numpy(), moments.tokens)
 
 
 @pytest.mark.clause("DATA-2")
@@ -109,7 +109,7 @@ def test_what_is_no_moment_no_anchor_and_no_budget_is_refused() -> None:
     wrong: list[tuple[AdapterState, StreamMoments, Any, type[CRMAError], str]] = [
         (anchor, good, 0.0, ConfigError, "epsilon"),
         (anchor, good, True, ConfigError, "epsilon"),
-        (anchor, good._replace(count=0), 0.1, ConfigError, "count of the moment"),
+        (anchor, good._replace(tokens=0), 0.1, ConfigError, "tokens of the moment"),
         (anchor, good._replace(totals=good.totals[:2]), 0.1, ShapeError, r"\(3, 4, 4\), as this model"),
         (anchor, good._replace(totals=good.totals * float("nan")), 0.1, NonFiniteError, "moments"),
         (anchor, good._replace(totals=lopsided), 0.1, ConfigError, "moments of layer 1"),
@@ -142,17 +142,17 @@ def test_moments_are_gathered_from_the_tokens_that_count() -> None:
         model(input_ids=ids)
     for hook in hooks:
         hook.remove()
-    assert once.count == 8
-    assert gathered.moments().count == 16
+    assert once.tokens == 8
+    assert gathered.moments().tokens == 16
     torch.testing.assert_close(gathered.moments().totals, once.joined(once).totals)
     for index, x in enumerate(seen[: len(shared.adapters)]):
         basis = layer(shared.state(), index).basis
         expected = reference.stream_moment(x[counted.bool()].double().numpy(), basis)
         torch.testing.assert_close(once.totals[index], torch.from_numpy(expected.total))
-        assert expected.count == once.count
+        assert expected.tokens == once.tokens
     with torch.no_grad():
         model(input_ids=ids)
-        assert gathered.moments().count == 16, "what comes after the block counts for nothing"
+        assert gathered.moments().tokens == 16, "what comes after the block counts for nothing"
         with pytest.raises(ShapeError, match="counted"), shared.gather_moments(counted[:1]):
             model(input_ids=ids)
 
@@ -164,7 +164,7 @@ def test_a_token_of_zeros_counts_and_one_that_is_not_finite_is_refused() -> None
     with model.gather_moments(torch.ones(2)) as gathered:
         adapter(torch.zeros(2, SIZE))
     assert not gathered.moments().totals.any()
-    assert gathered.moments().count == 2
+    assert gathered.moments().tokens == 2
     with model.gather_moments(torch.ones(1)) as gathered:
         adapter(torch.full((1, SIZE), float("inf")))
     with pytest.raises(NonFiniteError, match="residual stream"):

@@ -68,7 +68,7 @@ def stored_states(condition, generator, anchor, moments):
         if condition == "modular-still":
             wanted = anchor
         elif condition == DATA:
-            before = StreamMoments(torch.from_numpy(moments[phase - 1].total), moments[phase - 1].count)
+            before = StreamMoments(torch.from_numpy(moments[phase - 1].total), moments[phase - 1].tokens)
             wanted = interpolate(anchor, wanted, limit_data_displacement(anchor, wanted, before, EPSILON, 20))
         elif math.isfinite(budget_of(condition)):
             limit = limit_displacement(anchor, wanted, budget_of(condition), 20)

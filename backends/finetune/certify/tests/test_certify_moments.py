@@ -1,6 +1,7 @@
 """A data budget certified from the files of a run, and each way to break it. Clauses: DATA-1..DATA-5."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +33,9 @@ def run(finished, tmp_path):
 
 def change_state(run, condition, phase, **changes):
     path = run / f"0-{condition}/crma-{phase}.safetensors"
-    state, *rest = load_state(path)
-    save_state(
-        path, state._replace(**{field: change(getattr(state, field)) for field, change in changes.items()}), *rest
-    )
+    state, config, *rest = load_state(path)
+    changed = {field: change(getattr(state, field)) for field, change in changes.items()}
+    save_state(path, state._replace(**changed), config, *rest)
 
 
 def change_moments(run, phase, change):
@@ -46,7 +46,7 @@ def change_moments(run, phase, change):
 @pytest.mark.clause("DATA-2", "DATA-3", "DATA-4")
 def test_a_run_that_keeps_its_data_budget_passes_and_the_worst_case_is_shown_beside_it(run):
     assert failures(run) == {}
-    found = {(check.condition, check.name): check for check in certify_run(run).checks}
+    found: dict[Any, Any] = {(check.condition, check.name): check for check in certify_run(run).checks}
     seen = found[DATA, SEEN]
     assert seen.value == pytest.approx(EPSILON, rel=1e-3)
     assert 0 <= seen.margin < 1e-4 * EPSILON + 1e-6
@@ -84,7 +84,7 @@ FORGED = {
         lambda t, c: (t, c + 1),
         f"of {2 * COUNTED + 1} tokens, while the records have {2 * COUNTED}",
     ),
-    "of no more tokens than before": (1, lambda t, c: (t, COUNTED), "count of the moment"),
+    "of no more tokens than before": (1, lambda t, c: (t, COUNTED), "tokens of the moment"),
     "of fewer layers": (0, lambda t, c: (t[:1], c), "while (2, 4, 4) fit"),
     "of another width": (2, lambda t, c: (t[:, :2, :2], c), "while (2, 4, 4) fit"),
     "nothing": (0, lambda t, c: (0 * t, c), "a trace of 0"),

@@ -329,7 +329,7 @@ class TorchEngine:
         elif self.backbone is not None:
             self.backbone.save(files.crma)
         if self.moments is not None:
-            write_moments(files.moments, self.moments.totals.cpu().numpy(), self.moments.count)
+            write_moments(files.moments, self.moments.totals.cpu().numpy(), self.moments.tokens)
 
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         if not phases:

@@ -127,7 +127,7 @@ def test_moments_are_those_of_what_each_block_gives_for_the_tokens_that_count(ca
 
     def hook(index, module, args, output):
         seen.append(output.numpy()[counted > 0])
-        parameters = AdapterParameters(stack.mix_logits[index], stack.gate_logit[index], stack.basis[index])
+        parameters = AdapterParameters(*(np.asarray(leaf[index]) for leaf in jax.tree.leaves(stack)))
         return torch.from_numpy(adapter_forward(output.numpy(), parameters).astype(np.float32))
 
     hooks = [block.register_forward_hook(partial(hook, i)) for i, block in enumerate(case.model.model.layers)]
@@ -139,7 +139,7 @@ def test_moments_are_those_of_what_each_block_gives_for_the_tokens_that_count(ca
     totals = gather(case.params, case.config, ids, mask, counted, stack.prepared())
     for found, x, basis in zip(np.asarray(totals), seen, np.asarray(stack.basis), strict=True):
         expected = stream_moment(x, basis)
-        assert expected.count == counted.sum()
+        assert expected.tokens == counted.sum()
         np.testing.assert_allclose(found, expected.total, atol=1e-4 * np.trace(expected.total))
     with pytest.raises(ShapeError, match="counted"):
         gather_totals(case.params, case.config, ids, mask, counted[:1], stack.prepared())
