@@ -55,7 +55,7 @@ def test_what_never_drifts_drifts_by_exactly_zero_and_the_others_do_drift(finish
         elif not parse_condition(name).ratchet and parse_condition(name).answers == "own":  # no domain comes again here
             assert (metrics.drift_per_task != 0.0).any(), name
     zero = {name for name in CONDITIONS if parse_condition(name).never_drifts}
-    frozen = {name for name in CONDITIONS if name.startswith("frozen")}
+    frozen = {name for name in CONDITIONS if name.startswith("frozen")} - {"frozen-newest"}
     assert zero == frozen | {"modular-still", "modular-pinned", "modular-fresh"}
 
 
