@@ -128,5 +128,5 @@ def displacement_check(
 ) -> list[Check]:
     """At most ``times`` the budget, up to rounding; without a budget it is shown, and without a value there is none."""
     if budget is None:
-        return [of.not_promised(name, moved, "no budget was set")]
+        return [of.not_promised(name, moved, "no displacement budget was set")]
     return [of.at_most(name, clauses, moved, times * (budget + BUDGET_ROUNDING))] if moved else []
