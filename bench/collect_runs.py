@@ -82,25 +82,25 @@ def joined(runs: Sequence[RunResults]) -> RunResults:
     """The results of several folders as one. Raises: ConfigError where more than seeds and conditions differs."""
     first, *others = runs
     for other in others:
-        differing = [
-            *(f"config.{key}" for key in first.run.config if first.run.config[key] != other.run.config.get(key)),
-            *(
-                key
-                for key in ("model", "backend", "machine", "versions")
-                if getattr(first.run, key) != getattr(other.run, key)
-            ),
+        pairs = [
+            *((f"config.{key}", value, other.run.config.get(key)) for key, value in first.run.config.items()),
+            *((key, getattr(first.run, key), getattr(other.run, key)) for key in ("model", "backend", "machine")),
+            *((key, value, other.run.versions.get(key)) for key, value in first.run.versions.items()),
         ]
-        if differing := [name for name in differing if name not in ("config.seeds", "config.conditions")]:
+        may_differ = ("config.seeds", "config.conditions", "commit")
+        if differing := [key for key, a, b in pairs if a != b and key not in may_differ]:
             raise ConfigError(
                 "--join",
                 got=f"folders that differ in {', '.join(differing)}",
                 allowed="runs of one protocol and model on one machine, with other seeds or conditions",
                 remedy="leave --join out, and each folder is an entry of its own",
             )
+    commits = ", ".join(dict.fromkeys(run.run.versions.get("commit", "") for run in runs))
     seeds = tuple(dict.fromkeys(seed for run in runs for seed in run.seeds))
     conditions = in_order(name for run in runs for name in run.conditions)
     config = first.run.config | {"seeds": list(seeds), "conditions": list(conditions)}
-    of_all = {"config": config, "seeds": list(seeds), "conditions": list(conditions)}
+    versions = first.run.versions | {"commit": commits}
+    of_all = {"config": config, "versions": versions, "seeds": list(seeds), "conditions": list(conditions)}
     phases, base, panels = ({key: value for run in runs for key, value in getattr(run, part).items()} for part in PARTS)
     return RunResults(first.run.model_copy(update=of_all), conditions, seeds, phases, base, panels)
 

@@ -27,7 +27,7 @@ from backends.finetune.report.pictures import draw_pictures
 from backends.finetune.report.rows import FORMS, spread, values_of
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
 from backends.finetune.runs.results import RunResults
-from bench import program
+from bench import forgetting, program
 from bench.forgetting import INHERIT
 from reference.errors import ConfigError
 
@@ -240,12 +240,26 @@ def forgetting_tried_table() -> Rows:
         yield [f"{entry['config']['lora']['learning_rate']:g}", *(f"{loss:.3f}" for loss in losses), mean]
 
 
+def _of_forgetting(rows: Callable[[RunResults], Rows]) -> Callable[[], Rows]:
+    """A table of the stored runs of `forgetting`, which are one entry."""
+
+    def of_stored() -> Rows:
+        (entry,) = read_stored(RESULTS / "forgetting.json")
+        return rows(stored_results(entry))
+
+    return of_stored
+
+
 _OF_BENCH = ROOT / "bench" / "README.md"
 #: NAME -> its file, and its rows, the head first
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "results": (ROOT / "README.md", results_table),
     "comparison": (_OF_BENCH, comparison_table),
     "baselines tried": (_OF_BENCH, baselines_table),
+    "forgetting": (_OF_BENCH, _of_forgetting(forgetting.every_condition)),
+    "forgetting, CRMA's share": (_OF_BENCH, _of_forgetting(forgetting.shares)),
+    "forgetting by seed": (_OF_BENCH, _of_forgetting(forgetting.by_seed)),
+    "forgetting, toggle": (_OF_BENCH, _of_forgetting(forgetting.toggles)),
     "forgetting tried": (_OF_BENCH, forgetting_tried_table),
     "quickstart": (_OF_BENCH, quickstart_table),
     "quickstart tried": (_OF_BENCH, tried_table),

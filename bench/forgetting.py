@@ -14,23 +14,8 @@ from backends.finetune.runs.results import SNAPSHOTS, RunResults
 Rows = Iterator[list[str]]
 RESAMPLES = 10_000
 INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a run
-#: condition -> how README.md's table names it
-SHOWN = {
-    "naive": "NAIVE: one LoRA for all tasks",
-    "frozen": "FROZEN: a fresh LoRA per task",
-    "modular": "MODULAR: the same, and the shared CRMA",
-    INHERIT: "FROZEN, inherit: a LoRA per task, started from the last task's",
-    "modular-inherit": "MODULAR, inherit: the same, and the shared CRMA",
-}
 #: with CRMA, and the same without it
 SHARES = {"modular": "frozen", "modular-inherit": INHERIT}
-
-
-def headline(results: RunResults) -> Rows:
-    """README.md: the conditions that matter to a reader."""
-    yield ["condition", "drift", "final holdout, nats", "advantage over FROZEN", "tasks 2 and 3 alone"]
-    for name, text in SHOWN.items():
-        yield [text, *_cells(results, name)]
 
 
 def every_condition(results: RunResults) -> Rows:

@@ -31,6 +31,7 @@ def run_to_the_end(run: Callable[[], int]) -> int:
         try:
             status = run()
         finally:  # an exception shows itself by its traceback
+            sys.stdout.flush()  # what the port has told Python to do at its end may leave nothing to be printed
             Path(file).write_text(str(status), encoding="ascii")
         return status
     with tempfile.TemporaryDirectory(prefix="crma-conformance-") as folder:

@@ -343,10 +343,11 @@ ANOTHER_TEXT = """
     task = arguments.index("--task") + 1
     name, _, files = arguments[task].partition("=")
     train, _, holdout = files.partition(":")
-    shutil.copy(train, train + ".other")
-    with open(train + ".other", "a") as file:
+    other = train.replace(".jsonl", "-other.jsonl")
+    shutil.copy(train, other)
+    with open(other, "a") as file:
         file.write('{"prompt": "say 77:", "response": " something else"}\\n')
-    arguments[task] = f"{name}={train}.other:{holdout}"
+    arguments[task] = f"{name}={other}:{holdout}"
 """
 ANOTHER_MODEL = """
     protocol = open(arguments[1]).read()
