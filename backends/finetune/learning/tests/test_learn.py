@@ -443,14 +443,12 @@ def test_an_attempt_that_computed_nothing_binds_nobody(tmp_path, teach, monkeypa
 
 
 def test_a_phase_does_not_go_on_with_texts_of_another_spelling(tmp_path, teach, monkeypatch):
-    from backends.finetune.engines.torch.engine import TorchEngine
-
     def stopped(*_):
         raise KeyboardInterrupt
 
     teach("a")
     with monkeypatch.context() as patch:
-        patch.setattr(TorchEngine, "scores", stopped)
+        patch.setattr("backends.finetune.learning.phase.LessonPhase._turn_ratchet", stopped)
         with pytest.raises(KeyboardInterrupt):
             teach("b")
     shouted = [{**row, "response": row["response"].upper()} for row in rows("b")]
