@@ -24,8 +24,8 @@ COLUMNS = (
     "exact match, change",
 )  # fmt: skip
 MEANINGS = (
-    "± is the sample standard deviation over seeds, below it the range, or in brackets the 95% interval over texts and "
-    "seeds. Holdout is the final loss per answer token, averaged over tasks; advantage is over FROZEN."
+    "± is the sample standard deviation over seeds, below it the range, or in brackets the 95% interval over held-out "
+    "texts{over_seeds}. Holdout is the final loss per answer token, averaged over tasks; advantage is over FROZEN."
 )
 TRANSFER = (
     " Transfer is forward: how much earlier tasks changed a task's loss before its own phase (negative = helped)."
@@ -166,6 +166,7 @@ def caption_of(results: RunResults, transfer: bool = True, later: bool = True) -
     """What the columns mean, for this run, and what is said of the paper where its figures are shown. ``transfer``,
     ``later``: whether these columns are shown, where they were measured."""
     caption, paper = MEANINGS, [row for row in paper_rows(results.run) if row.condition in results.conditions]
+    caption = caption.format(over_seeds=" and seeds" if len(results.seeds) > 1 else "")
     caption += LATER if later and len(results.tasks) > 1 else ""
     floor = noise_floor(results, results.seeds)
     caption += "" if floor is None else NOISY.format(floor)
