@@ -19,7 +19,7 @@ SHARES = {"modular": "frozen", "modular-inherit": INHERIT}
 
 
 def every_condition(results: RunResults) -> Rows:
-    """bench/README.md: all of them, with the number of their seeds and what became of the canaries."""
+    """bench/README.md: all of them, with the number of their seeds."""
     yield ["condition", "seeds", "drift", "final holdout, nats", "advantage over FROZEN", "tasks 2 and 3 alone"]
     for name in results.with_snapshots:
         label = readable(name) + (" (= FROZEN, inherit)" if name == INHERIT else "")

@@ -44,15 +44,17 @@ def interval(
 ) -> Interval | None:
     """Of one of FIGURES, in percent, over the finished ``seeds``; an advantage is over ``against`` of the same seed.
 
-    "later" is the advantage over all tasks but the first. None where no seed has finished, a file of an earlier version
-    lacks the losses of the texts, or there is a single task.
+    "later" is the advantage over all tasks but the first. None where no seed has finished, the file of one has no
+    losses of texts, as those of earlier versions, or there is a single task.
     """
     tables = []
     for seed in seeds if len(results.tasks) > 1 else ():
-        own = results.text_losses(condition, seed)
-        other = own if figure == "drift" else results.text_losses(against, seed)
+        other_name = condition if figure == "drift" else against
+        if any(results.metrics(name, seed) is None for name in (condition, other_name)):
+            continue  # not finished
+        own, other = results.text_losses(condition, seed), results.text_losses(other_name, seed)
         if own is None or other is None:
-            continue
+            return None  # an interval over some of the seeds would stand below the mean of all
         tables.append([np.column_stack([mine, theirs[:, FINAL]]) for mine, theirs in zip(own, other, strict=True)])
     if not tables:
         return None

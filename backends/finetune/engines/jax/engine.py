@@ -132,7 +132,8 @@ class JaxEngine:
             return
         budget, epsilon = self.condition.limit(self.protocol.crma.displacement_budget), self.condition.data_budget
         with divergence(self.phase):
-            if epsilon is not None and self.moments is not None:
+            if epsilon is not None:
+                assert self.moments is not None  # taken at the end of the phase before, or read with it
                 self._set_stack(limit_data_displacement(self.anchor, self._stack(), self.moments, epsilon)[0])
             elif budget is not None:
                 self._set_stack(limit_displacement(self.anchor, self._stack(), budget)[0])

@@ -83,7 +83,9 @@ class TorchEngine:
             self.method = condition.method(condition.settings(protocol), training)
         self.anchor: AdapterState | None = None
         self.moments: StreamMoments | None = None  # of the tasks so far, where the condition has a data budget
-        self.fresh = None if self.backbone is None else self.backbone.state()
+        self.fresh: AdapterState | None = None  # where each task begins with a new CRMA
+        if self.backbone is not None and condition.trains_crma == "each-anew":
+            self.fresh = self.backbone.state()
         self.phase = -1
 
     def _attach(self, base: Any) -> CRMABackbone:
@@ -102,7 +104,7 @@ class TorchEngine:
     def begin_phase(self, phase: int, steps: int) -> None:
         if self.phase == 0 and phase == 1 and self.backbone is not None:
             self.anchor = self.backbone.state()
-        if self.fresh is not None and self.backbone is not None and self.condition.trains_crma == "each-anew":
+        if self.fresh is not None and self.backbone is not None:
             self.backbone.load_state(self.fresh)
         self.phase, self.steps = phase, steps
         if self.method is not None:
@@ -197,7 +199,8 @@ class TorchEngine:
             return
         budget = self.condition.limit(self.protocol.crma.displacement_budget)
         with divergence(self.phase):
-            if self.condition.data_budget is not None and self.moments is not None:
+            if self.condition.data_budget is not None:
+                assert self.moments is not None  # taken at the end of the phase before, or read with it
                 self.backbone.limit_data_displacement(self.anchor, self.moments, self.condition.data_budget)
             elif budget is not None:
                 self.backbone.limit_displacement(self.anchor, budget)

@@ -86,3 +86,16 @@ def test_results_without_losses_of_texts_have_no_interval():
     assert interval(results, "advantage", "modular", [0]) is None
     (row,) = (row for row in summary_rows(results) if row.condition == "modular" and not row.source)
     assert "[" not in row.advantage
+
+
+def test_no_interval_is_over_fewer_seeds_than_the_mean_beside_it():
+    results = results_of(frozen=(1.0, 1.0), modular=(0.8, 0.9))
+    further = {
+        (name, 1, phase): each.model_copy(update={"seed": 1}) for (name, _, phase), each in results.phases.items()
+    }
+    both = RunResults(results.run, results.conditions, (0, 1), results.phases | further)
+    assert interval(both, "advantage", "modular", [0, 1]) is not None
+    both.phases["modular", 1, 1] = both.phases["modular", 1, 1].model_copy(update={"text_losses": {}})
+    assert interval(both, "advantage", "modular", [0, 1]) is None
+    del both.phases["modular", 1, 1]  # not finished: neither mean nor interval has it
+    assert interval(both, "advantage", "modular", [0, 1]) is not None
