@@ -15,6 +15,8 @@ from backends.torch.checks import require_floats, require_one_strength
 from backends.torch.differentiation import outputs_of
 from reference.errors import ShapeError
 
+_NOTHING = nullcontext()
+
 
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
     """``y = x + alpha sum_i A_i^T (sum_j M_ij z_j - z_i)``, ``z_i = A_i x``.
@@ -41,7 +43,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
     if x.dtype == torch.float64:  # which float32 would round
         mixing, strength, basis = mixing.double(), strength.double(), basis.double()
     if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
-        return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
+        return _ResidualMixing.forward(x, mixing, strength, basis)[0]
     y: Tensor = outputs_of(_ResidualMixing, x, mixing, strength, basis)[0]
     return y
 
@@ -55,7 +57,10 @@ def mixed_basis(mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
     Returns:
         C, shape (..., n, r, d). Clauses: MIX-2, MIX-3.
     """
-    return _mix(strength, _mixer(mixing).mT, basis)
+    *leading, rank, d = basis.shape
+    with without_autocast(basis):
+        scaled = strength.reshape(*mixing.shape[:-2], 1, 1) * _mixer(mixing)
+        return (scaled.mT @ basis.reshape(*leading, rank * d)).view(basis.shape)
 
 
 def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
@@ -67,7 +72,10 @@ def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
     Returns:
         y, shape and dtype of x; computed in the dtype of the basis. Clauses: MIX-2, MIX-10.
     """
-    return _add_mixed(x, basis, mixed)[0]
+    with without_autocast(x):
+        tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
+        streams = tokens @ basis.flatten(0, 1).T  # on a GPU in the precision that the user allows: see the module
+        return torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype).view(x.shape)
 
 
 def add_mixed_by_sums(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
@@ -75,14 +83,6 @@ def add_mixed_by_sums(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
     tokens = x.reshape(-1, 1, x.shape[-1]).to(basis.dtype)
     streams = (tokens * basis.flatten(0, 1)).sum(-1, keepdim=True)
     return (tokens[:, 0] + (streams * mixed.flatten(0, 1)).sum(1)).to(x.dtype).view(x.shape)
-
-
-def _add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    with without_autocast(x):
-        tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
-        streams = tokens @ basis.flatten(0, 1).T  # on a GPU in the precision that the user allows: see the module
-        y = torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype)
-    return torch.ops.aten._unsafe_view(y, x.shape), streams  # a view of autograd could not be changed in place
 
 
 class _ResidualMixing(torch.autograd.Function):
@@ -95,24 +95,34 @@ class _ResidualMixing(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        return _add_mixed(x, basis, mixed_basis(mixing, strength, basis))
+    def forward(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> tuple[Tensor, ...]:
+        flat, mixer = basis.flatten(0, 1), stream_mixer(mixing, basis)
+        with without_autocast(x):
+            tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
+            streams = tokens @ flat.T
+            y = torch.addmm(tokens, streams @ mixer.T, strength.reshape(()) * flat).to(x.dtype)
+        if y.shape != x.shape:  # a view of autograd could not be changed in place
+            y = torch.ops.aten._unsafe_view(y, x.shape)
+        return y, streams, mixer
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        (x, mixing, strength, basis), (y, streams) = inputs, output
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        (x, mixing, strength, basis), (y, streams, mixer) = inputs, output
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(mixer)
         ctx.keeps_y = x.dtype == basis.dtype
-        ctx.save_for_backward(y if ctx.keeps_y else x, streams, mixing, strength, basis)
+        ctx.save_for_backward(y if ctx.keeps_y else x, streams, mixing, strength, basis, mixer)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, grad_streams: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor | None, grad_streams: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         if grad_y is None and grad_streams is None:
             return None, None, None, None
-        kept, streams, mixing, strength, basis = ctx.saved_tensors
+        kept, streams, mixing, strength, basis, mixer = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient may be differentiated: again, in operations that autograd sees
+            mixer = stream_mixer(mixing, basis)
         grad_y = torch.zeros_like(kept) if grad_y is None else grad_y
         grad_x, grad_mixing, grad_strength, grad_basis = mixing_gradients(
-            grad_y, kept, streams, mixing, strength, basis, keeps_y=ctx.keeps_y, needed=ctx.needs_input_grad
+            grad_y, kept, streams, mixer, strength, basis, keeps_y=ctx.keeps_y, needed=ctx.needs_input_grad
         )
         if grad_streams is None:
             return grad_x, grad_mixing, grad_strength, grad_basis
@@ -120,7 +130,7 @@ class _ResidualMixing(torch.autograd.Function):
         with without_autocast(kept):
             tokens = kept.reshape(-1, basis.shape[-1]).to(basis.dtype)
             if ctx.keeps_y:
-                tokens = tokens - streams @ mixed_basis(mixing, strength, basis).flatten(0, 1)
+                tokens = tokens - streams @ mixer.T @ (strength.reshape(()) * basis.flatten(0, 1))
             if grad_x is not None:
                 grad_x = grad_x + (grad_streams @ basis.flatten(0, 1)).to(kept.dtype).view(kept.shape)
             if grad_basis is not None:
@@ -132,17 +142,18 @@ def mixing_gradients(
     grad_y: Tensor,
     kept: Tensor,
     streams: Tensor,
-    mixing: Tensor,
+    mixer: Tensor,
     strength: Tensor,
     basis: Tensor,
     *,
     keeps_y: bool = False,
     needed: Sequence[bool] = (True, True, True, True),
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, M, alpha and A in torch's own operations, from x (or y) and the streams.
+    """The gradients of x, M, alpha and A in torch's own operations, from x (or y), the streams and K.
 
-    With ``w = A y'``: ``x' = y' + w E``, ``E = alpha D A``, and from sums over tokens the gradients of M, alpha
-    and A. ``W = sum w z^T`` holds ``<A_i, P_j>``, ``P = sum z y'^T``; and ``Q = sum w x^T = sum w y^T - W C``.
+    With ``K = (M - I) x 1_r``, the streams z, ``m = K z``, ``w = A y'``, ``u = K^T w`` and ``B = alpha A``:
+    ``x' = y' + B^T u``, and over sums of tokens ``A' = alpha (m y'^T + u x^T)``, where ``u x^T = u y^T - (u m^T) B``,
+    and from ``w z^T`` the gradients of M and alpha. So ordered, no product leaves the range of float32 before they do.
 
     Clauses: GRAD-4..GRAD-7.
     """
@@ -150,40 +161,34 @@ def mixing_gradients(
     n, rank, d = basis.shape
     grad_x = grad_mixing = grad_strength = grad_basis = None
     with without_autocast(kept):
+        flat = basis.reshape(n * rank, d)
+        scaled = strength.reshape(()) * flat
         upstream = grad_y.reshape(-1, d).to(basis.dtype)
-        flat, mixer = basis.reshape(n * rank, d), _mixer(mixing)
         read_back = upstream @ flat.T
+        pulled = read_back @ mixer
         if needs_x:
-            mixed_back = _mix(strength, mixer, basis).reshape(n * rank, d)
-            grad_x = torch.addmm(upstream, read_back, mixed_back).to(kept.dtype).view(kept.shape)
-        if not (needs_mixing or needs_strength or needs_basis):
-            return grad_x, None, None, None
-        overlap = read_back.T @ streams
-        correlation = overlap.view(n, rank, n, rank).diagonal(dim1=1, dim2=3).sum(-1)
-        grad_mixing = strength * correlation
-        # D first: near M = I the difference of two sums would lose its digits.
-        grad_strength = (mixer * correlation).sum().reshape(strength.shape)
+            grad_x = torch.addmm(upstream, pulled, scaled).to(kept.dtype).view(kept.shape)
+        if needs_mixing or needs_strength:
+            overlap = read_back.T @ streams
+            grad_mixing = strength * overlap.view(n, rank, n, rank).diagonal(dim1=1, dim2=3).sum(-1)
+            # M - I first: near M = I the difference of two sums would lose its digits.
+            grad_strength = (mixer * overlap).sum().reshape(strength.shape)
         if needs_basis:
-            streams_upstream = streams.T @ upstream
-            read_back_x = read_back.T @ kept.reshape(-1, d).to(basis.dtype)
+            moved = streams @ mixer.T
+            flat_grad = torch.addmm(moved.T @ upstream, pulled.T, kept.reshape(-1, d).to(basis.dtype))
             if keeps_y:
-                read_back_x = read_back_x - overlap @ mixed_basis(mixing, strength, basis).flatten(0, 1)
-            grad_basis = _mix(strength, mixer, streams_upstream.view(basis.shape))
-            grad_basis = grad_basis + _mix(strength, mixer.T, read_back_x.view(basis.shape))
+                flat_grad = torch.addmm(flat_grad, pulled.T @ moved, scaled, alpha=-1)
+            grad_basis = (strength.reshape(()) * flat_grad).view(basis.shape)
     return grad_x, grad_mixing, grad_strength, grad_basis
 
 
+def stream_mixer(mixing: Tensor, basis: Tensor) -> Tensor:
+    """``K = (M - I) x 1_r``, shape (n r, n r): what the streams of a token gain, before alpha."""
+    return torch.kron(_mixer(mixing), torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device))
+
+
 def _mixer(mixing: Tensor) -> Tensor:
-    """``D = M - I``."""
     return mixing - torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
-
-
-def _mix(strength: Tensor, mixer: Tensor, rows: Tensor) -> Tensor:
-    """(..., n, r, d) -> ``alpha D rows``, D acting on the axis of streams."""
-    *leading, rank, d = rows.shape
-    with without_autocast(rows):
-        scaled = strength.reshape(*mixer.shape[:-2], 1, 1) * mixer
-        return (scaled @ rows.reshape(*leading, rank * d)).view(rows.shape)
 
 
 def adapter_strength(gate_logit: Tensor, basis: Tensor) -> Tensor:
@@ -298,4 +303,6 @@ def _squared_norm_bound(basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Structural arithmetic stays in the dtype of the parameters (MIX-10)."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+    if tensor.is_meta or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type)):
+        return _NOTHING  # entering the other takes as long as a token takes
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -19,7 +19,7 @@ from backends.torch.differentiation import in_transform, pulled_back
 from backends.torch.kernels.basis_kernels import mix_basis, mix_gradients
 from backends.torch.kernels.launch import blocks_for, device_of
 from backends.torch.kernels.token_kernels import constants, gradient_kernel, token_kernel
-from backends.torch.residual_mixing import add_mixed, mixed_basis, mixing_gradients
+from backends.torch.residual_mixing import add_mixed, mixed_basis, mixing_gradients, stream_mixer
 from reference.errors import ConfigError, ShapeError
 
 MOST_STREAMS, MOST_WIDTH = 64, 512
@@ -126,7 +126,7 @@ def _second_backward(ctx, *cotangents):
 
     def gradients(grad_y, x, mixing, strength, basis):
         streams = x.reshape(-1, x.shape[-1]).to(basis.dtype) @ basis.flatten(0, 1).T
-        return mixing_gradients(grad_y, x, streams, mixing, strength, basis)
+        return mixing_gradients(grad_y, x, streams, stream_mixer(mixing, basis), strength, basis)
 
     grad_y, x, *others = pulled_back(gradients, ctx.saved_tensors, cotangents)
     return grad_y, x, None, *others

@@ -16,7 +16,7 @@ from backends.torch import CRMAAdapter, attach_crma, sinkhorn_projection
 from backends.torch.autodiff import plain_adapter
 from backends.torch.conftest import IDS, tiny_model
 from backends.torch.residual_mixing import _ResidualMixing, _Sigmoid, _Strength, adapter_strength, residual_mixing
-from backends.torch.sinkhorn_projection import _SinkhornProjection
+from backends.torch.sinkhorn_projection import _open_projection, _OpenProjection, _Projection
 
 pytestmark = pytest.mark.clause("GRAD-7")
 ALL = (0, 1, 2, 3)
@@ -56,7 +56,8 @@ def squares(gradients: Iterable[Tensor]) -> Tensor:
 
 CASES: dict[type[Function], tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     _ResidualMixing: (residual_mixing, (draw(2, 3, 5), draw(2, 2, seed=1), draw(1, seed=2), draw(2, 2, 5, seed=3))),
-    _SinkhornProjection: (lambda logits: sinkhorn_projection(logits, 2), (draw(2, 3, 3),)),
+    _Projection: (lambda logits: sinkhorn_projection(logits, 2), (draw(2, 3, 3),)),
+    _OpenProjection: (lambda logits: _open_projection(logits, 2), (draw(2, 3, 3),)),
     _Strength: (adapter_strength, (draw(2), draw(2, 2, 2, 5, seed=1))),
     _Sigmoid: (_Sigmoid.apply, (draw(3),)),
 }
