@@ -15,6 +15,7 @@ from bench.memory import peak_bytes, reset_peak
 
 STEPS = 10_000  # of the schedule: more than are taken
 WARMUP = 3
+DECODED = 64  # tokens of a generation
 RANDOM = {"tiny": ("tinyllama-1.1b", "reduced"), "mistral-7b": ("mistral-7b-v0.3", "full")}
 
 
@@ -65,21 +66,19 @@ class Side:
         """One optimizer step. Returns the loss, and so waits for it."""
         return float(self.engine.step([self._batch], next(self._taken)).loss)
 
-    def decoder(self) -> Callable[[], float]:
-        """A function that decodes one more token of a batch of one, with a KV cache, and waits for it."""
+    def decoder(self) -> Callable[[], object]:
+        """A function that writes ``DECODED`` tokens after a batch of one, as ``crma generate`` does."""
         import torch
 
-        model = self.engine.model.eval()
-        cache, token = None, torch.from_numpy(self._batch.input_ids[:1]).to(self.engine.device)
+        from backends.torch.attach import prepared
 
-        def decode() -> float:
-            nonlocal cache, token
-            with torch.no_grad():
-                output = model(input_ids=token, past_key_values=cache, use_cache=True)
-            cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
-            return float(token)
+        model, prompt = self.engine.model.eval(), torch.from_numpy(self._batch.input_ids[:1]).to(self.engine.device)
+        length = {"max_new_tokens": DECODED, "min_new_tokens": DECODED, "do_sample": False, "pad_token_id": 0}
 
-        decode()  # reads the prompt
+        def decode() -> object:
+            with torch.no_grad(), prepared(model):
+                return model.generate(prompt, attention_mask=torch.ones_like(prompt), **length).tolist()
+
         return decode
 
 
@@ -92,7 +91,12 @@ def peak(setting: Setting, steps: int = 3, **side: Any) -> dict[str, Any]:
     return {"peak_bytes": peak_bytes(setting.device), "since_load": since_load}
 
 
-def alternated(sides: Sequence[Callable[[], object]], rounds: int, names: tuple[str, str]) -> dict[str, Any]:
+def alternated(
+    sides: Sequence[Callable[[], object]],
+    rounds: int,
+    names: tuple[str, str],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Time two functions in alternation, the first first in even rounds. Times in seconds; the ratio is the median over
     rounds of the two neighbouring times, so that a drift of the machine cancels.
     """
@@ -102,7 +106,7 @@ def alternated(sides: Sequence[Callable[[], object]], rounds: int, names: tuple[
     times: list[list[float]] = [[], []]
     for index in range(rounds):
         for which in (0, 1) if index % 2 == 0 else (1, 0):
-            times[which].append(seconds(sides[which]))
+            times[which].append(seconds(sides[which], clock))
     ratios = quartiles([second / first for first, second in zip(*times, strict=True)])
     return {
         **{f"{name}_median": statistics.median(values) for name, values in zip(names, times, strict=True)},

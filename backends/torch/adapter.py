@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backends.torch.bypass import Block, Remembered, hold_here, recalled, remember
 from backends.torch.checks import require_floats
 from backends.torch.functions import Kernels, checked_kernels, functions
-from backends.torch.prepared import Prepared
+from backends.torch.prepared import Prepared, Promise
 from backends.torch.residual_mixing import adapter_strength, add_mixed, add_mixed_by_sums, residual_mixing
 from reference.adapter import AdapterConfig, AdapterParameters
 from reference.errors import ModelError, ShapeError
@@ -86,6 +86,7 @@ class CRMAAdapter(nn.Module):
         functions(self.kernels, self.basis.device.type)  # a missing package is told here rather than in the first step
         self.blocks: frozenset[Block] = frozenset()  # of CRMABackbone.disabled(), entered anywhere and not ended
         self._prepared: Prepared | None = None
+        self.promise: Promise | None = None  # of CRMABackbone.prepare(), inside its block
         self._recomputed: Prepared | None = None  # of the last forward pass with a graph
 
     def requires_grad_(self, requires_grad: bool = True) -> CRMAAdapter:
@@ -123,9 +124,9 @@ class CRMAAdapter(nn.Module):
         is_plain = chosen.residual_mixing is residual_mixing
         mixed = prepared.mixed if x.dtype != torch.float64 or self.basis.dtype == x.dtype else None
         if mixed is not None and is_plain:
-            return add_mixed(x, self.basis, mixed)
+            return add_mixed(x, *mixed)
         if mixed is not None and x[..., 0].numel() * self.config.streams * self.config.rank <= FEW_ENTRIES:
-            return add_mixed_by_sums(x, self.basis, mixed)
+            return add_mixed_by_sums(x, *mixed)
         return chosen.residual_mixing(x, prepared.mixing, prepared.strength, self.basis)
 
     def bypassed(self, *, remembered: bool = False, prepared: Prepared | None = None) -> bool:
@@ -147,7 +148,14 @@ class CRMAAdapter(nn.Module):
         """The end of the forward pass of the model, also by an error."""
         if self._prepared is not None and self._prepared.with_graph:
             self._recomputed = self._prepared.after_the_forward_pass()
-        self._prepared = None
+        if not self.is_held():
+            self._prepared = None
+
+    def is_held(self) -> bool:
+        """Whether what is prepared serves the forward passes to come, inside a block of ``CRMABackbone.prepare()``."""
+        if self.promise is None or self._prepared is None or self._prepared.with_graph or self._prepared.traced:
+            return False
+        return self.promise.seems_kept(self._parameters)
 
     def _serving(self) -> Prepared | None:
         parameters = (self.mix_logits, self.gate_logit, self.basis)
@@ -207,7 +215,7 @@ class CRMAAdapter(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied adapter must not share the original's prepared tensors, which belong to its autograd graph.
-        return {**self.__dict__, "_prepared": None, "_recomputed": None, "blocks": frozenset()}
+        return {**self.__dict__, "_prepared": None, "_recomputed": None, "promise": None, "blocks": frozenset()}
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()

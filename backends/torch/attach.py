@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from itertools import islice
 from numbers import Integral
@@ -129,6 +130,14 @@ def attached_backbone(model: nn.Module) -> CRMABackbone:
         if all(isinstance(getattr(block, "crma", None), CRMAAdapter) for block in blocks):
             return _backbone(base, [f"{name}.{index}" for index in range(len(blocks))])
     raise refusal(base, "no CRMA adapters attached")
+
+
+def prepared(model: nn.Module) -> AbstractContextManager[None]:
+    """A block in which ``model`` generates: :meth:`CRMABackbone.prepare` where it carries adapters."""
+    try:
+        return attached_backbone(model).prepare()
+    except ModelError:
+        return nullcontext()
 
 
 def _identity(base: nn.Module) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from backends.torch.certificates import AdapterState
 from backends.torch.checks import require_finite
 from backends.torch.data_displacement import MomentGatherer, StreamMoments, data_displacement, limit_data_displacement
 from backends.torch.functions import functions
-from backends.torch.prepared import Prepared
+from backends.torch.prepared import Prepared, Promise
 from backends.torch.residual_mixing import adapter_strength, mixed_basis
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
@@ -94,15 +94,27 @@ class CRMABackbone(nn.Module):
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
-        """:func:`prepare_adapters` for all layers of a model put together by hand: ``with backbone.prepare(): ...``
-        around one forward pass, in which no parameter may change. ``attach_crma`` does it in each forward pass.
+        """A block in which no parameter changes: M and alpha are made once for its forward passes without gradients.
+
+        ``with backbone.prepare(): model.generate(...)`` saves that work for each token. A model put together by hand,
+        without ``attach_crma``, needs it around every forward pass, and there it serves one with gradients, too.
+
+        Raises: BackendError at its end where a parameter has changed all the same. Parameters that FSDP shards, or that
+        are offloaded, are prepared in each pass as ever.
         """
         layers = self._layers()
         prepare_adapters(layers)
+        promises = [(adapter, adapter.promise, _promise(adapter)) for adapter in layers]
         try:
+            for adapter, _, promise in promises:
+                adapter.promise = promise
             yield
+            for adapter, _, promise in promises:
+                if promise is not None:
+                    promise.require_kept(adapter._parameters)
         finally:
-            for adapter in layers:
+            for adapter, before, _ in promises:
+                adapter.promise = before
                 adapter.release()
 
     @contextmanager
@@ -322,6 +334,8 @@ def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
 
     Clauses: SINK-1, MIX-5.
     """
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and all(one.is_held() for one in adapters):
+        return
     ready = [adapter for adapter in adapters if not adapter.bypassed() and not adapter._is_fsdp_managed_module]
     for device in dict.fromkeys([adapter.basis.device for adapter in ready]):
         _prepare_together([adapter for adapter in ready if adapter.basis.device == device])
@@ -352,14 +366,21 @@ def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
     project = functions(adapters[0].kernels, state.mix_logits.device.type).sinkhorn_projection
     mixing = project(state.mix_logits, adapters[0].config.iterations)
     strength = adapter_strength(state.gate_logits, state.bases)
-    mixed: Sequence[Tensor | None] = [None] * len(adapters)
-    if not torch.is_grad_enabled():
-        mixed = mixed_basis(mixing, strength, state.bases).unbind()
     grad, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
-    thread = None if compiling else get_ident()
+    mixed: Iterable[tuple[Tensor, Tensor] | None] = [None] * len(adapters)
+    if not grad:
+        c = mixed_basis(mixing, strength, state.bases)
+        mixed = zip(state.bases.flatten(1, 2).unbind(), c.flatten(1, 2).unbind(), strict=True)
+    thread = get_ident() if grad and not compiling else None
     layers = zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True)
-    for layer, (adapter, m, alpha, c) in enumerate(layers):
-        adapter.prepare(Prepared(m, alpha, c, state, layer, with_graph=grad, traced=compiling, thread=thread))
+    for layer, (adapter, m, alpha, mixed_one) in enumerate(layers):
+        adapter.prepare(Prepared(m, alpha, mixed_one, state, layer, with_graph=grad, traced=compiling, thread=thread))
+
+
+def _promise(adapter: CRMAAdapter) -> Promise | None:
+    if adapter._is_fsdp_managed_module or any(one.is_meta or one.is_inference() for one in adapter.parameters()):
+        return None
+    return Promise(adapter._parameters)
 
 
 def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Any
@@ -16,7 +16,7 @@ from reference.errors import BackendError
 
 @dataclass(frozen=True)
 class Prepared:
-    """M, alpha, and for inference C (see ``mixed_basis``) of one layer.
+    """M, alpha, and for inference A and C (see ``add_mixed``) of one layer.
 
     They serve the forward pass of the model that they were made in, and, where a graph was made, the recomputation of
     its blocks by a checkpoint that is not reentrant: that must find the same tensors as the first time. ``made_of`` are
@@ -25,12 +25,12 @@ class Prepared:
 
     mixing: Tensor
     strength: Tensor
-    mixed: Tensor | None
+    mixed: tuple[Tensor, Tensor] | None
     made_of: Sequence[Tensor]
     layer: int
     with_graph: bool
     traced: bool
-    thread: int | None  # that made it; None where traced
+    thread: int | None  # that made it; None where traced, and without a graph
     in_forward_pass: bool = True
 
     def serves(self, parameters: Sequence[Any]) -> bool:
@@ -70,6 +70,34 @@ class Prepared:
                     allowed="the same values until the backward pass has ended",
                     remedy="call backward() before the optimizer's step, and before loading or swapping parameters",
                 )
+
+
+class Promise:
+    """That the parameters of an adapter do not change inside a block: what they were at its beginning."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.made_of: list[tuple[str, Any, int, Tensor]] = [
+            (name, one, one._version, one.detach().clone()) for name, one in parameters.items()
+        ]
+
+    def seems_kept(self, parameters: Mapping[str, Any]) -> bool:
+        """As far as objects and versions tell: an optimizer of fused kernels and an edit of ``.data`` leave both."""
+        for name, before, version, _ in self.made_of:  # in each forward pass: all() would take twice as long
+            if before._version != version or parameters.get(name) is not before:
+                return False
+        return True
+
+    def require_kept(self, parameters: Mapping[str, Any]) -> None:
+        """Raises: BackendError where :meth:`seems_kept` is false, and for other values."""
+        if not self.seems_kept(parameters) or not all(
+            torch.equal(_bits(before), _bits(value)) for _, before, _, value in self.made_of
+        ):
+            raise BackendError(
+                "parameters of an adapter",
+                got="a change inside the block of prepare()",
+                allowed="the same parameters and values up to its end; what was computed after the change may be wrong",
+                remedy="train, load and swap outside of the block",
+            )
 
 
 def _bits(values: Tensor) -> Tensor:

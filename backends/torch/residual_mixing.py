@@ -67,22 +67,22 @@ def add_mixed(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
     """``y = x + z C``, ``z = A x``, for inference: autograd does not see through the rounding to the dtype of x.
 
     Args:
-        x: shape (..., d), any floating dtype. basis: A, shape (n, r, d). mixed: C of :func:`mixed_basis`, that shape.
+        x: shape (..., d), any floating dtype. basis: A, shape (n r, d). mixed: C of :func:`mixed_basis`, that shape.
 
     Returns:
         y, shape and dtype of x; computed in the dtype of the basis. Clauses: MIX-2, MIX-10.
     """
     with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1]).to(basis.dtype)
-        streams = tokens @ basis.flatten(0, 1).T  # on a GPU in the precision that the user allows: see the module
-        return torch.addmm(tokens, streams, mixed.flatten(0, 1)).to(x.dtype).view(x.shape)
+        # The products are on a GPU in the precision that the user allows: see the module.
+        return torch.addmm(tokens, tokens @ basis.T, mixed).to(x.dtype).view(x.shape)
 
 
 def add_mixed_by_sums(x: Tensor, basis: Tensor, mixed: Tensor) -> Tensor:
     """:func:`add_mixed` for few tokens, as sums of products: in float32 on every device, and without large kernels."""
     tokens = x.reshape(-1, 1, x.shape[-1]).to(basis.dtype)
-    streams = (tokens * basis.flatten(0, 1)).sum(-1, keepdim=True)
-    return (tokens[:, 0] + (streams * mixed.flatten(0, 1)).sum(1)).to(x.dtype).view(x.shape)
+    streams = (tokens * basis).sum(-1, keepdim=True)
+    return (tokens[:, 0] + (streams * mixed).sum(1)).to(x.dtype).view(x.shape)
 
 
 class _ResidualMixing(torch.autograd.Function):

@@ -14,6 +14,7 @@ from backends.finetune.models.limits import limits_of
 from backends.finetune.tasks.chat import Chat, Message
 from backends.finetune.tasks.encoding import padding_id
 from backends.finetune.tasks.token_ids import TokenIds, UnusableText
+from backends.torch.attach import prepared
 from reference.errors import ConfigError
 
 
@@ -77,7 +78,7 @@ def generate(
     )
     device = next(model.parameters()).device
     texts: list[str] = []
-    with _own_settings(model), _own_generator(device), torch.inference_mode():
+    with _own_settings(model), _own_generator(device), torch.inference_mode(), prepared(model):
         if temperature > 0:
             torch.manual_seed(seed)
         for start in range(0, len(encoded), batch_size):

@@ -50,7 +50,7 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
             remedy="take plain PyTorch, which has no limit: kernels='torch', or backends.torch.residual_mixing",
         )
     if in_transform():
-        return add_mixed(x, basis, mixed_basis(mixing, strength, basis))
+        return add_mixed(x, basis.flatten(0, 1), mixed_basis(mixing, strength, basis).flatten(0, 1))
     y, _ = _mixing(x, mixing.to(basis.dtype), strength.to(basis.dtype), basis)
     changed: Tensor = y
     return changed

@@ -322,3 +322,110 @@ def test_offloaded_adapters_compute_and_refuse_to_be_read(tmp_path: Path) -> Non
     for use in (backbone.state, backbone.certificate, lambda: backbone.load(tmp_path / "crma.safetensors")):
         with pytest.raises(BackendError, match="meta device"):
             use()
+
+
+def adapter_of(backbone: CRMABackbone) -> CRMAAdapter:
+    adapter = backbone.adapters[1]
+    assert isinstance(adapter, CRMAAdapter)
+    return adapter
+
+
+def counted_projections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(mix_logits: torch.Tensor, iterations: int) -> torch.Tensor:
+        shapes.append(tuple(mix_logits.shape))
+        return sinkhorn_projection(mix_logits, iterations)
+
+    chosen = functions("torch", "cpu")._replace(sinkhorn_projection=counted)
+    monkeypatch.setattr("backends.torch.backbone.functions", lambda *_: chosen)
+    return shapes
+
+
+def test_a_block_around_a_generation_projects_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, backbone = open_model()
+    shapes = counted_projections(monkeypatch)
+    write = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(IDS, **write)
+    assert len(shapes) == 5
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):  # generate itself takes no gradients
+        shapes.clear()
+        with mode(), backbone.prepare():
+            assert torch.equal(model.generate(IDS, **write), expected)
+        assert len(shapes) <= 2  # at the beginning, and once more where that was with gradients
+        assert backbone.adapters[0]._prepared is None
+    model.generate(IDS, **write)
+    assert len(shapes) > 5  # nothing outlives the block
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_parameter_that_changes_inside_the_block_is_told_at_its_end(how: str) -> None:
+    model, backbone = open_model()
+
+    def change() -> None:
+        with torch.no_grad(), backbone.prepare():
+            model(IDS)
+            with torch.enable_grad():
+                CHANGES[how](adapter_of(backbone))
+            model(IDS)
+
+    with pytest.raises(BackendError, match="inside the block of prepare"):
+        change()
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, copy.deepcopy(model)(IDS).logits)
+
+
+def test_a_parameter_that_has_another_value_for_a_while_is_told_too() -> None:
+    model, backbone = open_model()
+    state = backbone.state()
+
+    def change() -> None:
+        with torch.no_grad(), backbone.prepare():
+            model(IDS)
+            backbone.load_state(state._replace(bases=2 * state.bases))
+            backbone.load_state(state)
+
+    with pytest.raises(BackendError, match="inside the block of prepare"):
+        change()
+
+
+def test_training_inside_the_block_has_its_own_graph() -> None:
+    model, backbone = open_model()
+    expected = gradients(model, backbone)
+    with backbone.prepare():
+        with torch.no_grad():
+            before = model(IDS).logits
+        backbone.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        assert_same(gradients_of(backbone), expected)
+        with torch.no_grad(), backbone.prepare():  # one inside the other
+            assert torch.equal(model(IDS).logits, before)
+        with torch.no_grad(), backbone.disabled():
+            assert not torch.equal(model(IDS).logits, before)
+        with torch.no_grad():
+            assert torch.equal(model(IDS).logits, before)
+
+
+def test_an_error_inside_the_block_stays_what_it_is() -> None:
+    _, backbone = open_model()
+
+    def fail() -> None:
+        with torch.no_grad(), backbone.prepare():
+            by_data(adapter_of(backbone))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert adapter_of(backbone).promise is None
+
+
+def test_other_parameters_inside_the_block_are_used() -> None:
+    """By torch.func.functional_call, as in the tests of a whole model under other parameters."""
+    model, backbone = open_model()
+    gates = backbone.state().gate_logits
+    changed = {f"model.layers.{layer}.crma.gate_logit": gates[layer : layer + 1] + 2 for layer in (0, 1)}
+    with torch.no_grad():
+        expected = torch.func.functional_call(model, changed, (IDS,)).logits
+        with backbone.prepare():
+            assert torch.equal(torch.func.functional_call(model, changed, (IDS,)).logits, expected)
+            assert not torch.equal(model(IDS).logits, expected)
