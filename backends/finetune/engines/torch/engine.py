@@ -22,8 +22,9 @@ from backends.finetune.engines.optimizer import (
     trains_crma,
 )
 from backends.finetune.engines.torch import checkpoint as torch_checkpoint
+from backends.finetune.engines.torch.answer_head import answer_logits
 from backends.finetune.engines.torch.lora import LoraSlot
-from backends.finetune.engines.torch.model import load_base
+from backends.finetune.engines.torch.model import load_base, round_frozen_linears
 from backends.finetune.engines.torch.unconstrained import (
     certificate_of_unconstrained,
     load_unconstrained,
@@ -70,6 +71,8 @@ class TorchEngine:
             self.slot = LoraSlot(base, protocol.lora, extra=crma_size if condition.raised_rank else 0)
             self.model = self.slot.model
         self._allow_training(0)
+        if self._is_mixed() and self.slot is not None and not shard:  # FSDP wants one precision for what it shards
+            round_frozen_linears(self.model)
         if shard:
             shard_base(self.model, find_decoder(base).blocks, set(self._trainables().values()))
         if protocol.packing:
@@ -183,11 +186,15 @@ class TorchEngine:
 
     def _answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Float32 logits that predict the answer tokens, (tokens, vocabulary), and these tokens."""
+        # Found on the host: for a mask on the device the host would wait.
+        labels = batch.labels[:, 1:]
+        counted = np.nonzero(labels != IGNORED)
+        rows, columns, answers = (
+            torch.from_numpy(values).to(self.device, non_blocking=True) for values in (*counted, labels[counted])
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_mixed()):
-            logits = self.model(**model_arguments(batch, self.device)).logits[:, :-1]
-        labels = torch.from_numpy(batch.labels).to(self.device)[:, 1:]
-        counted = labels != IGNORED
-        return logits[counted].float(), labels[counted]
+            logits = answer_logits(self.model, model_arguments(batch, self.device), rows, columns)
+        return logits.float(), answers
 
     def _is_mixed(self) -> bool:
         return self.protocol.precision == "mixed" or (

@@ -38,6 +38,17 @@ def load_base(model_path: Path, protocol: Protocol, device: torch.device, *, tra
     return model
 
 
+def round_frozen_linears(model: Any) -> None:
+    """Keep the weights of frozen linear layers in bfloat16, which autocast would make of them in every forward pass:
+    the same products, to the bit. A matrix that the embedding shares stays as it is.
+    """
+    shared = model.get_input_embeddings().weight
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight is not shared and not module.weight.requires_grad:
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _checkpoint(model: Any) -> None:
     """Recompute each block in the backward pass. transformers does so in training mode only, so dropout goes to 0.
 

@@ -1,0 +1,59 @@
+"""The output head on the answers alone, and frozen weights in 16 bits: the same logits."""
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from backends.finetune.engines.torch.answer_head import answer_logits
+from backends.finetune.engines.torch.model import round_frozen_linears
+from backends.torch.conftest import IDS, tiny_model
+from reference.errors import ModelError
+
+ROWS, COLUMNS = torch.tensor([0, 0, 1]), torch.tensor([2, 7, 9])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "phi3"])
+def test_the_logits_are_those_of_the_whole_model(family: str) -> None:
+    model = tiny_model(family)
+    whole = model(input_ids=IDS).logits
+    logits = answer_logits(model, {"input_ids": IDS}, ROWS, COLUMNS)
+    torch.testing.assert_close(logits, whole[ROWS, COLUMNS], rtol=1e-5, atol=1e-6)
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    weight = model.get_input_embeddings().weight
+    expected, found = (torch.autograd.grad(out, weight, cotangent)[0] for out in (whole[ROWS, COLUMNS], logits))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(model(input_ids=IDS).logits, whole)  # nothing stays on the head
+
+
+def test_a_model_without_a_head_that_can_be_found_computes_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    whole = model(input_ids=IDS).logits[ROWS, COLUMNS]
+    for head in (None, torch.nn.Linear(1, 1)):  # one that is not called
+        monkeypatch.setattr(model, "get_output_embeddings", lambda head=head: head)
+        assert torch.equal(answer_logits(model, {"input_ids": IDS}, ROWS, COLUMNS), whole)
+
+
+def test_a_head_that_is_given_other_positions_is_refused() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match="the output head of LlamaForCausalLM"):
+        answer_logits(model, {"input_ids": IDS, "logits_to_keep": 3}, ROWS, COLUMNS)
+    assert model(input_ids=IDS).logits.shape[:2] == IDS.shape
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_frozen_linear_layers_in_bfloat16_give_the_bits_of_autocast(family: str) -> None:
+    model = tiny_model(family).requires_grad_(False)
+    trained: Any = next(module for module in model.modules() if type(module) is torch.nn.Linear)
+    trained.requires_grad_(True)
+
+    def logits() -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(input_ids=IDS).logits
+
+    before = logits()
+    round_frozen_linears(model)
+    assert torch.equal(logits(), before)
+    assert trained.weight.dtype == model.get_input_embeddings().weight.dtype == torch.float32
+    assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
