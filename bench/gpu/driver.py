@@ -96,6 +96,7 @@ def _process(command: Sequence[str], output: Any, device: str) -> Iterator["subp
 def _environment(device: str) -> dict[str, str]:
     """Frameworks share the GPU, and nothing is fetched; without a GPU the kernels are interpreted."""
     own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    own["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS is not deterministic
     if device == "cpu":
         own |= {"TRITON_INTERPRET": "1", "CRMA_PALLAS_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own}

@@ -36,7 +36,8 @@ class Trained:
         from backends.finetune.models.zoo import ZOO
 
         zoo = ZOO[name]
-        fields = zoo.fields | (zoo.reduced | {"vocab_size": 512} if reduced else {})
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        fields = zoo.fields | ids | (zoo.reduced | {"vocab_size": 512} if reduced else {})
         config = transformers.AutoConfig.for_model(**fields)
         self.device, self._budget = device, BUDGET
         self.backbone: Any = None
