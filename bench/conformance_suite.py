@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.files import printable, read_json
+from backends.files import printable
 from bench import program
 from bench.machine import processor, versions
 from reference.errors import BackendError, ConfigError
@@ -37,11 +37,13 @@ _CLOSING = re.compile(
     r"^=*\s*((?:\d+ [a-z]+, )*\d+ [a-z]+) in [\d.]+s"
 )  # "810 passed, 30 skipped in 102.94s (0:01:42)"
 _SHAPES = re.compile(r"\bshapes: ([\d,]+) distinct")
+_FAILURES = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _BACKEND = re.compile(r"^backend .*, against spec .*$", re.MULTILINE)
 
 
 def read_output(text: str) -> dict[str, Any]:
-    """What a run says of itself: the line of its backend, the counts, and shapes, None where it is silent.
+    """What a run says of itself: the line of its backend, the counts, the tests that failed, and shapes, None where it
+    is silent.
 
     Raises: ConfigError if there is no closing line of pytest's, without which a run proves nothing (CONF-4).
     """
@@ -61,6 +63,7 @@ def read_output(text: str) -> dict[str, Any]:
         "skipped": counts.get("skipped", 0),
         "failed": counts.get("failed", 0) + counts.get("error", 0) + counts.get("xpassed", 0),
         "gaps": counts.get("xfailed", 0),
+        "failures": _FAILURES.findall(text),
         "shapes": int(shapes[1].replace(",", "")) if (shapes := _SHAPES.search(text)) else None,
     }
 
@@ -104,22 +107,12 @@ def measured(backend: str, profile: str, processes: int, arguments: Sequence[str
 
 def kept_runs(path: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs of an existing file. Raises: ConfigError if it is another machine's, or no such file."""
-    if not path.exists():
+    runs = program.kept(path, here, "runs")
+    if runs is None:
         return []
-    try:
-        content = read_json(path)
-        there = {name: content[name] for name in here}
-        runs: list[dict[str, Any]] = [run for run in content["runs"] if all(name in run for name in KEY)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _other_file(path, f"{type(error).__name__}: {error}") from None
-    if there != here:
-        raise _other_file(path, f"runs of {there}")
-    return runs
-
-
-def _other_file(path: Path, got: str) -> ConfigError:
-    allowed = "a file of this program, of this machine and these versions"
-    return ConfigError(f"file {path}", got=got, allowed=allowed, remedy="name another --out, or remove the file")
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise program.other_file(path, "runs in a form that no run writes")
+    return [run for run in runs if all(name in run for name in KEY)]
 
 
 def where() -> dict[str, Any]:

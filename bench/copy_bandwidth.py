@@ -72,7 +72,7 @@ def _seconds(device: str, work: Callable[[], object], calls: int) -> float:
     return statistics.median(seconds(work) for _ in range(calls))
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = program.parser("copy_bandwidth", __doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--kernels", default="triton", choices=("triton", "plain"))
@@ -108,7 +108,7 @@ def _text(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0 if it could be measured, 2 if not."""
-    options = _parsed(arguments)
+    options = parsed(arguments)
     return program.measure("copy_bandwidth", options, partial(measure, options), _text)
 
 

@@ -5,13 +5,13 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backends.atomic import atomic_write
-from backends.files import printable
-from reference.errors import CRMAError
+from backends.files import printable, read_json
+from reference.errors import ConfigError, CRMAError
 
 PEAK_OF = "--peak-of"  # in the command of a process that measures the peak memory of one side alone
 
@@ -67,6 +67,31 @@ def check_writable(path: Path) -> None:
     """Raise OSError if no file can be written there: before minutes of work, not after them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def kept(path: Path, here: Mapping[str, Any], field: str) -> Any:
+    """``field`` of a file that a run has stored before; None where there is no file.
+
+    Raises: ConfigError if the file is damaged, or says anything else than ``here`` does: it is another machine's, or of
+    other versions.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        there, found = {name: content[name] for name in here}, content[field]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise other_file(path, f"{type(error).__name__}: {error}") from None
+    if there != here:
+        differing = [name for name in here if there[name] != here[name]]
+        raise other_file(path, ", ".join(f"{name} {there[name]} in place of {here[name]}" for name in differing))
+    return found
+
+
+def other_file(path: Path, got: str) -> ConfigError:
+    """The error for a file to which these results cannot be added."""
+    allowed = "a file of this program, of this machine and these versions"
+    return ConfigError(f"file {path}", got=got, allowed=allowed, remedy="name another --out, or remove the file")
 
 
 def store(path: Path, figures: Any) -> None:

@@ -246,8 +246,12 @@ class CRMABackbone(nn.Module):
         Raises: ConfigError for a delta that is no number > 0; for the anchor ShapeError, NonFiniteError and
         DegenerateBasisError (A = 0). Clauses: BUDGET-1..BUDGET-3.
         """
-        now = self.finite_state()
-        fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations)
+        now = self.state()
+        segment = certificates.Segment(anchor, now, self.config.iterations)
+        if certificates.surely_within(segment, now, delta):  # one wait for the device
+            return torch.ones(len(now.bases), dtype=torch.float64, device=now.bases.device)
+        require_finite_state(now)
+        fraction = certificates.limit_displacement(anchor, now, delta, self.config.iterations, segment)
         if bool((fraction < 1).any()):
             self.load_state(certificates.interpolate(anchor, now, fraction))
         return fraction

@@ -4,6 +4,8 @@ With the two states' bases stacked, ``[A_p; A_q]^T = Q R``, every state on the s
 the span of Q too, so one QR serves a whole search along the segment.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,21 +64,39 @@ def displacement(first: AdapterState, second: AdapterState, iterations: int) -> 
     Raises: as :func:`limit_displacement` for the first as anchor. Clause: CERT-2.
     """
     first = checked_anchor(first, second)
-    return _Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
+    return Segment(first, second, iterations).displacement(torch.ones(len(first.bases), dtype=torch.float64))
 
 
-def limit_displacement(anchor: AdapterState, now: AdapterState, delta: float, iterations: int) -> Tensor:
+def limit_displacement(
+    anchor: AdapterState, now: AdapterState, delta: float, iterations: int, segment: Segment | None = None
+) -> Tensor:
     """How far each layer may go from ``anchor`` towards ``now``: the fraction t in [0, 1], shape (L,).
 
     t = 1 where ``now`` is within ``delta`` of the anchor; else a t, found by bisection, whose displacement is at most
-    ``delta``. A point where A = 0 is outside.
+    ``delta``. A point where A = 0 is outside. ``segment``: between the two states, where it is at hand.
 
     Raises: ConfigError for a delta that is no positive number; for the anchor ShapeError if it is of another size,
     NonFiniteError, and DegenerateBasisError where its A is zero. Clauses: BUDGET-1..BUDGET-3.
     """
     check_budget("delta", delta)
-    segment = _Segment(checked_anchor(anchor, now), now, iterations)
+    anchor = checked_anchor(anchor, now)
+    segment = segment or Segment(anchor, now, iterations)
     return last_inside(segment.displacement, delta, now)
+
+
+def surely_within(segment: Segment, now: AdapterState, delta: float) -> bool:
+    """Whether both states are finite and no layer is further than ``delta`` from the anchor by its Frobenius norm,
+    which bounds the spectral norm and takes no eigenvalues. The host waits for the device once.
+
+    False where that is not sure: then :func:`limit_displacement` decides, and says what is wrong.
+
+    Raises: ConfigError for a delta that is no positive number. Clauses: BUDGET-1, BUDGET-2.
+    """
+    check_budget("delta", delta)
+    furthest = segment.frobenius_at_end().max()
+    finite = [tensor.isfinite().all() for tensor in (*segment.anchor, *now)]
+    # NaN is no smaller than anything; the margin is for the rounding of either norm.
+    return bool(torch.stack([furthest <= (1 - 1e-9) * delta, *finite]).all())
 
 
 def last_inside(measure: Callable[[Tensor], Tensor], budget: float, now: AdapterState) -> Tensor:
@@ -111,7 +131,17 @@ def interpolate(anchor: AdapterState, now: AdapterState, fraction: Tensor) -> Ad
 
 
 def checked_anchor(anchor: AdapterState, now: AdapterState) -> AdapterState:
-    """``anchor`` on the device of ``now``."""
+    """``anchor`` on the device of ``now``, finite and with a basis."""
+    moved = _on_device_of(anchor, now)
+    for field, start in zip(AdapterState._fields, anchor, strict=True):
+        require_finite(f"{field} of the anchor", start)
+    zero = anchor.bases.abs().amax((-3, -2, -1)) == 0
+    if bool(zero.any()):
+        raise _degenerate("basis of the anchor", f"zeros throughout, in layer {int(zero.int().argmax())}")
+    return moved
+
+
+def _on_device_of(anchor: AdapterState, now: AdapterState) -> AdapterState:
     for field, start, end in zip(AdapterState._fields, anchor, now, strict=True):
         if start.shape != end.shape:
             raise ShapeError(
@@ -120,10 +150,6 @@ def checked_anchor(anchor: AdapterState, now: AdapterState) -> AdapterState:
                 allowed=f"{tuple(end.shape)}, as this model has it",
                 remedy="take the anchor from this run, after its sizes were chosen",
             )
-        require_finite(f"{field} of the anchor", start)
-    zero = anchor.bases.abs().amax((-3, -2, -1)) == 0
-    if bool(zero.any()):
-        raise _degenerate("basis of the anchor", f"zeros throughout, in layer {int(zero.int().argmax())}")
     return AdapterState(*(tensor.to(now.bases.device) for tensor in anchor))
 
 
@@ -136,10 +162,11 @@ def _degenerate(field: str, got: str) -> DegenerateBasisError:
     )
 
 
-class _Segment:
-    """States between two of one shape, in coordinates of the joint span of their bases."""
+class Segment:
+    """States between two of one shape, in coordinates of the joint span of their bases. Raises: ShapeError."""
 
     def __init__(self, start: AdapterState, end: AdapterState, iterations: int) -> None:
+        self.anchor = start = _on_device_of(start, end)
         self.iterations, self.rank = iterations, start.bases.shape[2]
         flat_start, flat_end = (state.bases.double().flatten(1, 2) for state in (start, end))
         _, triangle = torch.linalg.qr(torch.cat([flat_start, flat_end], dim=1).mT)
@@ -154,6 +181,10 @@ class _Segment:
         known = difference.isfinite().all(-1).all(-1)  # eigvalsh refuses NaN
         squared = torch.where(known[:, None, None], difference.mT @ difference, 0.0)
         return torch.where(known, torch.linalg.eigvalsh(squared)[..., -1].clamp(min=0).sqrt(), torch.nan)
+
+    def frobenius_at_end(self) -> Tensor:
+        """``||G_end - G_start||_F`` per layer, shape (L,), at least the spectral norm; NaN where one is not finite."""
+        return (self._change(self.end) - self.change_at_start).flatten(1).norm(dim=1)
 
     def _change(self, state: AdapterState) -> Tensor:
         mixing = sinkhorn_projection(state.mix_logits, self.iterations)

@@ -61,15 +61,17 @@ class Prepared:
 
     def require_unchanged(self, parameters: Sequence[Any]) -> None:
         """Raises: BackendError if ``parameters`` hold other values than those that this was made of."""
+        same = []
         for made_of, present in zip(self.made_of, parameters, strict=True):
             whole = present.full_tensor() if hasattr(present, "full_tensor") else present
-            if not torch.equal(_bits(made_of[self.layer]), _bits(whole.to(made_of.device))):
-                raise BackendError(
-                    "parameters of an adapter",
-                    got="other values in the recomputation by a checkpoint than in the forward pass",
-                    allowed="the same values until the backward pass has ended",
-                    remedy="call backward() before the optimizer's step, and before loading or swapping parameters",
-                )
+            same.append((_bits(made_of[self.layer]) == _bits(whole.to(made_of.device))).all())
+        if not bool(torch.stack(same).all()):  # one wait for the device
+            raise BackendError(
+                "parameters of an adapter",
+                got="other values in the recomputation by a checkpoint than in the forward pass",
+                allowed="the same values until the backward pass has ended",
+                remedy="call backward() before the optimizer's step, and before loading or swapping parameters",
+            )
 
 
 class Promise:

@@ -79,8 +79,9 @@ def build_random(folder: Path, dtype: Any, device: Any, *, attention: str | None
     import torch
     from transformers import AutoModelForCausalLM
 
+    from backends.finetune.models.attention import default_attention
     from backends.finetune.models.load_errors import load_errors
-    from backends.finetune.models.weights import default_attention, load_weights
+    from backends.finetune.models.weights import load_weights
 
     device = torch.device(device)
     if not is_random(folder):

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from backends.files import printable
+from backends.finetune.models.attention import default_attention
 from backends.finetune.models.check_fits import stored_quantization
 from backends.finetune.models.folder import load_config
 from backends.finetune.models.limits import limits_of
@@ -73,14 +74,6 @@ def _into_memory(model: Any) -> None:
     if model.device.type == "cpu":
         for value in (*model.parameters(), *model.buffers()):
             value.data = value.data.clone()
-
-
-def default_attention(config: Any, device: str) -> str | None:
-    """Plain attention on a CPU, where it is faster for short sequences, and where scores are capped (Gemma-2), which
-    some releases of transformers leave out of their default; else the default.
-    """
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return "eager" if device == "cpu" or capped else None
 
 
 def check_loaded(folder: Path, model: Any, found: Any) -> None:

@@ -83,7 +83,11 @@ def model_arguments(batch: Batch, device: torch.device | str = "cpu") -> dict[st
     packed = batch.position_ids is not None
     given = {"position_ids": batch.position_ids} if packed else {"attention_mask": batch.attention_mask}
     arrays = {"input_ids": batch.input_ids, **given}
-    moved = {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None}
+    moved = {
+        name: torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
+        if array is not None
+    }
     return moved | ({"attention_mask": None} if packed else {}) | {"use_cache": False}
 
 

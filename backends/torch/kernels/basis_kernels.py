@@ -40,13 +40,25 @@ def _launch(
     splits = p.numel() // flat.numel()
     _mix_kernel[(triton.cdiv(columns, block),)](
         p, q, flat, mixing.contiguous(), strength, out, products, n, columns, splits, PARTS=power_of_two(splits), **has,
-        N=power_of_two(n, SHORTEST), BLOCK=block, num_warps=4,
+        N=power_of_two(n, SHORTEST), BLOCK=block, num_warps=warps_for(n),
     )  # fmt: skip
 
 
 def _block(flat: Tensor, n: int) -> int:
     """Columns, of the r d, for one program."""
-    return min(1024 if INTERPRETED else 128, power_of_two(flat.numel() // n, SHORTEST))
+    return min(columns_for(n), power_of_two(flat.numel() // n, SHORTEST))
+
+
+def columns_for(n: int) -> int:
+    """Columns for a program at most: with more, registers do not hold the products of many streams (``variants``)."""
+    if INTERPRETED:
+        return 1024
+    return 128 if n <= SHORTEST else 1024 // power_of_two(n)
+
+
+def warps_for(n: int) -> int:
+    """Warps of a program, likewise."""
+    return 4 if n <= SHORTEST else 8
 
 
 @triton.jit

@@ -58,9 +58,7 @@ def blocks_for(x: Tensor, width: int) -> Blocks:
     """Blocks for x (tokens, d) and ``width`` = n r. They depend on sizes and on the device alone, never on timings:
     the same call sums in the same order.
 
-    On a GPU a tile of whole rows is as large as the L2 cache allows when every multiprocessor holds one (half of a tile
-    is alive on average), so that the second pass over x finds it there; a larger tile reads the basis less often. A
-    program of either kernel takes less than 99 KiB of shared memory, which every GPU since 2020 has.
+    A program of either kernel takes less than 99 KiB of shared memory, which every GPU since 2020 has.
     """
     tokens, d = x.shape
     padded = power_of_two(width, SHORTEST)
@@ -69,16 +67,39 @@ def blocks_for(x: Tensor, width: int) -> Blocks:
         places, most_splits = min(128, power_of_two(d, SHORTEST)), 4
         return Blocks(block, block, places, padded, *_splits(tokens, block, most_splits))
     device = torch.cuda.get_device_properties(x.device)
-    processors, cache = device.multi_processor_count, device.L2_cache_size
-    block = 64 if padded <= 64 else 16
-    while block > SHORTEST and (
-        processors * block * d * x.element_size() > 1.5 * cache or triton.cdiv(tokens, block) < processors
-    ):
-        block //= 2
+    processors = device.multi_processor_count
+    block = rows_for(tokens, d, x.element_size(), padded, processors, device.L2_cache_size)
     places = min(places_for(padded), power_of_two(d, SHORTEST))
     tile = min(block, 32)
     most_splits = max(1, 2 * processors // triton.cdiv(d, places))
     return Blocks(block, tile, places, padded, *_splits(tokens, tile, most_splits))
+
+
+def rows_for(tokens: int, d: int, itemsize: int, padded: int, processors: int, cache: int) -> int:
+    """Whole rows of x for a program: what the busiest multiprocessor moves is least, and of equals the most rows.
+
+    It takes ``cdiv(programs, processors)`` programs, each of which reads and writes its rows, and reads the basis and
+    the mixed basis (float32). So 8,192 tokens on 132 multiprocessors are 128 programs of 64 rows. Four
+    multiprocessors are idle, but 256 programs of 32 rows would end no sooner and read the basis twice as often.
+    A tile is no larger than the L2 cache allows when every multiprocessor holds one (half of a tile is alive on
+    average), so that the second pass over x finds it there.
+    """
+    basis_in_rows = padded * 4 / itemsize
+    block = most_rows(padded)
+    choices = [block]
+    while (block := block // 2) >= SHORTEST:
+        choices.append(block)
+    fitting = [rows for rows in choices if processors * rows * d * itemsize <= 1.5 * cache] or choices[-1:]
+
+    def moved(rows: int) -> float:
+        return triton.cdiv(triton.cdiv(tokens, rows), processors) * (rows + basis_in_rows)
+
+    return min(fitting, key=moved)  # the first of equals
+
+
+def most_rows(padded: int) -> int:
+    """Rows of x for a program at most, by the padded n r: shared memory does not suffice for more."""
+    return 64 if padded <= 64 else 16
 
 
 def places_for(padded: int) -> int:

@@ -28,6 +28,7 @@ MOST_STREAMS, MOST_WIDTH = 64, 512
 def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) -> Tensor:
     """:func:`backends.torch.residual_mixing.residual_mixing` for n <= 64 and n r <= 512, computed in the basis' dtype.
 
+    In float64 n r > 256 takes 144 KiB of shared memory, which GPUs of data centres have.
     Deterministic: sums over tokens are made in parts of a fixed order, without atomics. Plain PyTorch computes what the
     kernels do not: transforms of ``torch.func``, forward mode, and the derivative of a gradient.
     Raises: DtypeError, ShapeError, ConfigError. Clauses: MIX-2..MIX-4, MIX-10, GRAD-4..GRAD-7.
@@ -85,7 +86,7 @@ def _mixing_backward(
         mixed = mix_basis(flat, mixing, strength, transposed=False)
         gradient_kernel[triton.cdiv(d, blocks.places), blocks.splits](
             upstream, tokens, streams, read_back, mixed, grad_x, parts, len(tokens), width, blocks.splits,
-            d=d, STEPS=blocks.steps, BLOCK_T=blocks.tile, **constants(blocks, x),
+            d=d, STEPS=blocks.steps, BLOCK_T=blocks.tile, **constants(blocks, x, flat),
         )  # fmt: skip
         grad_mixing, grad_strength, grad_basis = mix_gradients(parts, flat, mixing, strength)
     return grad_x, grad_mixing, grad_strength.view(strength.shape), grad_basis.view(basis.shape)
@@ -140,5 +141,5 @@ def _over_tokens(x: Tensor, basis: Tensor, mixed: Tensor, y: Tensor, streams: Te
     blocks = blocks_for(x, len(basis))
     token_kernel[(triton.cdiv(len(x), blocks.rows),)](
         x, basis, mixed, y, streams, len(x), len(basis), d=x.shape[1], WRITE=write,
-        BLOCK_T=blocks.rows, **constants(blocks, x),
+        BLOCK_T=blocks.rows, **constants(blocks, x, basis),
     )  # fmt: skip

@@ -105,9 +105,13 @@ _projection_backward.register_autograd(_second_backward, setup_context=_setup_se
 
 
 def _launch(logits: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and arguments. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
     batch, n = logits[..., 0, 0].numel(), logits.shape[-1]
+    settings = settings_for(batch, n)
+    return (triton.cdiv(batch, settings["BLOCK"]),), {"batch": batch, "n": n, **settings}
+
+
+def settings_for(batch: int, n: int) -> dict[str, int]:
+    """Compile-time arguments. On a GPU a warp takes 128 entries, so that small matrices leave no lane idle."""
     padded = power_of_two(n)
     block = min(power_of_two(batch), max(1, ENTRIES // padded**2))
-    warps = min(8, max(1, padded**2 * block // 256))
-    return (triton.cdiv(batch, block),), {"batch": batch, "n": n, "BLOCK": block, "N": padded, "num_warps": warps}
+    return {"BLOCK": block, "N": padded, "num_warps": min(8, max(1, padded**2 * block // 256))}

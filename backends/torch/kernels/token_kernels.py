@@ -3,7 +3,8 @@
 A row of x is ``d`` places; the basis and what is made of it are (n r, d), with n r padded to ``W``. Arithmetic is in
 the dtype of the basis. Products for 16-bit x are ``tf32x3`` on a GPU: x itself is exact in tf32, other factors are
 split in two parts, which keep 21 to 22 of their 24 bits, so the error is about that of float32 sums; wider x takes
-``ieee``, which is slower, and so does n r > 256. The interpreter multiplies with NumPy in both cases.
+``ieee``, which is slower, and so does n r > 128, where registers would not hold the parts. The interpreter multiplies
+with NumPy in both cases.
 """
 
 from typing import Any
@@ -16,16 +17,17 @@ from torch import Tensor
 from backends.torch.kernels.launch import INTERPRETED, Blocks
 
 
-def constants(blocks: Blocks, x: Tensor) -> dict[str, Any]:
+def constants(blocks: Blocks, x: Tensor, basis: Tensor) -> dict[str, Any]:
     """The compile-time arguments of both kernels, but for BLOCK_T."""
+    widest = 256 if basis.dtype.itemsize == 4 else 64  # with loads ahead shared memory suffices so far: see variants
     return {
         "BLOCK_D": blocks.places,
         "W": blocks.width,
-        "PRECISION": "tf32x3" if x.dtype.itemsize == 2 and blocks.width <= 256 else "ieee",
+        "PRECISION": "tf32x3" if x.dtype.itemsize == 2 and blocks.width <= 128 else "ieee",
         # Triton's interpreter cuts the last 16 bits off, where a GPU rounds to nearest even.
         "ROUND": INTERPRETED and x.dtype == torch.bfloat16,
         "num_warps": 8,
-        "num_stages": 3 if blocks.width <= 256 else 1,  # shared memory: see test_compilation
+        "num_stages": 3 if blocks.width <= widest else 1,
     }
 
 

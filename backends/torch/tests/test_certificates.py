@@ -157,3 +157,19 @@ def test_a_state_that_is_not_finite_is_neither_loaded_nor_certified() -> None:
         model.parameter_groups()["mixing"][1][0, 0] = math.nan
     with pytest.raises(NonFiniteError, match="mix_logits"):
         model.certificate()
+
+
+@pytest.mark.clause("BUDGET-1")
+@pytest.mark.parametrize("which", ["now", "anchor"])
+@pytest.mark.parametrize("name", ["mixing", "gate", "basis"])
+def test_what_is_not_finite_is_never_taken_for_inside(which: str, name: str) -> None:
+    """Not even a gate at infinity, at which the adapter is finite, with a budget that nothing exceeds."""
+    model = open_backbone()
+    good = model.state()
+    with torch.no_grad():
+        model.parameter_groups()[name][1].fill_(math.inf)
+    bad = model.state()
+    if which == "anchor":
+        model.load_state(good)
+    with pytest.raises(NonFiniteError):
+        model.limit_displacement(good if which == "now" else bad, 1e6)

@@ -237,7 +237,7 @@ def test_batches_of_one_step_and_examples_of_one_row_weigh_every_answer_token_al
 
     def gradients(*batches: Batch) -> tuple[float, list[Any]]:
         tokens = sum(batch.answer_tokens for batch in batches)
-        loss = sum(engine._backward(batch, tokens) for batch in batches) / tokens
+        loss = float(sum(engine._backward(batch, tokens) for batch in batches)) / tokens
         parameters = [parameter for group in engine._groups().values() for parameter in group]
         found = [parameter.grad.clone() for parameter in parameters]
         nn.Module.zero_grad(engine.model)

@@ -131,7 +131,7 @@ def test_the_same_sums_in_one_process_give_the_same_bits(together, tmp_path, arg
 
     def by_shares(self, batch, answer_tokens):
         parameters = [parameter for group in self._groups().values() for parameter in group]
-        loss = 0.0
+        loss: Any = 0.0
         for rank, own in enumerate(gradients):
             for parameter in parameters:
                 parameter.grad = own.get(parameter)

@@ -132,9 +132,9 @@ class TorchEngine:
 
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
         answer_tokens = sum(batch.answer_tokens for batch in batches)
-        loss_sum = 0.0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
-            loss_sum += self._backward(batch, answer_tokens)
+            loss_sum = loss_sum + self._backward(batch, answer_tokens)
         groups = self._groups()
         sum_gradients(self.world, (parameter for group in groups.values() for parameter in group))
         penalty = None if self.method is None else self.method.penalty()
@@ -142,11 +142,10 @@ class TorchEngine:
             penalty.backward()
         if memory is not None:
             self._adjust(memory)
-        norms = {
-            name: float(nn.utils.clip_grad_norm_(groups[name], group.clip)) for name, group in self.settings.items()
-        }
-        (loss_sum,) = total(self.world, [loss_sum], self.device)
-        report = StepReport(loss_sum / answer_tokens, norms)
+        norms = [nn.utils.clip_grad_norm_(groups[name], group.clip) for name, group in self.settings.items()]
+        # One wait for the device: what is read is in one tensor.
+        found = torch.stack([summed(self.world, loss_sum), *(norm.to(loss_sum) for norm in norms)]).tolist()
+        report = StepReport(found[0] / answer_tokens, dict(zip(self.settings, found[1:], strict=True)))
         check_step(report, self.phase, index)
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         for group, settings in zip(self.optimizer.param_groups, self.settings.values(), strict=True):
@@ -167,8 +166,10 @@ class TorchEngine:
         for parameter, gradient in zip(parameters, self.method.adjusted(own, of_memory), strict=True):
             parameter.grad = gradient
 
-    def _backward(self, batch: Batch, answer_tokens: int) -> float:
-        """Add the gradients of this process's share of ``batch``; returns its loss, summed over answer tokens."""
+    def _backward(self, batch: Batch, answer_tokens: int) -> Tensor:
+        """Add the gradients of this process's share of ``batch``; returns its loss, summed over answer tokens, in
+        float64 on the device, which is not waited for.
+        """
         mine = share(self.world, len(batch.input_ids))
         counted = [row for row, counts in mine if counts]
         part = batch.rows(counted or [0])
@@ -177,7 +178,7 @@ class TorchEngine:
         extra = None if self.method is None else self.method.batch_loss(prepared, logits)
         weight = 1.0 if counted else 0.0  # a process without a row keeps the others company, for the sake of FSDP
         ((loss if extra is None else loss + extra) * (weight / answer_tokens)).backward()
-        return weight * loss.item()
+        return weight * loss.detach().double()
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihoods of the answer tokens, and their logits."""

@@ -7,7 +7,7 @@ sizes that Triton knows, and that shared memory suffices.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from jax.sharding import AxisType, PartitionSpec
 from backends.jax import adapter_forward
 from backends.jax.kernels import residual_mixing as mixing_kernels
 from backends.jax.kernels import sinkhorn_projection as projection_kernels
-from backends.jax.kernels.residual_mixing import _mix
-from backends.jax.kernels.sinkhorn_projection import _projection
+from backends.jax.kernels.lowering import lowered, lowered_mixing, lowered_projection
 
 SHARED_MEMORY = 99 * 1024  # bytes that a block may have on every GPU from 8.0 on
 GENERATIONS = (80, 90)
@@ -37,26 +36,6 @@ WIDE_MIXINGS = [
     for n, rank in ((8, 8), (16, 8), (16, 16), (64, 8))
     for dtype in ("float32", "bfloat16")
 ]
-
-
-def projection(n: int, iterations: int) -> Any:
-    logits = jax.ShapeDtypeStruct((5, n, n), jnp.float32)
-    return lowered(lambda s: _projection(s, iterations, False), logits)
-
-
-def mixing(tokens: int, d: int, n: int, rank: int, dtype: str) -> Any:
-    shapes = (((tokens, d), dtype), ((n, n), "float32"), ((), "float32"), ((n, rank, d), "float32"))
-    return lowered(lambda *inputs: _mix(*inputs, False), *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-
-
-def lowered(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Forward and backward pass, for CUDA."""
-
-    def both(*inputs: Any) -> Any:
-        value, pull = jax.vjp(function, *inputs)
-        return value, pull(value)
-
-    return jax.jit(both).trace(*inputs).lower(lowering_platforms=("cuda",))
 
 
 def kernels_of(program: Any) -> Iterator[Any]:
@@ -83,7 +62,7 @@ needs_separate_compilation = pytest.mark.skipif(
 @pytest.mark.clause("SINK-2")
 @pytest.mark.parametrize(("n", "iterations"), PROJECTIONS)
 def test_the_projection_lowers_to_triton(n: int, iterations: int) -> None:
-    names = [kernel["name"].value for kernel in kernels_of(projection(n, iterations))]
+    names = [kernel["name"].value for kernel in kernels_of(lowered_projection(n, iterations))]
     assert names == ["forward_kernel", "backward_kernel"]
 
 
@@ -91,7 +70,7 @@ def test_the_projection_lowers_to_triton(n: int, iterations: int) -> None:
 @pytest.mark.clause("MIX-1", "MIX-10")
 @pytest.mark.parametrize("sizes", MIXINGS)
 def test_the_mixing_lowers_to_triton_without_tf32(sizes: Any) -> None:
-    kernels = list(kernels_of(mixing(*sizes)))
+    kernels = list(kernels_of(lowered_mixing(*sizes)))
     assert sorted(kernel["name"].value for kernel in kernels) == [
         "forward_kernel",
         "gradient_kernel",
@@ -137,8 +116,8 @@ def compile_all(folder: Path) -> None:
     from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
     from triton.compiler import compile  # type: ignore[import-untyped]
 
-    programs = [projection(*sizes) for sizes in PROJECTIONS]
-    programs += [mixing(*sizes) for sizes in MIXINGS + WIDE_MIXINGS]
+    programs = [lowered_projection(*sizes) for sizes in PROJECTIONS]
+    programs += [lowered_mixing(*sizes) for sizes in MIXINGS + WIDE_MIXINGS]
     for number, kernel in enumerate(kernel for program in programs for kernel in kernels_of(program)):
         source = folder / f"{number}.ttir"
         source.write_text(triton_text(kernel))

@@ -9,9 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-
-from backends.torch.residual_mixing import residual_mixing as plain_mixing
 
 
 @pytest.fixture(scope="session")
@@ -34,26 +31,6 @@ def device(kernels: ModuleType) -> str:
 def module(kernels: ModuleType) -> Callable[[str], Any]:
     """The modules of the kernels, of which the package shows the functions under the same names."""
     return lambda name: importlib.import_module(f"backends.torch.kernels.{name}")
-
-
-def inputs(leading: tuple[int, ...], d: int, n: int, rank: int, device: str) -> list[torch.Tensor]:
-    """x, M, alpha and A for residual mixing."""
-    generator = torch.Generator().manual_seed(d)
-    x = torch.randn(*leading, d, generator=generator)
-    mixing = torch.rand(n, n, generator=generator).softmax(0)
-    basis = torch.randn(n, rank, d, generator=generator) / d**0.5
-    return [value.to(device) for value in (x, mixing, torch.tensor([0.3]), basis)]
-
-
-def value_and_gradients(function: Callable[..., torch.Tensor], values: list[Any], cotangent: Any) -> list[Any]:
-    leaves = [value.clone().requires_grad_() for value in values]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype))]
-
-
-def random_cotangent(values: list[torch.Tensor]) -> torch.Tensor:
-    """Half along y - x: the gradient for alpha, a single sum, then cannot cancel to nothing."""
-    return torch.randn_like(values[0]) + (plain_mixing(*values) - values[0]).sign()
 
 
 def said(code: str, **environment: str) -> str:

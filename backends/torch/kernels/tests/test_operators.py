@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backends.torch import sinkhorn_projection
-from backends.torch.kernels.tests.conftest import inputs
+from backends.torch.kernels.agreement import inputs
 from backends.torch.residual_mixing import adapter_strength, residual_mixing
 from backends.torch.tests import test_second_derivatives as plain
 

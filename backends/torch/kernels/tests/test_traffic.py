@@ -114,3 +114,19 @@ def test_at_the_size_of_a_model_the_rest_is_small():
     forward, read_back, gradients = over_tokens(tokens, d, 16, tokens // 64, d // 64, 4, item)
     assert 2 * x <= forward.read + forward.written <= 1.01 * 2 * x
     assert 4 * x <= sum(part.read + part.written for part in (read_back, gradients)) <= 1.05 * 4 * x
+
+
+@pytest.mark.parametrize(
+    ("tokens", "processors", "rows"),
+    [(128, 132, 16), (2048, 132, 16), (4096, 132, 32), (8192, 132, 64), (8192, 108, 64), (16384, 132, 64)],
+)
+def test_a_tile_keeps_the_multiprocessors_busy(module, tokens, processors, rows):
+    """128 programs for 132 multiprocessors stay as they are: half the rows would read A and C twice as often."""
+    assert module("launch").rows_for(tokens, 4096, 2, 16, processors, 50 * 2**20) == rows
+
+
+def test_a_tile_fits_the_cache_and_shared_memory(module):
+    launch = module("launch")
+    assert launch.rows_for(2**20, 4096, 2, 16, 132, 20 * 2**20) == 16  # 132 tiles of 32 rows of 8 KB would be 33 MB
+    assert launch.rows_for(2**20, 4096, 2, 128, 132, 50 * 2**20) == 16  # eight times as wide a basis
+    assert launch.rows_for(2**20, 4096, 2, 16, 132, 2**10) == launch.SHORTEST  # no cache to speak of
