@@ -14,7 +14,11 @@ _PRECISION = lax.Precision.HIGHEST
 
 def mixed_tokens(x: Array, mixing: Array, strength: Array, basis: Array) -> Array:
     tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
-    write_out = alpha * over_streams(difference_of(wide_mixing).T, directions)
+    difference = difference_of(wide_mixing)
+    if _few(tokens, directions):
+        moved = alpha * _mixed(difference, _read(tokens, directions))
+        return (tokens + _write(moved, directions)).astype(x.dtype)
+    write_out = alpha * over_streams(difference.T, directions)
     return (tokens + _write(_read(tokens, directions), write_out)).astype(x.dtype)
 
 
@@ -23,12 +27,48 @@ def mixed_tokens_vjp(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array
     tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
     upstream, difference = cotangent.astype(tokens.dtype), difference_of(wide_mixing)
     streams, grad_streams = _read(tokens, directions), _read(upstream, directions)
+    if _few(tokens, directions):
+        gradients = _gradients_of_few(tokens, upstream, difference, alpha, directions, streams, grad_streams)
+        return tuple(gradient.astype(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
     grad_x = upstream + _write(grad_streams, alpha * over_streams(difference, directions))
     # Two products of the size of A carry all that the parameters need from the tokens.
     written = _over_tokens(streams, upstream).reshape(directions.shape)
     read = _over_tokens(grad_streams, tokens).reshape(directions.shape)
     gradients = (grad_x, *parameter_gradients(difference, alpha, directions, written, read))
     return tuple(gradient.astype(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
+
+
+def _few(tokens: Array, directions: Array) -> bool:
+    """Whether to mix the streams of each token, (n, r), rather than the directions, (n, r, d), once for all tokens.
+
+    The latter is work on arrays of the size of the directions, which only pays with several times n r tokens.
+    """
+    return tokens.size <= 4 * directions.size
+
+
+def _mixed(matrix: Array, streams: Array) -> Array:
+    """``sum_j matrix_ij z_j``, (n, n), (..., n r) -> (..., n r)."""
+    n = len(matrix)
+    apart = streams.reshape(*streams.shape[:-1], n, streams.shape[-1] // n)
+    return jnp.matmul(matrix, apart, precision=_PRECISION).reshape(streams.shape)
+
+
+def _gradients_of_few(
+    tokens: Array,
+    upstream: Array,
+    difference: Array,
+    alpha: Array,
+    directions: Array,
+    streams: Array,
+    grad_streams: Array,
+) -> tuple[Array, Array, Array, Array]:
+    mixed, grad_mixed = alpha * _mixed(difference, streams), alpha * _mixed(difference.T, grad_streams)
+    grad_x = upstream + _write(grad_mixed, directions)
+    grad_basis = (_over_tokens(mixed, upstream) + _over_tokens(grad_mixed, tokens)).reshape(directions.shape)
+    n, r, d = directions.shape
+    written, read = (h.reshape(tokens.size // d, n, r) for h in (grad_streams, streams))  # of no tokens, too
+    correlation = jnp.einsum("tir,tjr->ij", written, read, precision=_PRECISION)
+    return grad_x, alpha * correlation, (difference * correlation).sum(), grad_basis
 
 
 def parameter_gradients(

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from backends.jax.decoder.attention import Array, attendable, attention, precision
+from backends.jax.decoder.attention import Array, attendable, attention
 from backends.jax.decoder.config import Activation, DecoderConfig
+from backends.jax.decoder.products import kept, linear
 from backends.jax.decoder.rope import rotate
 from backends.jax.dtypes import promoted, wide_dtype
 
-LayerWeights = dict[str, Array]  # tensor names of Hugging Face within a layer -> weights
+LayerWeights = dict[str, Any]  # tensor names of Hugging Face within a layer -> Array, or FrozenWeight of a projection
 LayerLora = dict[str, tuple[Array, Array, Array]]  # path of a projection -> A (r, inputs), B (outputs, r), scale ()
 KeepKeys = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -41,14 +42,6 @@ def rms_norm(x: Array, weight: Array, config: DecoderConfig) -> Array:
     return jnp.multiply(*promoted(normed.astype(x.dtype), weight))
 
 
-def linear(x: Array, weight: Array, dtype: Any = None) -> Array:
-    """``x W^T``: (..., inputs), (outputs, inputs) -> (..., outputs); both rounded to ``dtype`` first, where given."""
-    if dtype is not None:
-        x, weight = x.astype(dtype), weight.astype(dtype)
-    x, weight = promoted(x, weight)
-    return jnp.einsum("...i,oi->...o", x, weight, precision=precision(x.dtype))
-
-
 def _sum(left: Array, right: Array) -> Array:
     left, right = promoted(left, right)
     return left + right
@@ -62,7 +55,7 @@ def project(x: Array, path: str, weights: LayerWeights, lora: LayerLora, dtype: 
     if path not in lora:
         return y
     down, up, scale = lora[path]
-    low = linear(x.astype(down.dtype), down, dtype)
+    low = linear(x if dtype is not None else x.astype(down.dtype), down, dtype)
     change = linear(low, up, dtype)
     return _sum(y, change * scale.astype(change.dtype)).astype(y.dtype)
 
@@ -97,7 +90,7 @@ def block(
     keys, values = keep(key, heads[2])
     seen = attendable(context.query_slots, keys.shape[1], context.key_mask, window)
     mixed = attention(query, keys, values, seen, config.attention_scale, config.attention_soft_cap)
-    update = project(mixed, "self_attn.o_proj", weights, lora, dtype)
+    update = project(kept(mixed) if mixed.dtype.itemsize == 2 else mixed, "self_attn.o_proj", weights, lora, dtype)
     if config.sandwich_norms:
         x = _sum(x, normed(update, "post_attention_layernorm"))
         update = _mlp(config, normed(x, "pre_feedforward_layernorm"), weights, lora, dtype)

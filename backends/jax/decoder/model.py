@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from backends.jax.decoder.attention import Array, soft_cap
-from backends.jax.decoder.block import Context, linear, rms_norm
+from backends.jax.decoder.block import Context, rms_norm
 from backends.jax.decoder.config import DecoderConfig
+from backends.jax.decoder.products import linear
 from backends.jax.decoder.rope import cosine_and_sine
 from backends.jax.decoder.stack import AdapterFunction, Cache, FineTuning, Lora, ObserveFunction, run_layers
 from backends.jax.dtypes import wide_dtype
 from reference.errors import ConfigError, ShapeError
 
-#: "embedding" (vocab, d), "layers" {name within a layer: (layers, ...)}, "norm" (d,), and "head" (vocab, d) if untied.
+#: "embedding" (vocab, d), "layers" {name within a layer: (layers, ...)}, "norm" (d,), and "head" (vocab, d) if untied,
+#: or if it is kept in another dtype than the embedding it is tied to.
 Params = dict[str, Any]
 IGNORED = -100
 
@@ -150,7 +152,8 @@ def run(
 
 def unembed(params: Params, config: DecoderConfig, hidden: Array, matmul_dtype: Any = None) -> Array:
     """(..., hidden) -> capped scores (..., vocab)."""
-    scores = linear(hidden, params["embedding" if config.tied else "head"], matmul_dtype)
+    head = params["embedding" if config.tied and "head" not in params else "head"]
+    scores = linear(hidden, head, matmul_dtype)
     return soft_cap(scores, config.logit_soft_cap)
 
 

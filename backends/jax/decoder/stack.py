@@ -10,6 +10,7 @@ import numpy as np
 from backends.jax.decoder.attention import Array
 from backends.jax.decoder.block import Context, LayerLora, LayerWeights, block
 from backends.jax.decoder.config import DecoderConfig
+from backends.jax.decoder.products import keep_products
 from reference.errors import ConfigError, ShapeError
 
 #: Path of a projection -> A (layers, r, inputs), B (layers, outputs, r), scale () or (layers,).
@@ -84,7 +85,10 @@ def run_layers(
             y = tuning.adapter(layer["adapter"], y)
         return (y.astype(x.dtype), cache), seen
 
-    body = jax.checkpoint(one_layer, prevent_cse=False) if remat else one_layer
+    if remat:
+        body = jax.checkpoint(one_layer, prevent_cse=False)
+    else:
+        body = keep_products(one_layer) if jnp.dtype(context.matmul_dtype or x.dtype).itemsize == 2 else one_layer
     (x, cache), observed = jax.lax.scan(body, (x, cache), scanned)
     return x, cache, observed
 

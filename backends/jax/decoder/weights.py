@@ -12,6 +12,7 @@ import numpy as np
 from backends.jax.decoder.config import DecoderConfig
 from backends.jax.decoder.device_dtype import resolve_dtype
 from backends.jax.decoder.model import Params
+from backends.jax.decoder.products import FrozenWeight
 from backends.jax.decoder.read_config import read_config
 from backends.jax.decoder.sharding import place_on, whole
 from backends.weight_files import Entry, find_tensors, open_shards
@@ -32,7 +33,12 @@ class Stack(NamedTuple):
 
 
 def load_decoder(
-    folder: str | Path, *, dtype: Any = None, device: Any = None, place: Place | None = None
+    folder: str | Path,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    place: Place | None = None,
+    matmul_dtype: Any = None,
 ) -> tuple[Params, DecoderConfig]:
     """Weights and configuration of a model folder with config.json and model.safetensors, or shards with their index.
 
@@ -43,6 +49,9 @@ def load_decoder(
             they are spread as :func:`parameter_spec` says; the default device where None.
         place: puts each array on the devices instead, e.g. by a sharding that depends on its path, such as
             "layers/self_attn.q_proj.weight".
+        matmul_dtype: of 16 bits, the one of :func:`backends.jax.decoder.logits`. Projections and head are kept in it,
+            so that no pass rounds them again, to the same results; the projections (:class:`FrozenWeight`, of which
+            ``place`` gets the bits) have no gradient then, and a tied head is an array of its own.
 
     Raises: ModelError, naming file, tensor, what was expected and found, also for values that are not finite;
     MissingPackageError; DeviceUnavailableError.
@@ -56,14 +65,35 @@ def load_decoder(
         place, device = place or place_on(device, config), whole(device)
     target = resolve_dtype(dtype, config, {name: entries[name] for stack in stacks for name in stack.tensors}, device)
     put = place or (lambda path, array: jax.device_put(array, device))
+    rounded = None if matmul_dtype is None else jnp.dtype(matmul_dtype)
+    projections = {f"{path}.weight" for path in config.projections}
+    if rounded not in (None, target) and config.tied:
+        stacks.append(stacks[0]._replace(path=("head",)))
     params: Params = {"layers": {}}
     with open_shards(entries) as read:
         _check_tied_head(read, entries, config)
         for stack in stacks:
             holder = params["layers"] if len(stack.path) == 2 else params
-            holder[stack.path[-1]] = _put(put, stack, _gather(read, stack, target, entries), folder)
+            name = stack.path[-1]
+            if rounded is not None and name in projections:
+                bits = _gather(read, stack, rounded, entries).view(np.uint16)
+                holder[name] = FrozenWeight(_put(put, stack, bits, folder), rounded)
+            else:
+                kept = target if rounded is None or name != "head" else rounded
+                holder[name] = _put(put, stack, _gather(read, stack, kept, entries), folder)
             gc.collect(0)  # until the next collection, JAX holds on to the host array it has copied
     return params, config
+
+
+def read_layers(folder: str | Path, config: DecoderConfig, name: str, dtype: Any) -> np.ndarray:
+    """One parameter of all layers on the host, such as "mlp.down_proj.weight": (layers, ...).
+
+    Raises: as :func:`load_decoder`, which has loaded the folder before.
+    """
+    entries = find_tensors(Path(folder))
+    (stack,) = (stack for stack in layout(config) if stack.path == ("layers", name))
+    with open_shards(entries) as read:
+        return _gather(read, stack, jnp.dtype(dtype), entries)
 
 
 def layout(config: DecoderConfig) -> list[Stack]:

@@ -207,3 +207,21 @@ def test_four_devices_give_what_one_gives() -> None:
     finished = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split() == ["4", "devices:", "same"]
+
+
+def test_few_tokens_have_the_results_and_gradients_of_many():
+    """Streams are mixed for each of few tokens, directions once for many: one formula."""
+    rng = np.random.default_rng(12)
+    shapes = (50, 8), (2, 2), (), (2, 2, 8)
+    x, mixing, strength, basis = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    upstream = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+    def pulled(rows):
+        y, pull_back = jax.vjp(residual_mixing, x[rows], mixing, strength, basis)
+        return y, *pull_back(upstream[rows])
+
+    whole = pulled(slice(None))
+    parts = list(zip(*(pulled(slice(first, first + 10)) for first in range(0, 50, 10)), strict=True))
+    joined = [np.concatenate(each) for each in parts[:2]] + [np.sum(each, axis=0) for each in parts[2:]]
+    for found, expected in zip(joined, whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

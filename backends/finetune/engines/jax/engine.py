@@ -44,6 +44,7 @@ from backends.jax import CRMAAdapter
 from backends.jax.certificates import certificate, limit_displacement
 from backends.jax.data_displacement import StreamMoments, limit_data_displacement, moments_of
 from backends.jax.decoder import load_decoder
+from backends.jax.decoder.weights import read_layers
 from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
 from backends.jax.state import load_state, save_state
 from reference import AdapterConfig
@@ -58,8 +59,11 @@ class JaxEngine:
         model_path = self.model_path = job.model
         self.seed, self.placement, self.world = job.seed, placement, SINGLE
         check_fits(model_path, protocol)
-        dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
-        self.params, self.config = load_decoder(model_path, dtype=dtype, device=placement.where)
+        self.dtype = "bfloat16" if protocol.precision == "bfloat16" else "float32"
+        self.matmul_dtype = None if protocol.precision == "float32" else "bfloat16"
+        self.params, self.config = load_decoder(
+            model_path, dtype=self.dtype, device=placement.where, matmul_dtype=self.matmul_dtype
+        )
         described = load_config(model_path).get_text_config()
         self.identity = {"base_model": describe(described), "base_model_sha256": architecture_digest(described)}
         try:
@@ -208,7 +212,8 @@ class JaxEngine:
         crma = self.protocol.crma
         writers = None
         if crma.basis_start == "principal":
-            writers = np.asarray(self.params["layers"]["mlp.down_proj.weight"], np.float64)
+            # from the files, since the parameters hold them rounded in mixed precision
+            writers = read_layers(self.model_path, self.config, "mlp.down_proj.weight", self.dtype).astype(np.float64)
         sizes = AdapterConfig(self.config.hidden_size, crma.streams, crma.rank, crma.iterations)
         return CRMAAdapter.init(
             sizes,

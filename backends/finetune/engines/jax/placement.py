@@ -1,9 +1,13 @@
 """Where the arrays of a run lie in JAX: on one device, or over a mesh of (data, model)."""
 
+import hashlib
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 from jax.sharding import Mesh, NamedSharding
 
 from backends.finetune.models.cache_folder import cache_folder
@@ -11,6 +15,7 @@ from backends.jax.decoder.sharding import DATA, make_mesh, replicate, shard_batc
 from reference.errors import ConfigError
 
 COMPILED_BYTES = 2**30
+LOCK_SECONDS = 10  # as JAX waits for the lock of its cache
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,39 @@ class Placement:
 def keep_what_is_compiled() -> None:
     """A run compiles each shape of its batches in some seconds; the next one, or a resumed one, finds them on the disk.
 
-    Unless the user has chosen a folder for it (JAX_COMPILATION_CACHE_DIR).
+    They lie in a folder for each kind of processor in the cache, so that none runs on one that lacks its instructions.
+    Nothing is done where the user has chosen a folder (JAX_COMPILATION_CACHE_DIR).
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+        folder = cache_folder() / "jax" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+        _remove_unfinished(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a hundred small ones take seconds, too
+
+
+def _processor() -> str:
+    """Model and instruction set of the processor, as the system says it."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:  # not Linux
+        return f"{platform.machine()} {platform.processor()}"
+    lines = (line for line in first.splitlines() if line.startswith(("model name", "flags", "CPU ", "Features")))
+    return "\n".join([platform.machine(), *lines])
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed has left, which JAX would try to read each time and never write again.
+
+    JAX writes KEY-cache and then KEY-atime, under the lock that it also holds to read and to evict.
+    """
+    try:
+        with FileLock(folder / ".lockfile", timeout=LOCK_SECONDS):
+            for entry in folder.glob("*-cache"):
+                if not entry.with_name(entry.name.removesuffix("cache") + "atime").is_file():
+                    entry.unlink()
+    except (OSError, Timeout):  # no such folder yet, or none that can be written to: then JAX compiles
+        return
 
 
 def placement(backend: str, mesh: str | None) -> Placement:

@@ -44,10 +44,14 @@ def protocol(tiny_model: Path, tmp_path: Path) -> Protocol:
 
 
 @pytest.fixture
-def engines(tiny_model: Path, protocol: Protocol) -> Callable[[str], list[Any]]:
+def engines(tiny_model: Path, protocol: Protocol) -> Callable[..., list[Any]]:
     """A function that makes a pair of engines, of PyTorch and of JAX, for one condition."""
     factories = [engine_factory(name)[0] for name in ("torch-cpu", "jax-cpu")]
-    return lambda condition: [make(Job(tiny_model, protocol, parse_condition(condition), 3)) for make in factories]
+
+    def make_both(condition: str, given: Protocol = protocol) -> list[Any]:
+        return [make(Job(tiny_model, given, parse_condition(condition), 3)) for make in factories]
+
+    return make_both
 
 
 @pytest.fixture
@@ -196,8 +200,12 @@ def test_more_rows_than_a_batch_are_scored_as_in_several_batches(engines, encode
     assert [score.loss for score in together] == pytest.approx([score.loss for score in by_itself], rel=1e-5)
 
 
-def test_the_shared_crma_starts_from_the_same_values(engines):
-    ours, theirs = engines("modular")
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("basis", ["random", "principal"])  # the latter of the weights, which mixed precision rounds
+def test_the_shared_crma_starts_from_the_same_values(engines, tiny_model, tmp_path, basis, precision):
+    file = str(tiny_protocol(tmp_path, tiny_model))
+    given = load_protocol(file, [f"crma.basis_start={basis}"], precision=precision)
+    ours, theirs = engines("modular", given)
     for field, mine in zip(("mix_logits", "gate_logit", "basis"), ours.backbone.state(), strict=True):
         np.testing.assert_array_equal(np.asarray(getattr(theirs._stack(), field)), mine.numpy())
     assert theirs.identity == {
