@@ -34,12 +34,14 @@ from reference.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 COMPARISON = RESULTS / "comparison.json"
+FORGETTING = RESULTS / "forgetting.json"
 SUITE = RESULTS / "conformance_suite.json"
 Rows = Iterator[list[str]]
+#: picture -> the stored file that it is drawn from, and its name among a report's
 PICTURES = {
-    "overview.png": "comparison_overview.png",
-    "drift.png": "comparison_drift.png",
-    "budget.png": "comparison_budget.png",
+    "forgetting_overview.png": (FORGETTING, "overview.png"),
+    "comparison_drift.png": (COMPARISON, "drift.png"),
+    "comparison_budget.png": (COMPARISON, "budget.png"),
 }
 _DRAWN_FROM = "Drawn from SHA-256"
 
@@ -89,37 +91,32 @@ def read_stored(path: Path, by: str = "bench.collect_runs") -> Any:
         raise ConfigError(f"file {path}", got=str(error), allowed=allowed, remedy="measure again") from error
 
 
-def comparison() -> RunResults:
-    """The stored comparison, whose one run folder holds every condition."""
-    (entry,) = read_stored(COMPARISON)
+def the_one(path: Path) -> RunResults:
+    """The results of a file with one entry."""
+    (entry,) = read_stored(path)
     return stored_results(entry)
 
 
-#: condition -> how README.md's table names it; the rest of the comparison stands in bench/README.md
+#: condition -> how README.md's table names it; all of them stand in bench/README.md
 SHOWN = {
     "naive": "NAIVE: one LoRA for all tasks",
     "frozen": "FROZEN: a fresh LoRA per task",
     "modular": "MODULAR: the same, and the shared CRMA",
     INHERIT: "FROZEN, inherit: each LoRA starts from the last task's; no CRMA",
-    "modular-pinned": "MODULAR, pinned: each task keeps the CRMA it was trained with",
-    "o-lora": "O-LoRA",
-    "lwf": "LwF",
-    "ewc": "EWC, λ = {ewc[strength]:g} (chosen at seed 0)",
-    "replay": "Experience replay, {replay[memory_per_task]} of 32 examples kept",
+    "modular-inherit": "MODULAR, inherit: the same, and the shared CRMA",
 }
 
 
 def results_table() -> Rows:
-    """README.md: the paper's conditions and the baselines, beside the paper's Table 7."""
-    results = comparison()
-    paper = {row.condition: (row.drift, row.advantage) for row in paper_rows(results.run)}
-    yield ["condition", "drift", "final holdout, nats", "advantage", "paper: drift", "paper: advantage"]
+    """README.md: the conditions of `forgetting` that every seed has, beside the paper's figures."""
+    results = the_one(FORGETTING)
+    of_paper = {row.condition: row for row in paper_rows(the_one(COMPARISON).run)}
+    yield ["condition", "drift", "final holdout, nats", "advantage over FROZEN", "paper: drift", "paper: advantage"]
     for name, text in SHOWN.items():
-        values = values_of(results, name, results.seeds)
-        gain = _percent(values["advantage"]) if values["advantage"] else ""
-        theirs = ["" if column is None else f"{percent(column[0])}%" for column in paper.get(name, (None, None))]
-        cells = [_percent(values["drift"]), _mean(values, "holdout"), f"**{gain}**" if name == "modular" else gain]
-        yield [text.format(**results.run.config), *cells, *theirs]
+        assert len(results.complete_seeds(name)) == len(results.seeds)
+        row = of_paper.get(name)
+        theirs = [f"{percent(column[0])}%" if column else "" for column in ((row.drift, row.advantage) if row else ())]
+        yield [text, *forgetting.cells(results, name)[:3], *(theirs or ["", ""])]
 
 
 def _mean(values: dict[str, list[float]], name: str) -> str:
@@ -135,7 +132,7 @@ def _percent(values: list[float]) -> str:
 
 def comparison_table() -> Rows:
     """bench/README.md: every condition of the comparison."""
-    results = comparison()
+    results = the_one(COMPARISON)
     yield ["condition", "drift, %", "range", "final holdout, nats", "advantage, %", "range", "forward transfer, nats"]
     for name in results.with_snapshots:
         values = values_of(results, name, results.seeds)
@@ -177,8 +174,7 @@ def baselines_table() -> Rows:
 
 def quickstart_table() -> Rows:
     """bench/README.md: the quickstart, seed by seed."""
-    (entry,) = read_stored(RESULTS / "quickstart.json")
-    results, names = stored_results(entry), ("naive", "frozen", "modular")
+    results, names = the_one(RESULTS / "quickstart.json"), ("naive", "frozen", "modular")
     yield ["seed", *(f"{readable(n)} {key}" for key in ("drift", "holdout") for n in names), "MODULAR advantage"]
     for seeds in [*([seed] for seed in results.seeds), results.seeds]:
         values = {name: values_of(results, name, seeds) for name in names}
@@ -243,11 +239,7 @@ def forgetting_tried_table() -> Rows:
 def _of_forgetting(rows: Callable[[RunResults], Rows]) -> Callable[[], Rows]:
     """A table of the stored runs of `forgetting`, which are one entry."""
 
-    def of_stored() -> Rows:
-        (entry,) = read_stored(RESULTS / "forgetting.json")
-        return rows(stored_results(entry))
-
-    return of_stored
+    return lambda: rows(the_one(FORGETTING))
 
 
 _OF_BENCH = ROOT / "bench" / "README.md"
@@ -294,8 +286,11 @@ def stale() -> list[str]:
         for name, (path, rows) in TABLES.items()
         if (text := path.read_text(encoding="utf-8")) != replaced(text, name, program.markdown(rows()))
     ]
-    digest = hashlib.sha256(COMPARISON.read_bytes()).hexdigest()
-    return found + [f"picture {name}" for name in PICTURES.values() if drawn_from(RESULTS / name) != digest]
+    return found + [
+        f"picture {name}"
+        for name, (path, _) in PICTURES.items()
+        if drawn_from(RESULTS / name) != hashlib.sha256(path.read_bytes()).hexdigest()
+    ]
 
 
 def write() -> None:
@@ -303,12 +298,11 @@ def write() -> None:
     for name, (path, rows) in TABLES.items():
         text = replaced(path.read_text(encoding="utf-8"), name, program.markdown(rows()))
         atomic_write(path, text.encode())
-    note = PngInfo()
-    note.add_text(_DRAWN_FROM, hashlib.sha256(COMPARISON.read_bytes()).hexdigest())
-    pictures = draw_pictures(comparison())
-    for source, name in PICTURES.items():
-        buffer = io.BytesIO()
-        with Image.open(io.BytesIO(pictures[source])) as picture:
+    drawn = {path: draw_pictures(the_one(path)) for path, _ in PICTURES.values()}
+    for name, (path, source) in PICTURES.items():
+        note, buffer = PngInfo(), io.BytesIO()
+        note.add_text(_DRAWN_FROM, hashlib.sha256(path.read_bytes()).hexdigest())
+        with Image.open(io.BytesIO(drawn[path][source])) as picture:
             picture.save(buffer, "PNG", optimize=True, pnginfo=note)
         atomic_write(RESULTS / name, buffer.getvalue())
 

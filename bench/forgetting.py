@@ -23,7 +23,7 @@ def every_condition(results: RunResults) -> Rows:
     yield ["condition", "seeds", "drift", "final holdout, nats", "advantage over FROZEN", "tasks 2 and 3 alone"]
     for name in results.with_snapshots:
         label = readable(name) + (" (= FROZEN, inherit)" if name == INHERIT else "")
-        yield [label, str(len(results.complete_seeds(name))), *_cells(results, name)]
+        yield [label, str(len(results.complete_seeds(name))), *cells(results, name)]
 
 
 def shares(results: RunResults) -> Rows:
@@ -71,7 +71,8 @@ def toggles(results: RunResults) -> Rows:
         yield [readable(name), str(len(rows)), *shares, f"{gained} / {lost}", p]
 
 
-def _cells(results: RunResults, name: str) -> list[str]:
+def cells(results: RunResults, name: str) -> list[str]:
+    """Drift, final holdout, advantage over FROZEN and that of tasks 2 on, with intervals."""
     seeds = results.complete_seeds(name)
     drift, gain, later = (
         interval(results, figure, name, seeds, resamples=RESAMPLES) for figure in ("drift", "advantage", "later")

@@ -40,10 +40,12 @@ def test_a_figure_that_differs_is_noticed(name: str, tmp_path: Path, monkeypatch
 
 
 def test_a_picture_of_other_results_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tmp_path / "comparison.json"
+    other = tmp_path / "other.json"
     other.write_text(evidence.COMPARISON.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    monkeypatch.setattr(evidence, "COMPARISON", other)
-    assert evidence.stale() == [f"picture {name}" for name in evidence.PICTURES.values()]
+    monkeypatch.setattr(
+        evidence, "PICTURES", {name: (other, source) for name, (_, source) in evidence.PICTURES.items()}
+    )
+    assert evidence.stale() == [f"picture {name}" for name in evidence.PICTURES]
 
 
 @pytest.mark.parametrize("name", FILES)
