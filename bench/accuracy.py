@@ -38,12 +38,16 @@ def note_accuracy(info: dict[str, Any], project: Callable[[Array], Array], logit
 def mixing_accuracy(mixing: Array, logits: Array, iterations: int) -> dict[str, float]:
     """Of M: worst |row or column sum - 1|, spectral norm - 1, and largest |M - reference|; NaN where M holds one."""
     truth = reference.sinkhorn_projection(logits, iterations)
+    return stochasticity(mixing) | {"difference": float(np.abs(mixing - truth).max())}
+
+
+def stochasticity(mixing: Array) -> dict[str, float]:
+    """Of M: worst |row or column sum - 1|, and spectral norm - 1, NaN where M holds one."""
     sums = np.concatenate([mixing.sum(-1), mixing.sum(-2)])
     finite = bool(np.isfinite(mixing).all())
     return {
         "sum_error": float(np.abs(sums - 1).max()),
         "norm_excess": float(np.linalg.svd(mixing, compute_uv=False).max()) - 1 if finite else float("nan"),
-        "difference": float(np.abs(mixing - truth).max()),
     }
 
 

@@ -13,8 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench.accuracy import double, note_accuracy, projection_gradient_error
-from bench.projections import ITERATIONS, PROJECTIONS, Projection, projection_named
+from bench.accuracy import double, note_accuracy, projection_gradient_error, stochasticity
+from bench.projections import ITERATIONS, PROJECTIONS, Projection, permutation_mixture, projection_named
 from reference.errors import CRMAError
 
 STREAMS = 4
@@ -36,6 +36,24 @@ def _projection(contender: str, device: str) -> Projection:
         return projection_named(contender, device)
     except CRMAError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("kind", ["forward", "forward+backward"])
+def test_permutation_mixture(
+    kind: str, layers: int, device: str, benchmark: Any, timed: Callable[[Callable[[], object]], None]
+) -> None:
+    """Another parametrization of doubly stochastic matrices, from 24 numbers a matrix."""
+    _name(benchmark, "mhc-lite (another parametrization)", kind, layers)
+    mix, cotangent = permutation_mixture(STREAMS, device), _normal(layers, 2, device)
+    weights = torch.randn(layers, 24, generator=torch.Generator().manual_seed(0)).to(device)
+    if kind == "forward":
+        with torch.no_grad():
+            timed(lambda: mix(weights))
+    else:
+        weights.requires_grad_()
+        timed(lambda: torch.autograd.grad(mix(weights), weights, cotangent))
+    benchmark.extra_info.update(stochasticity(double(mix(weights))))
 
 
 def _name(benchmark: Any, contender: str, kind: str, layers: int) -> None:

@@ -5,6 +5,7 @@ what they differ by from the reference is a difference of results; their worst r
 """
 
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,17 @@ def _exponential_loop(logits: Tensor) -> Tensor:
         matrix = matrix / matrix.sum(-1, keepdim=True)
         matrix = matrix / matrix.sum(-2, keepdim=True)
     return matrix
+
+
+def permutation_mixture(streams: int, device: str) -> Projection:
+    """``M = sum_k softmax(weights)_k P_k`` over all n! permutation matrices: (..., n!) -> (..., n, n).
+
+    Doubly stochastic without an iteration, but another parametrization than a projection of n x n logits: 24 numbers
+    for n = 4, and 40,320 for n = 8. Source: Y. Yang, J. Gao (2026), "mHC-lite", arXiv:2601.05732.
+    """
+    orders = torch.tensor(list(itertools.permutations(range(streams))), device=device)
+    matrices = torch.nn.functional.one_hot(orders, streams).float().flatten(1)
+    return lambda weights: (weights.softmax(-1) @ matrices).unflatten(-1, (streams, streams))
 
 
 def _crma_triton(device: str) -> Projection:

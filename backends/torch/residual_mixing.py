@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backends.torch.checks import require_floats, require_one_strength
-from backends.torch.differentiation import outputs_of
+from backends.torch.differentiation import in_transform, outputs_of
 from reference.errors import ShapeError
 
 _NOTHING = nullcontext()
@@ -42,9 +42,10 @@ def residual_mixing(x: Tensor, mixing: Tensor, strength: Tensor, basis: Tensor) 
         )
     if x.dtype == torch.float64:  # which float32 would round
         mixing, strength, basis = mixing.double(), strength.double(), basis.double()
-    if not torch.is_grad_enabled():  # the same operations, without what autograd costs: half the time for one token
-        return _ResidualMixing.forward(x, mixing, strength, basis)[0]
-    y: Tensor = outputs_of(_ResidualMixing, x, mixing, strength, basis)[0]
+    inputs = (x, mixing, strength, basis)
+    if not torch.is_grad_enabled() or not (in_transform() or any(one.requires_grad for one in inputs)):
+        return _ResidualMixing.forward(*inputs)[0]  # without what autograd costs: half the time for one token
+    y: Tensor = outputs_of(_ResidualMixing, *inputs)[0]
     return y
 
 
