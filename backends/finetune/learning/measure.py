@@ -37,5 +37,5 @@ def batches_of(examples: Sequence[Example], tokenizer: Any, protocol: Protocol, 
     own = protocol.model_copy(update={"max_tokens": record.config["max_tokens"], "packing": False})
     encoder = Encoder(tokenizer, own)
     encoded = encoder.encode(examples, record.task)
-    order = evaluation_order(encoded, protocol.batch_size)
+    order = evaluation_order(encoded, own.batch_size, own.max_tokens)
     return [encoder.batch([[encoded[index]] for index in rows]) for rows in order]

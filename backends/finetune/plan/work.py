@@ -56,7 +56,7 @@ def work_of(encoder: Encoder, tasks: Sequence[Task], seed: int) -> list[PhaseWor
         batches = [_shape([rows[index] for index in indices]) for indices in order]
         of_holdout = [
             _shape([[holdout[index]] for index in indices])
-            for indices in evaluation_order(holdout, protocol.batch_size)
+            for indices in evaluation_order(holdout, protocol.batch_size, protocol.max_tokens)
         ]
         tokens = sum(len(example.ids) for example in train)
         work.append(PhaseWork(task.name, tuple(batches), tuple(of_holdout), tokens, count_texts(sides)))

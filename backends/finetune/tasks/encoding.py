@@ -15,6 +15,8 @@ from backends.finetune.tasks.token_ids import TokenIds, UnusableText
 from reference.errors import TaskDataError
 
 IGNORED = -100  # the label that no loss counts
+#: tokens that are measured together even where a training step has fewer: without gradients they take less memory
+MEASURED_TOGETHER = 2048
 WINDOW = 8  # batches
 
 
@@ -178,7 +180,8 @@ def training_order(lengths: Sequence[int], batch_size: int, epochs: int, *, seed
     return batches
 
 
-def evaluation_order(examples: Sequence[EncodedExample], batch_size: int) -> list[list[int]]:
-    """Indices by length, so that little is padded."""
+def evaluation_order(examples: Sequence[EncodedExample], batch_size: int, max_tokens: int) -> list[list[int]]:
+    """Indices by length, so that little is padded, in batches of ``batch_size`` or of MEASURED_TOGETHER tokens."""
+    rows = max(batch_size, MEASURED_TOGETHER // max_tokens)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [order[start : start + rows] for start in range(0, len(order), rows)]

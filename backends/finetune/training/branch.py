@@ -6,7 +6,7 @@ from typing import Any
 from backends.finetune.engines.engine import Engine, mean_loss
 from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.runs.records import PhaseRecord
-from backends.finetune.runs.results import append_record
+from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.runs.run_folder import PhaseFiles, RunFolder
 from backends.finetune.tasks.encoding import Batch
 from backends.finetune.tasks.job import Job
@@ -185,8 +185,17 @@ class Branch:
             "files": {},
         }
         if self.protocol.transfer:
-            record["before"] = self.data.holdout[phase].loss(self.engine)
+            record["before"] = self._before(phase)
         return record
+
+    def _before(self, phase: int) -> float:
+        """Of the task's holdout before its training. A fresh LoRA adds 0: without CRMA it is the bare model's."""
+        is_fresh = self.condition.trains != "full" and phase == 0
+        is_fresh |= self.condition.trains == "per-task" and self.condition.start == "fresh"
+        base = read_results(self.folder.results).base.get(self.seed)
+        if is_fresh and self.condition.crma == "none" and base is not None:
+            return base.holdout[self.tasks[phase].name]
+        return self.data.holdout[phase].loss(self.engine)
 
     def _append(self, record: dict[str, Any]) -> None:
         """One process writes; the others wait until they can read it."""

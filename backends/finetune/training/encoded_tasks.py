@@ -20,7 +20,7 @@ class Evaluation:
     """Texts to be measured, in batches of similar length."""
 
     def __init__(self, examples: Sequence[EncodedExample], encoder: Encoder) -> None:
-        order = evaluation_order(examples, encoder.protocol.batch_size)
+        order = evaluation_order(examples, encoder.protocol.batch_size, encoder.protocol.max_tokens)
         self.batches = [encoder.batch([[examples[index]] for index in batch]) for batch in order]
         self._order = [index for batch in order for index in batch]
 

@@ -124,4 +124,7 @@ def test_each_epoch_holds_every_example_once_in_an_order_of_its_own():
     assert len({str(o) for o in (first, second, training_order(lengths, 4, 1, seed=3, phase=2))}) == 3
     spread = [np.ptp([len(examples[i].ids) for i in batch]) for batch in first]
     assert np.mean(spread) < np.ptp([len(example.ids) for example in examples]) / 2  # of about one length
-    assert sorted(index for batch in evaluation_order(examples, 4) for index in batch) == list(range(50))
+    for max_tokens, rows in ((112, 18), (4096, 4)):
+        measured = evaluation_order(examples, 4, max_tokens)
+        assert [len(batch) for batch in measured[:-1]] == [rows] * (49 // rows)
+        assert sorted(index for batch in measured for index in batch) == list(range(50))

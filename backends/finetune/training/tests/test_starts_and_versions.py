@@ -48,6 +48,20 @@ def test_frozen_inherit_is_the_diagonal_of_naive(run):
     assert [record.start for record in results.phases_of("modular-inherit", 0)] == [None, "alpha", "beta"]
 
 
+def test_the_loss_before_a_fresh_lora_without_crma_is_the_bare_models(tmp_path, tiny_command, monkeypatch):
+    """What is taken over from the bare model is what measuring it gives, to the bit."""
+    from backends.finetune.cli import main
+
+    given = ["--set", "transfer=true", "--conditions", "naive", "frozen", "frozen-inherit", "modular"]
+    assert main(tiny_command(tmp_path / "taken", *given)) == 0
+    base = read_results(tmp_path / "taken").base[0].holdout
+    frozen = read_results(tmp_path / "taken").phases_of("frozen", 0)
+    assert [record.before for record in frozen] == list(base.values())
+    monkeypatch.setattr(Branch, "_before", lambda self, phase: self.data.holdout[phase].loss(self.engine))
+    assert main(tiny_command(tmp_path / "measured", *given)) == 0
+    assert measured(tmp_path / "taken") == measured(tmp_path / "measured")
+
+
 def test_a_task_is_not_measured_again_where_its_answers_cannot_have_changed(run, tmp_path, tiny_command, monkeypatch):
     """What was taken over from the phase before is what measuring it again gives, to the bit."""
     from backends.finetune.cli import main
