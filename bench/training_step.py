@@ -76,7 +76,8 @@ class Side:
         length = {"max_new_tokens": DECODED, "min_new_tokens": DECODED, "do_sample": False, "pad_token_id": 0}
 
         def decode() -> object:
-            with torch.no_grad(), prepared(model):
+            mixed = torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.engine._is_mixed())
+            with torch.no_grad(), mixed, prepared(model):
                 return model.generate(prompt, attention_mask=torch.ones_like(prompt), **length).tolist()
 
         return decode

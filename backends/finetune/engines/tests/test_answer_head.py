@@ -1,13 +1,20 @@
 """The output head on the answers alone, and frozen weights in 16 bits: the same logits."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from backends.finetune.conftest import tiny_protocol
+from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.engines.torch.answer_head import answer_logits
 from backends.finetune.engines.torch.model import round_frozen_linears
+from backends.finetune.methods.conditions import parse_condition
+from backends.finetune.protocols.protocol import load_protocol
+from backends.finetune.tasks.encoding import EncodedExample, collate
+from backends.finetune.tasks.job import Job
 from backends.torch.conftest import IDS, tiny_model
 from reference.errors import ModelError
 
@@ -57,3 +64,15 @@ def test_frozen_linear_layers_in_bfloat16_give_the_bits_of_autocast(family: str)
     assert torch.equal(logits(), before)
     assert trained.weight.dtype == model.get_input_embeddings().weight.dtype == torch.float32
     assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_engine_rounds_what_is_frozen_alone(packing: bool, tiny_model: Path, tmp_path: Path) -> None:
+    protocol = load_protocol(str(tiny_protocol(tmp_path, tiny_model)), precision="mixed", packing=packing)
+    engine: Any = engine_factory("torch-cpu")[0](Job(tiny_model, protocol, parse_condition("modular"), 0))
+    rounded = {name for name, value in engine.model.named_parameters() if value.dtype == torch.bfloat16}
+    assert rounded
+    assert not rounded & {name for name, value in engine.model.named_parameters() if value.requires_grad}
+    engine.begin_phase(0, 1)
+    batch = collate([EncodedExample((3, 5, 7, 9), 1)], 0)
+    assert engine.step([batch], 0).loss > engine.scores([batch])[0].loss / 3 > 0

@@ -71,12 +71,12 @@ class TorchEngine:
             self.slot = LoraSlot(base, protocol.lora, extra=crma_size if condition.raised_rank else 0)
             self.model = self.slot.model
         self._allow_training(0)
-        if self._is_mixed() and self.slot is not None and not shard:  # FSDP wants one precision for what it shards
-            round_frozen_linears(self.model)
         if shard:
             shard_base(self.model, find_decoder(base).blocks, set(self._trainables().values()))
         if protocol.packing:
             check_packing(self.model)
+        if self._is_mixed() and self.slot is not None and not shard:  # FSDP wants one precision for what it shards
+            round_frozen_linears(self.model)  # which computes under autocast from here on
         if protocol.gradient_checkpointing and self.slot is not None:
             self.model.enable_input_require_grads()
         self.method: Method | None = None
