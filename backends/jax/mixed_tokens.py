@@ -16,8 +16,9 @@ def mixed_tokens(x: Array, mixing: Array, strength: Array, basis: Array) -> Arra
     tokens, wide_mixing, alpha, directions = widened(x, mixing, strength, basis)
     difference = difference_of(wide_mixing)
     if _few(tokens, directions):
-        moved = alpha * _mixed(difference, _read(tokens, directions))
-        return (tokens + _write(moved, directions)).astype(x.dtype)
+        # alpha times A, since alpha times the streams would leave the range of float32 for a small A
+        moved = _mixed(difference, _read(tokens, directions))
+        return (tokens + _write(moved, alpha * directions)).astype(x.dtype)
     write_out = alpha * over_streams(difference.T, directions)
     return (tokens + _write(_read(tokens, directions), write_out)).astype(x.dtype)
 
@@ -62,9 +63,10 @@ def _gradients_of_few(
     streams: Array,
     grad_streams: Array,
 ) -> tuple[Array, Array, Array, Array]:
-    mixed, grad_mixed = alpha * _mixed(difference, streams), alpha * _mixed(difference.T, grad_streams)
-    grad_x = upstream + _write(grad_mixed, directions)
-    grad_basis = (_over_tokens(mixed, upstream) + _over_tokens(grad_mixed, tokens)).reshape(directions.shape)
+    mixed, grad_mixed = _mixed(difference, streams), _mixed(difference.T, grad_streams)
+    grad_x = upstream + _write(grad_mixed, alpha * directions)
+    of_directions = _over_tokens(mixed, upstream) + _over_tokens(grad_mixed, tokens)
+    grad_basis = alpha * of_directions.reshape(directions.shape)
     n, r, d = directions.shape
     written, read = (h.reshape(tokens.size // d, n, r) for h in (grad_streams, streams))  # of no tokens, too
     correlation = jnp.einsum("tir,tjr->ij", written, read, precision=_PRECISION)

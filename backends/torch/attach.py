@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from backends.architecture import architecture_digest, describe
 from backends.torch.adapter import PARAMETERS, CRMAAdapter, is_replica
-from backends.torch.backbone import CRMABackbone, prepare_adapters, refuse_other_adapters
+from backends.torch.backbone import CRMABackbone, refuse_other_adapters
 from backends.torch.decoder import Decoder, base_model, find_decoder, refusal, text_config
 from backends.torch.functions import Kernels
+from backends.torch.preparation import prepare_adapters
 from backends.torch.writer import writers
 from reference.adapter import AdapterConfig
 from reference.errors import ConfigError, ModelError

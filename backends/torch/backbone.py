@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Lock, get_ident
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,9 +19,7 @@ from backends.torch.bypass import Block
 from backends.torch.certificates import AdapterState
 from backends.torch.checks import require_finite
 from backends.torch.data_displacement import MomentGatherer, StreamMoments, data_displacement, limit_data_displacement
-from backends.torch.functions import functions
-from backends.torch.prepared import Prepared, Promise
-from backends.torch.residual_mixing import adapter_strength, mixed_basis
+from backends.torch.preparation import is_sharded, prepare_adapters, promise_of, stacked
 from backends.torch.state import load_state, save_state
 from reference.adapter import AdapterConfig
 from reference.errors import BackendError, ModelError, StateFileError
@@ -104,7 +102,7 @@ class CRMABackbone(nn.Module):
         """
         layers = self._layers()
         prepare_adapters(layers)
-        promises = [(adapter, adapter.promise, _promise(adapter)) for adapter in layers]
+        promises = [(adapter, adapter.promise, promise_of(adapter)) for adapter in layers]
         try:
             for adapter, _, promise in promises:
                 adapter.promise = promise
@@ -158,7 +156,7 @@ class CRMABackbone(nn.Module):
         """A copy of all parameters, stacked over layers, on the first layer's device. Clause: STATE-1."""
         self._gather_none()
         with torch.no_grad():
-            return AdapterState(*(tensor.clone() for tensor in _stack(self._layers())))
+            return AdapterState(*(tensor.clone() for tensor in stacked(self._layers())))
 
     def finite_state(self) -> AdapterState:
         """:meth:`state`. Raises: NonFiniteError, naming the parameter, for NaN or infinity."""
@@ -172,7 +170,7 @@ class CRMABackbone(nn.Module):
         Raises: StateFileError if the shapes are another model's, NonFiniteError; then nothing is changed.
         """
         self._gather_none()
-        for field, new, old in zip(AdapterState._fields, state, _stack(self._layers()), strict=True):
+        for field, new, old in zip(AdapterState._fields, state, stacked(self._layers()), strict=True):
             if new.shape != old.shape:
                 raise StateFileError(
                     field,
@@ -330,21 +328,6 @@ def _stated(base_model: str, base_model_sha256: str) -> tuple[str, str]:
     return base_model, base_model_sha256
 
 
-def prepare_adapters(adapters: Sequence[CRMAAdapter]) -> None:
-    """Project all layers' logits in one batched call, and hand each adapter its M and alpha, and its C for inference.
-
-    A model over several devices takes one call for each. Parameters that FSDP shards are left alone: each adapter
-    projects its own when they are gathered, since only then do its gradients reach FSDP.
-
-    Clauses: SINK-1, MIX-5.
-    """
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and all(one.is_held() for one in adapters):
-        return
-    ready = [adapter for adapter in adapters if not adapter.bypassed() and not adapter._is_fsdp_managed_module]
-    for device in dict.fromkeys([adapter.basis.device for adapter in ready]):
-        _prepare_together([adapter for adapter in ready if adapter.basis.device == device])
-
-
 def refuse_other_adapters(computing: Sequence[Any], own: Sequence[CRMAAdapter], names: Sequence[str]) -> None:
     """Raises: ModelError where ``computing``, what stands behind the blocks of a model, is not ``own``."""
     other = next((i for i, (one, two) in enumerate(zip(computing, own, strict=False)) if one is not two), None)
@@ -361,49 +344,6 @@ def refuse_other_adapters(computing: Sequence[Any], own: Sequence[CRMAAdapter], 
         remedy="leave CRMA out of PEFT's modules_to_save, target_modules and target_parameters, since it trains as it "
         "is; to add or remove layers call detach_from_model() first and attach_crma afterwards",
     )
-
-
-def _prepare_together(adapters: Sequence[CRMAAdapter]) -> None:
-    for adapter in adapters:
-        adapter.refuse_changed_parameters()
-    state = _stack(adapters)
-    project = functions(adapters[0].kernels, state.mix_logits.device.type).sinkhorn_projection
-    mixing = project(state.mix_logits, adapters[0].config.iterations)
-    strength = adapter_strength(state.gate_logits, state.bases)
-    grad, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
-    mixed: Iterable[tuple[Tensor, Tensor] | None] = [None] * len(adapters)
-    if not grad:
-        c = mixed_basis(mixing, strength, state.bases)
-        mixed = zip(state.bases.flatten(1, 2).unbind(), c.flatten(1, 2).unbind(), strict=True)
-    thread = get_ident() if grad and not compiling else None
-    layers = zip(adapters, mixing.unbind(), strength.unbind(), mixed, strict=True)
-    for layer, (adapter, m, alpha, mixed_one) in enumerate(layers):
-        adapter.prepare(Prepared(m, alpha, mixed_one, state, layer, with_graph=grad, traced=compiling, thread=thread))
-
-
-def _promise(adapter: CRMAAdapter) -> Promise | None:
-    if adapter._is_fsdp_managed_module or any(one.is_meta or one.is_inference() for one in adapter.parameters()):
-        return None
-    return Promise(adapter._parameters)
-
-
-def _stack(adapters: Sequence[CRMAAdapter]) -> AdapterState:
-    device = adapters[0].basis.device
-    return AdapterState(
-        torch.stack([_whole(adapter.mix_logits).to(device) for adapter in adapters]),
-        torch.cat([_whole(adapter.gate_logit).to(device) for adapter in adapters]),
-        torch.stack([_whole(adapter.basis).to(device) for adapter in adapters]),
-    )
-
-
-def is_sharded(parameter: Any) -> bool:
-    """Whether FSDP2 has spread the parameter over processes, so that reading it whole takes all of them."""
-    return hasattr(parameter, "full_tensor")
-
-
-def _whole(parameter: Any) -> Tensor:
-    whole: Tensor = parameter.full_tensor() if is_sharded(parameter) else parameter
-    return whole
 
 
 def require_finite_state(state: AdapterState) -> None:

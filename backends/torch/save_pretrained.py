@@ -14,9 +14,10 @@ from torch import nn
 from backends.atomic import atomic_write
 from backends.torch.adapter import PARAMETERS, CRMAAdapter
 from backends.torch.attach import attached_backbone
-from backends.torch.backbone import CRMABackbone, is_sharded, require_finite_state
+from backends.torch.backbone import CRMABackbone, require_finite_state
 from backends.torch.certificates import AdapterState
 from backends.torch.decoder import base_model
+from backends.torch.preparation import is_sharded
 from backends.torch.state import encoded
 from reference.errors import ConfigError
 

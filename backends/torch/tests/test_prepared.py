@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from backends.torch import CRMAAdapter, CRMABackbone, attach_crma, sinkhorn_projection
-from backends.torch.backbone import prepare_adapters
 from backends.torch.conftest import IDS, tiny_model
 from backends.torch.functions import functions
+from backends.torch.preparation import prepare_adapters
 from reference.errors import BackendError
 
 
@@ -338,7 +338,7 @@ def counted_projections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]
         return sinkhorn_projection(mix_logits, iterations)
 
     chosen = functions("torch", "cpu")._replace(sinkhorn_projection=counted)
-    monkeypatch.setattr("backends.torch.backbone.functions", lambda *_: chosen)
+    monkeypatch.setattr("backends.torch.preparation.functions", lambda *_: chosen)
     return shapes
 
 

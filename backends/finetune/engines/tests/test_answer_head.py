@@ -49,6 +49,13 @@ def test_a_head_that_is_given_other_positions_is_refused() -> None:
     assert model(input_ids=IDS).logits.shape[:2] == IDS.shape
 
 
+def test_logits_that_are_not_of_the_head_are_refused() -> None:
+    model = tiny_model("llama")
+    model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: output[:, :2])
+    with pytest.raises(ModelError, match=r"got logits of shape \(1, 2"):
+        answer_logits(model, {"input_ids": IDS}, ROWS, COLUMNS)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
 def test_frozen_linear_layers_in_bfloat16_give_the_bits_of_autocast(family: str) -> None:
     model = tiny_model(family).requires_grad_(False)

@@ -16,19 +16,22 @@ def answer_logits(model: Any, arguments: dict[str, Any], rows: Tensor, columns: 
     The head's input is cut to these positions before the head is called, so what a family does to its logits afterwards
     (Gemma's soft-capping, Granite's scale) holds for them too. A model whose head is not found computes them all.
 
-    Raises: ModelError where the head was called with other sizes. Source: ours.
+    Raises: ModelError where the head was called with other sizes, or the logits are not its. Source: ours.
     """
     shape, cut = arguments["input_ids"].shape, list[int]()
 
-    def cut_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *others = inputs
-        if hidden.shape[:2] != shape:
+    def require(what: str, found: Tensor, positions: tuple[int, ...]) -> None:
+        if tuple(found.shape[:2]) != positions:
             raise ModelError(
                 f"the output head of {type(model).__name__}",
-                got=f"an input of shape {tuple(hidden.shape)}",
-                allowed=f"{tuple(shape)} positions, as the model itself was given",
-                remedy="report this model: its forward pass leaves positions out",
+                got=f"{what} of shape {tuple(found.shape)}",
+                allowed=f"{positions} positions, as it was given",
+                remedy="report this model: its forward pass leaves positions out, or makes logits of something else",
             )
+
+    def cut_input(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *others = inputs
+        require("an input", hidden, tuple(shape))
         cut.append(len(hidden))
         return hidden[rows, columns][None], *others
 
@@ -40,4 +43,7 @@ def answer_logits(model: Any, arguments: dict[str, Any], rows: Tensor, columns: 
         logits: Tensor = model(**arguments).logits
     finally:
         handle.remove()
-    return logits[0] if cut else logits[rows, columns]
+    if not cut:
+        return logits[rows, columns]
+    require("logits", logits, (1, len(rows)))
+    return logits[0]
