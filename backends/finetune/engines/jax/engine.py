@@ -87,6 +87,13 @@ class JaxEngine:
         rows = self.placement.rows(self.protocol.batch_size)
         return self.placement.batch(padded(batch, rows, self.protocol.max_tokens))
 
+    def _parts(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """In batches as small as those of a step, for which alone the programs are compiled."""
+        at_once = self.protocol.batch_size
+        for batch in batches:
+            for first in range(0, len(batch.labels), at_once):
+                yield batch.rows(range(first, min(first + at_once, len(batch.labels))))
+
     # Training -------------------------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: int, steps: int) -> None:
@@ -152,7 +159,7 @@ class JaxEngine:
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         if self.condition.data_budget is None:  # no method runs here
             return
-        for batch in examples:
+        for batch in self._parts(examples):
             totals = stream_totals(self.compute, self.params, self._answering(), self._on_device(batch))
             with divergence(phase):
                 found = moments_of(totals, int(batch.later_tokens.sum()))
@@ -167,13 +174,7 @@ class JaxEngine:
             self._load_crma(files.crma)
 
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
-        at_once = self.protocol.batch_size
-        parts = [
-            batch.rows(range(first, min(first + at_once, len(batch.labels))))
-            for batch in batches
-            for first in range(0, len(batch.labels), at_once)
-        ]
-        scored = [score for part in parts for score in self._scores(part)]
+        scored = [score for part in self._parts(batches) for score in self._scores(part)]
         check_scores((score.loss for score in scored), self.phase)
         return scored
 
