@@ -2,11 +2,13 @@
 
     python -m bench.collect_runs runs/quickstart --out bench/results/quickstart.json
     python -m bench.collect_runs runs/seed-5 runs/seed-6 --join --out bench/results/forgetting.json
+    python -m bench.collect_runs runs/seed-7 --add --out bench/results/forgetting.json
 
-With ``--join`` folders that differ in their seeds and conditions alone become one entry.
+With ``--join`` folders that differ in their seeds and conditions alone become one entry; with ``--add`` they join the
+one entry that the file holds, whose folders may be gone.
 
 Per condition and seed: the holdout matrix in nats per answer token and, where it was measured, the loss of each task
-before its own phase; drift, final holdout, advantage over FROZEN of the same seed (from the same folder, or from
+before its own phase; drift, final holdout, advantage over FROZEN of the same seed (from the same entry, or from
 ``--frozen``), seconds and tokens of training; of every held-out text its loss after its task's own phase and after the
 last one. Per seed, where it was measured: the holdout losses of the bare model.
 
@@ -26,15 +28,17 @@ from backends.finetune.runs.run_folder import checked_results
 from bench import program
 from reference.errors import ConfigError
 
-PARTS = ("phases", "base", "panels")
+Entry = dict[str, Any]
+#: part of an entry -> what tells its records apart
+PARTS = {"base": ("seed",), "panels": ("condition", "seed"), "rows": ("condition", "seed")}
 
 
-def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
-    """The finished conditions and seeds of one run folder, as JSON values."""
+def collect(results: RunResults) -> Entry:
+    """The finished conditions and seeds of one run folder, as JSON values; advantages are :func:`compared`'s."""
     rows = []
     for condition in results.conditions:
         for seed in results.complete_seeds(condition):
-            metrics, baseline = results.metrics(condition, seed), frozen.metrics("frozen", seed)
+            metrics = results.metrics(condition, seed)
             assert metrics is not None
             phases = results.phases_of(condition, seed)
             matrix = results.holdout_matrix(condition, seed)
@@ -45,7 +49,7 @@ def collect(results: RunResults, frozen: RunResults) -> dict[str, Any]:
                     "drift": metrics.drift,
                     "drift_per_task": metrics.drift_per_task.tolist(),
                     "final_holdout": metrics.final_holdout,
-                    "advantage": baseline and reference.advantage(baseline.final_holdout, metrics.final_holdout),
+                    "advantage": None,
                     "holdout": [row[~np.isnan(row)].tolist() for row in matrix],
                     "before": [phase.before for phase in phases],
                     "exact_match": [phase.exact_match for phase in phases],
@@ -78,14 +82,17 @@ def _texts(results: RunResults, condition: str, seed: int) -> list[dict[str, Any
     return [dict(zip(names, table.T.round(5).tolist(), strict=True)) for table in tables]
 
 
-def joined(runs: Sequence[RunResults]) -> RunResults:
-    """The results of several folders as one. Raises: ConfigError where more than seeds and conditions differs."""
-    first, *others = runs
+def joined(entries: Sequence[Entry]) -> Entry:
+    """Several entries as one; a later record takes the place of the same one before.
+
+    Raises: ConfigError where more than seeds and conditions differs.
+    """
+    first, *others = entries
     for other in others:
         pairs = [
-            *((f"config.{key}", value, other.run.config.get(key)) for key, value in first.run.config.items()),
-            *((key, getattr(first.run, key), getattr(other.run, key)) for key in ("model", "backend", "machine")),
-            *((key, value, other.run.versions.get(key)) for key, value in first.run.versions.items()),
+            *((f"config.{key}", value, other["config"].get(key)) for key, value in first["config"].items()),
+            *((key, first[key], other[key]) for key in ("model", "backend", "machine")),
+            *((key, value, other["versions"].get(key)) for key, value in first["versions"].items()),
         ]
         may_differ = ("config.seeds", "config.conditions", "commit")
         if differing := [key for key, a, b in pairs if a != b and key not in may_differ]:
@@ -95,14 +102,27 @@ def joined(runs: Sequence[RunResults]) -> RunResults:
                 allowed="runs of one protocol and model on one machine, with other seeds or conditions",
                 remedy="leave --join out, and each folder is an entry of its own",
             )
-    commits = ", ".join(dict.fromkeys(run.run.versions.get("commit", "") for run in runs))
-    seeds = tuple(dict.fromkeys(seed for run in runs for seed in run.seeds))
-    conditions = in_order(name for run in runs for name in run.conditions)
-    config = first.run.config | {"seeds": list(seeds), "conditions": list(conditions)}
-    versions = first.run.versions | {"commit": commits}
-    of_all = {"config": config, "versions": versions, "seeds": list(seeds), "conditions": list(conditions)}
-    phases, base, panels = ({key: value for run in runs for key, value in getattr(run, part).items()} for part in PARTS)
-    return RunResults(first.run.model_copy(update=of_all), conditions, seeds, phases, base, panels)
+    commits = dict.fromkeys(name for entry in entries for name in entry["versions"].get("commit", "").split(", "))
+    conditions = in_order(name for entry in entries for name in entry["config"]["conditions"])
+    seeds = sorted({seed for entry in entries for seed in entry["config"]["seeds"]})
+    found = first | {
+        "config": first["config"] | {"seeds": seeds, "conditions": list(conditions)},
+        "versions": first["versions"] | {"commit": ", ".join(commits)},
+    }
+    for part, keys in PARTS.items():
+        records = {tuple(record[key] for key in keys): record for entry in entries for record in entry[part]}
+        found[part] = list(records.values())
+    found["rows"].sort(key=lambda row: (conditions.index(row["condition"]), row["seed"]))
+    return found
+
+
+def compared(entry: Entry, frozen: Entry) -> Entry:
+    """The entry with each row's advantage over FROZEN of the same seed, where ``frozen`` has it."""
+    against = {row["seed"]: row["final_holdout"] for row in frozen["rows"] if row["condition"] == "frozen"}
+    for row in entry["rows"]:
+        baseline = against.get(row["seed"])
+        row["advantage"] = baseline and reference.advantage(baseline, row["final_holdout"])
+    return entry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,14 +130,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--frozen", type=Path, help="run folder whose FROZEN all are compared with")
     parser.add_argument("--join", action="store_true", help="make one entry of all folders")
+    parser.add_argument("--add", action="store_true", help="join them with the one entry that --out holds")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
 
     def collected() -> None:
-        frozen = options.frozen and checked_results(options.frozen)
-        found = [checked_results(folder) for folder in options.folders]
-        found = [joined(found)] if options.join else found
-        program.store(options.out, [collect(results, frozen or results) for results in found])
+        frozen = options.frozen and collect(checked_results(options.frozen))
+        found = [collect(checked_results(folder)) for folder in options.folders]
+        if options.add:
+            found = [*program.read_stored(options.out), *found]
+        if options.join or options.add:
+            found = [joined(found)]
+        program.store(options.out, [compared(entry, frozen or entry) for entry in found])
 
     return program.run("collect_runs", collected)
 

@@ -20,7 +20,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from backends.atomic import atomic_write
-from backends.files import read_json
 from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.paper import paper_rows
 from backends.finetune.report.pictures import draw_pictures
@@ -82,18 +81,9 @@ def stored_results(entry: dict[str, Any]) -> RunResults:
     return RunResults(run, conditions, seeds, phases, base, {(panel.condition, panel.seed): panel for panel in panels})
 
 
-def read_stored(path: Path, by: str = "bench.collect_runs") -> Any:
-    """What a program stored. Raises: ConfigError."""
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        allowed = f"what {by} writes"
-        raise ConfigError(f"file {path}", got=str(error), allowed=allowed, remedy="measure again") from error
-
-
 def the_one(path: Path) -> RunResults:
     """The results of a file with one entry."""
-    (entry,) = read_stored(path)
+    (entry,) = program.read_stored(path)
     return stored_results(entry)
 
 
@@ -155,7 +145,7 @@ VARIED = {
 def baselines_table() -> Rows:
     """bench/README.md: each baseline at the values that were tried; what the comparison uses comes first."""
     yield ["baseline", "value", "seeds", "drift, %", "final holdout, nats", "advantage, %"]
-    (compared,), tried = read_stored(COMPARISON), read_stored(RESULTS / "baselines_tried.json")
+    (compared,), tried = program.read_stored(COMPARISON), program.read_stored(RESULTS / "baselines_tried.json")
     for condition, (section, name, text) in VARIED.items():
         for entry in [compared, *tried]:
             rows = [row for row in entry["rows"] if row["condition"] == condition]
@@ -187,7 +177,7 @@ def quickstart_table() -> Rows:
 def tried_table() -> Rows:
     """bench/README.md: what was tried before the quickstart's values were chosen; all at one seed."""
     yield ["LoRA rate", "examples × epochs", "CRMA rates", "budget δ", "drift", "final holdout", "advantage"]
-    for entry in read_stored(RESULTS / "quickstart_tried.json"):
+    for entry in program.read_stored(RESULTS / "quickstart_tried.json"):
         config, (row,) = entry["config"], entry["rows"]
         crma, condition = config["crma"], row["condition"]
         holdout = "" if config["holdout"] == 32 else f", holdout {config['holdout']}"
@@ -205,7 +195,7 @@ def tried_table() -> Rows:
 def suite_table() -> Rows:
     """bench/README.md: what a run of the conformance suite costs, as :mod:`bench.conformance_suite` stored it."""
     yield ["backend", "profile", "processes", "seconds", "processor seconds", "peak, MiB", "tests", "shapes"]
-    for run in read_stored(SUITE, "bench.conformance_suite")["runs"]:
+    for run in program.read_stored(SUITE, "bench.conformance_suite")["runs"]:
         yield [
             f"`{' '.join([run['backend'], *run['arguments']])}`",
             run["profile"],
@@ -219,7 +209,7 @@ def suite_table() -> Rows:
 
 def mutants_table() -> Rows:
     """bench/README.md: how many wrong ports each profile misses, as ``conformance.selftest.mutant_runs`` stored it."""
-    stored = read_stored(RESULTS / "conformance_mutants.json", "conformance.selftest.mutant_runs")
+    stored = program.read_stored(RESULTS / "conformance_mutants.json", "conformance.selftest.mutant_runs")
     missed = [stored[f"missed by {profile}"] for profile in ("full", "quick")]
     yield ["wrong ports", "missed in full", "missed by `--quick`", "of these wrong at some sizes or values alone"]
     yield [str(n) for n in (stored["mutants"], *map(len, missed), sum("_where_" in name for name in missed[1]))]
@@ -227,7 +217,8 @@ def mutants_table() -> Rows:
 
 def forgetting_tried_table() -> Rows:
     """bench/README.md: LoRA's rate on FROZEN's first task, by which the rate of `forgetting` was chosen."""
-    entries = sorted(read_stored(RESULTS / "forgetting_tried.json"), key=lambda e: e["config"]["lora"]["learning_rate"])
+    entries = program.read_stored(RESULTS / "forgetting_tried.json")
+    entries.sort(key=lambda entry: entry["config"]["lora"]["learning_rate"])
     seeds = [row["seed"] for row in entries[0]["rows"]]
     yield ["LoRA rate", *(f"holdout, seed {seed}" for seed in seeds), "mean"]
     for entry in entries:

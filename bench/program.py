@@ -101,6 +101,15 @@ def store(path: Path, figures: Any) -> None:
     atomic_write(path, text.encode() + b"\n")
 
 
+def read_stored(path: Path, by: str = "bench.collect_runs") -> Any:
+    """What a program stored. Raises: ConfigError."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        allowed = f"what {by} writes"
+        raise ConfigError(f"file {path}", got=str(error), allowed=allowed, remedy="measure again") from error
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """A table as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -13,9 +13,14 @@ from bench import collect_runs, evidence, forgetting, program
 from reference.errors import ConfigError
 
 
-def stored(path, *results):
-    program.store(path, [collect_runs.collect(each, each) for each in results])
-    return [evidence.stored_results(entry) for entry in evidence.read_stored(path)]
+def entry(results):
+    found = collect_runs.collect(results)
+    return collect_runs.compared(found, found)
+
+
+def stored(path, *entries):
+    program.store(path, list(entries))
+    return [evidence.stored_results(each) for each in program.read_stored(path)]
 
 
 def run(seed, **factors):
@@ -33,7 +38,7 @@ FACTORS = {"naive": (1.5, 0.9), "frozen": (1.0, 1.0), "modular": (0.98, 0.97), "
 
 def test_figures_and_intervals_are_those_of_the_runs(tmp_path):
     given = run(5, **FACTORS)
-    (again,) = stored(tmp_path / "one.json", given)
+    (again,) = stored(tmp_path / "one.json", entry(given))
     for name in given.with_snapshots:
         assert values_of(again, name, [5]) == values_of(given, name, [5])
         for figure in ("drift", "advantage", "later"):
@@ -42,7 +47,8 @@ def test_figures_and_intervals_are_those_of_the_runs(tmp_path):
 
 def test_folders_of_other_seeds_become_one_entry(tmp_path):
     one, two = run(5, **FACTORS), run(6, **FACTORS | {"modular": (0.9, 0.9)})
-    (again,) = stored(tmp_path / "joined.json", collect_runs.joined([one, two]))
+    joined = collect_runs.joined([collect_runs.collect(one), collect_runs.collect(two)])
+    (again,) = stored(tmp_path / "joined.json", collect_runs.compared(joined, joined))
     assert again.seeds == (5, 6)
     assert json.loads((tmp_path / "joined.json").read_text())[0]["versions"]["commit"] == "5, 6"
     for seed, alone in ((5, one), (6, two)):
@@ -51,7 +57,7 @@ def test_folders_of_other_seeds_become_one_entry(tmp_path):
     assert with_crma[:3] == ["MODULAR", "FROZEN", "2"]
     two.run.versions["torch"] = "2"
     with pytest.raises(ConfigError, match="--join: got folders that differ in torch"):
-        collect_runs.joined([one, two])
+        collect_runs.joined([collect_runs.collect(one), collect_runs.collect(two)])
 
 
 def test_rows_of_numbers_stay_on_a_line_and_words_as_they_are(tmp_path):

@@ -12,8 +12,7 @@ import reference
 from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.methods.method import section_name
 from backends.finetune.protocols.protocol import Protocol, load_protocol
-from bench import evidence
-from bench.program import markdown
+from bench import evidence, program
 
 if not (evidence.ROOT / "README.md").is_file():
     pytest.skip("the READMEs lie in a checkout", allow_module_level=True)
@@ -28,7 +27,7 @@ def test_tables_and_pictures_show_what_is_stored() -> None:
 @pytest.mark.parametrize("name", evidence.TABLES)
 def test_a_figure_that_differs_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rows = evidence.TABLES[name]
-    text, table = path.read_text(encoding="utf-8"), markdown(rows())
+    text, table = path.read_text(encoding="utf-8"), program.markdown(rows())
     place = text.index(table) + max(table.rindex(digit) for digit in "0123456789" if digit in table)
     wrong = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
     (tmp_path / path.name).write_text(wrong, encoding="utf-8")
@@ -52,7 +51,7 @@ def test_a_picture_of_other_results_is_noticed(tmp_path: Path, monkeypatch: pyte
 def test_stored_figures_are_those_of_their_holdout_matrices(name: str) -> None:
     """The advantage is over FROZEN of the same seed and setting, which is in the file or in the comparison."""
     frozen: dict[tuple[Any, ...], float] = {}
-    for entry in [*evidence.read_stored(evidence.COMPARISON), *evidence.read_stored(evidence.RESULTS / name)]:
+    for entry in [*program.read_stored(evidence.COMPARISON), *program.read_stored(evidence.RESULTS / name)]:
         results, config = evidence.stored_results(entry), entry["config"]
         setting = (config["lora"]["learning_rate"], config["train"], config["epochs"])
         for row in sorted(entry["rows"], key=lambda row: row["condition"] != "frozen"):
@@ -68,7 +67,7 @@ def test_stored_figures_are_those_of_their_holdout_matrices(name: str) -> None:
 
 def test_the_command_that_is_named_repeats_the_stored_comparison() -> None:
     """Every setting that decides a result is the protocol's of today, so the command gives the stored file again."""
-    (entry,) = evidence.read_stored(evidence.COMPARISON)
+    (entry,) = program.read_stored(evidence.COMPARISON)
     today = json.loads(load_protocol("comparison").model_dump_json())
     of_others = {section_name(name) for name in SECTIONS if name not in today["conditions"]}  # methods that do not run
     decides = {key: value for key, value in today.items() if key not in {"description", *of_others}}

@@ -1,6 +1,7 @@
 """The measuring programs of bench/: a mistake is one message, and a file says what its figures are of."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,12 +48,13 @@ def failing(capfd):
 def finished(tmp_path):
     """Write a run folder with one finished phase, given what its run record has besides."""
 
-    def write(**fields):
-        folder = tmp_path / "run"
+    def write(condition="frozen", holdout=1.5, **fields):
+        folder = tmp_path / f"run-{condition}"
         folder.mkdir()
-        record = {"protocol": "p", "model": "m", "backend": "torch-cpu", "tasks": ["a"], "seeds": [0]}
-        append_record(folder / "results.jsonl", {"kind": "run", "conditions": ["frozen"]} | record | fields)
-        phase = {"condition": "frozen", "seed": 0, "phase": 0, "task": "a", "losses": [2.0], "holdout": {"a": 1.5}}
+        config = {"tasks": ["a"], "seeds": [0], "conditions": [condition]}
+        record = {"protocol": "p", "model": "m", "backend": "torch-cpu", **config, "config": config}
+        append_record(folder / "results.jsonl", {"kind": "run"} | record | fields)
+        phase = {"condition": condition, "seed": 0, "phase": 0, "task": "a", "losses": [2.0], "holdout": {"a": holdout}}
         append_record(folder / "results.jsonl", {"kind": "phase", "seconds": 1.0, "tokens": 9} | phase)
         return folder
 
@@ -113,6 +115,25 @@ def test_a_collected_run_says_whether_its_weights_are_random(finished, tmp_path)
     (run,) = json.loads(out.read_text())
     assert run["random_weights"] is True
     assert run["rows"][0]["final_holdout"] == 1.5
+
+
+def test_a_run_joins_what_is_stored_though_its_folder_is_gone(finished, tmp_path, failing):
+    out, first = tmp_path / "figures.json", finished()
+    assert collect_runs.main([str(first), "--out", str(out)]) == 0
+    shutil.rmtree(first)
+    later = finished("modular", 1.2)
+    for _ in range(2):  # a second time it takes its own place
+        assert collect_runs.main([str(later), "--add", "--out", str(out)]) == 0
+        (run,) = json.loads(out.read_text())
+        assert [(row["condition"], row["advantage"]) for row in run["rows"]] == [
+            ("frozen", 0.0),
+            ("modular", pytest.approx(0.2)),
+        ]
+    before = out.read_bytes()
+    message = failing(collect_runs, finished("naive", 1.2, machine="other"), "--add", "--out", out)
+    assert "got folders that differ in machine" in message
+    assert out.read_bytes() == before
+    assert "figures.json" in failing(collect_runs, later, "--add", "--out", tmp_path / "no" / "figures.json")
 
 
 @pytest.mark.parametrize("backend", ["torch-cpu", "jax-cpu"])
