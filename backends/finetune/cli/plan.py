@@ -58,6 +58,7 @@ def plan(
     from backends.finetune.protocols.supported import check_backend, check_supported
     from backends.finetune.report.terminal import Terminal
     from backends.finetune.tasks.task import parse_task_options
+    from backends.finetune.training.precision import on_this_processor
     from backends.finetune.training.threads import set_up_framework
 
     check_backend(backend)
@@ -86,7 +87,9 @@ def plan(
     check("full" if measure_layers else random_weights)
     set_up_framework(backend, threads)
     machine, limit = this_machine(backend, devices, shard, memory, throughput)
-    notes: list[str] = []
+    chosen = [f"precision={precision}"] if precision else settings or []
+    loaded, said = on_this_processor(loaded, backend, chosen)
+    notes = [said] if said else []
     folder, is_here, size = model_folder(loaded.model, random_weights, notes)
     check(size)
     check_fits(folder, loaded)

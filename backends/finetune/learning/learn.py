@@ -47,6 +47,7 @@ from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Task, fingerprint
 from backends.finetune.tasks.texts import said_of
 from backends.finetune.training.encoded_tasks import EncodedTasks
+from backends.finetune.training.precision import on_this_processor
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.run_identity import digest_of as digest_of_json
 from backends.finetune.training.run_identity import run_record
@@ -144,6 +145,8 @@ def learn(
         earlier = _texts(folder, assistant)
         splits = split_examples(read, held_out, earlier)
         protocol = _protocol(lesson, splits, path, assistant)
+        chosen = settings if assistant is None else [f"precision={assistant.protocol.precision}"]
+        protocol, slow = on_this_processor(protocol, backend, chosen)
         condition = replace(KNOWN["modular-ratchet"], start=lesson.start)
         check_supported(protocol, [condition], backend, shard=False, random_weights="full" if is_random(path) else None)
         check_fits(path, protocol)
@@ -163,8 +166,9 @@ def learn(
             )
             assistant = folder.read()
         _begin(folder, lesson, phase, task, splits, protocol, backend)
-        if said := said_of({task.name: taught.texts[0]}):
-            console.print(said, soft_wrap=True, highlight=False)
+        for said in (slow, said_of({task.name: taught.texts[0]})):
+            if said:
+                console.print(said, soft_wrap=True, highlight=False)
         if splits.left_out:
             console.print(
                 f"Left out of the training: {splits.left_out} texts that a task is measured by.", highlight=False

@@ -31,6 +31,7 @@ from backends.finetune.tasks.named import drawn_order, named_task
 from backends.finetune.tasks.task import Task, check_task_names, check_tasks, fingerprint, with_decision
 from backends.finetune.tasks.texts import count_texts, encode_tasks, said_of
 from backends.finetune.training.branch import EVALUATION_COST
+from backends.finetune.training.precision import on_this_processor
 from backends.finetune.training.progress import Progress
 from backends.finetune.training.run_identity import WORDS, digest_of, identity_of, run_record
 from backends.finetune.training.session import run_session
@@ -95,8 +96,11 @@ def finetune(
     refuse_links(folder)
     used = set_up_framework(backend, threads)
     load_backend(backend)  # a missing device is one clear error, before anything is loaded
+    loaded, said = on_this_processor(loaded, backend, settings)
     make_engine, world = engine_factory(backend, mesh, shard=shard)
     with world.joined():
+        if said:
+            Terminal(quiet=quiet or world.rank > 0).print(said, soft_wrap=True, markup=False, highlight=False)
         if random_weights is not None:
             path = random_model_folder(loaded.model, size=random_weights).resolve()
         else:

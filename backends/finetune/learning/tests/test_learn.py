@@ -15,6 +15,7 @@ from backends.finetune.learning.forget import forget
 from backends.finetune.learning.learn import learn
 from backends.finetune.learning.tests.conftest import SETTINGS, content, rows, write_jsonl
 from backends.finetune.runs.assistant_folder import AssistantFolder
+from backends.finetune.training import precision
 from reference.errors import ConfigError, DiskSpaceError, ModelError, ProtocolError, RunFolderError, TaskDataError
 
 
@@ -89,6 +90,25 @@ def test_texts_are_split_by_document_and_none_is_on_two_sides(tmp_path, teach):
     assert [record.texts[side].texts for side in ("train", "holdout", "decision")] == [
         4 * len(trained), len(texts.reported), len(texts.decision)
     ]  # fmt: skip
+
+
+def test_an_assistant_keeps_the_precision_of_its_first_task(tmp_path, tiny_model, monkeypatch, capfd):
+    """On a processor without instructions for bfloat16 it begins in float32; one that was begun in mixed stays so."""
+    mixed = [setting for setting in SETTINGS if not setting.startswith("precision")]
+    for has_instructions in (True, False):
+        for letter in "ab":
+            data = write_jsonl(tmp_path / f"{letter}.jsonl", rows(letter))
+            monkeypatch.setattr(precision, "multiplies_bfloat16", lambda has=has_instructions or letter == "b": has)
+            folder = tmp_path / str(has_instructions)
+            found = learn(data, folder, model=tiny_model, settings=mixed, threads=1, answers=0)
+            said = "so precision=float32 in place of mixed" in " ".join(capfd.readouterr().out.split())
+            assert said == (not has_instructions and letter == "a")
+        expected = "mixed" if has_instructions else "float32"
+        assert {found.protocol.precision, *(record.config["precision"] for record in found.learned)} == {expected}
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
+    data = write_jsonl(tmp_path / "c.jsonl", rows("c"))
+    learn(data, tmp_path / "True", settings=mixed, threads=1, answers=0)
+    assert "precision=mixed may take ten times as long" in " ".join(capfd.readouterr().out.split())
 
 
 def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_model, monkeypatch):
