@@ -81,6 +81,17 @@ class SquaresTheTokens(Around):
         return of_parameters._replace(x=super().call(function, *arguments).x)
 
 
+class StrengthBeforeTheBasis(NumpyPort):
+    """``A^T (alpha z)`` for ``alpha (A^T z)``: the same number, but for a large x beside a small basis it overflows."""
+
+    def adapter_forward(self, x: Array, mix_logits: Array, gate_logit: Array, basis: Array, iterations: int) -> Array:
+        tokens, gate, rows = self.checked_inputs(x, mix_logits, gate_logit, basis)
+        mixing = self.oriented(self.sinkhorn_projection(mix_logits, iterations))
+        with np.errstate(all="ignore"):
+            streams = self.strength(gate, rows) * self.read(tokens, rows)
+            return np.asarray((tokens + self.write(mixing @ streams - streams, rows)).astype(x.dtype))
+
+
 _ELSEWHERE = (PROJECTION, STATE_FILE)
 _FORWARD = (PROJECTION, ADAPTER, STATE_FILE)
 _FAR = ("test_linear_in_x_and_in_the_cotangent_at_any_magnitude",)
@@ -94,6 +105,7 @@ MUTANTS = tuple(
         ("one_block_of_matrices", partial(Returns, PROJECT, one_block_of_matrices), ("test_projection",), _FORWARD),
         ("no_more_than_20_iterations", NoMoreThan20Iterations, ("test_projection",), _FORWARD),
         ("powers_of_kappa_overflow", PowersOfKappaOverflow, (ADAPTER,), _ELSEWHERE),
+        ("strength_before_the_basis", StrengthBeforeTheBasis, _FAR, _ELSEWHERE),
         ("squares_the_tokens", partial(SquaresTheTokens, FORWARD), _FAR, _FORWARD),
         ("norms_the_tokens_in_the_gradient", partial(SquaresTheTokens, VJP), _FAR, _FORWARD),
     )
