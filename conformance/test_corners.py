@@ -69,9 +69,9 @@ def test_linear_in_x_and_in_the_cotangent_at_any_magnitude(backend, of_x, of_cot
         gradients = backend.adapter_vjp(large, logits, gate, rows, upstream, 20)
         results.append([backend.adapter_forward(large, logits, gate, rows, 20), *gradients])
     of_sums = of_x + of_cotangent
-    powers = {"y": of_x, "x": of_cotangent, "basis": of_sums - of_basis}
+    power_of = {"y": of_x, "x": of_cotangent, "basis": of_sums - of_basis}
     for name, plain, scaled in zip(("y", *INPUTS), *results, strict=True):
-        expected = np.float64(plain) * 2.0 ** powers.get(name, of_sums)
+        expected = np.float64(plain) * 2.0 ** power_of.get(name, of_sums)
         size = float(np.abs(expected).max())
         comparison = Comparison(np.float64(scaled) / size, expected / size, 1.0)
         assert_agrees(comparison, FORWARD, backend, "GRAD-8", (name, of_x, of_cotangent, of_basis))

@@ -100,8 +100,8 @@ FILES = {
     "d.json": json.dumps({"version": 1, "data": ROWS}, indent=2).encode(),
     "e.csv": as_csv(ROWS).encode(),
     "f.tsv": as_csv(ROWS, "\t").encode(),
-    "g.jsonl.gz": gzip.compress(LINES.encode()),
-    "h.csv.gz": gzip.compress(as_csv(ROWS).encode()),
+    "g.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),
+    "h.csv.gz": gzip.compress(as_csv(ROWS).encode(), mtime=0),
 }
 
 
@@ -161,8 +161,8 @@ def test_a_folder_of_files_is_read_by_split(tmp_path):
         ("a.csv", "prompt,response\né,b\n".encode("latin-1"), "line 2: got byte 0xe9, which is not UTF-8"),
         ("a.csv", "prompt,response\na,b\n".encode("utf-16"), "got text in UTF-16"),
         ("a.csv", b"PK\x03\x04....", "a.csv: got a zip file"),
-        ("a.jsonl", gzip.compress(LINES.encode()), "a.jsonl: got a gzip file"),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "no whole gzip file"),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "a.jsonl: got a gzip file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "no whole gzip file"),
         ("a.jsonl.gz", LINES.encode(), "no whole gzip file"),
         ("a.xlsx", b"PK\x03\x04", "a.xlsx: got a file .xlsx; allowed: .jsonl, .json, .csv"),
         ("a", b"", "got a file without a suffix"),
