@@ -11,12 +11,14 @@ from backends.finetune.protocols.protocol import Protocol
 
 @dataclass(frozen=True)
 class Counts:
-    """Values: of the base model; of them those in its linear layers that 4-bit quantization stores (all but the head);
-    of one task's LoRA, in all and per rank; of the CRMA of all layers; of each layer's sizes, d and how many layers.
+    """Values: of the base model; of them those in its linear layers that 4-bit quantization stores (all but the head),
+    and of a head that shares nothing with the embedding; of one task's LoRA, in all and per rank; of the CRMA of all
+    layers; of each layer's sizes, d and how many layers.
     """
 
     base: int
     linear: int
+    head: int
     lora: int
     lora_per_rank: int
     crma: int
@@ -52,11 +54,13 @@ def count_parameters(config: Any, protocol: Protocol) -> Counts:
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear) and module is not head and ".lora_" not in f".{name}"
     )
+    shared = head is None or head.weight is base.get_input_embeddings().weight
     sizes = protocol.crma
     per_layer = sizes.streams**2 + 1 + sizes.streams * sizes.rank * config.hidden_size
     return Counts(
         base=sum(value.numel() for name, value in model.named_parameters() if ".lora_" not in name),
         linear=linear,
+        head=0 if shared else head.weight.numel(),
         lora=lora,
         lora_per_rank=lora // protocol.lora.rank,
         crma=config.num_hidden_layers * per_layer,

@@ -9,10 +9,18 @@ from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts, count_parameters
 from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, rates_from_throughput, run_seconds
-from backends.finetune.plan.memory import Parts, disk_bytes, logit_bytes, method_bytes, trainable_bytes, weight_bytes
+from backends.finetune.plan.memory import (
+    Parts,
+    disk_bytes,
+    logit_bytes,
+    method_bytes,
+    scored_bytes,
+    trainable_bytes,
+    weight_bytes,
+)
 from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Cost, Setting, crma_cost, trace
-from backends.finetune.plan.work import PhaseWork, Shape, largest, share_of_device
+from backends.finetune.plan.work import PhaseWork, Shape, answers_scored, largest, share_of_device
 from backends.finetune.protocols.protocol import Protocol
 
 Range = tuple[float, float]
@@ -127,7 +135,7 @@ class _Estimator:
         key = (checkpoint, full, batch)
         if key not in self.traced:
             lora, fused = None if full else self.protocol.lora, self.machine.device == "cuda"
-            setting = Setting(batch[0], batch[1], self.protocol.precision, lora, checkpoint, fused)
+            setting = Setting(*batch, self.protocol.precision, lora, checkpoint, fused)
             self.traced[key] = trace(self.config, setting)
         return self.traced[key]
 
@@ -147,9 +155,9 @@ class _Estimator:
     def _memory(self, condition: Condition, trainable: dict[str, int], checkpoint: bool) -> Parts:
         full = condition.trains == "full"
         whole, adapters = self._cost(condition, checkpoint)[0], self._adapters(condition)
-        weights = weight_bytes(self.counts, self.protocol, full=full)
-        batch = self._batch(condition)
-        answers, logits = batch[2], logit_bytes(self.config.vocab_size, batch, self.protocol)
+        weights = weight_bytes(self.counts, self.protocol, full=full, shard=self.machine.shard)
+        answers, vocabulary = self._batch(condition)[2], self.config.vocab_size
+        logits = logit_bytes(vocabulary, answers)
         parts = {
             "libraries": self.machine.libraries,
             "weights": weights / self.machine.devices if self.machine.shard else weights,
@@ -157,12 +165,18 @@ class _Estimator:
             "activations": whole.kept,
             "CRMA, activations": adapters.kept,
             "logits": logits,
-            "method": method_bytes(condition, trainable, len(self.work), 4.0 * answers * self.config.vocab_size),
+            "method": method_bytes(condition, trainable, len(self.work), 4.0 * answers * vocabulary),
         }
         if checkpoint:  # one block's activations at a time, when the logits are gone
             block = self._cost(condition, False)[1].kept
             of_crma = adapters.kept / self.counts.layers
             parts |= {"CRMA, activations": of_crma, "logits": max(logits, block + of_crma)}
+        scored = answers_scored(self.work, self.protocol.batch_size, vocabulary)
+        kept = parts["activations"] + parts["CRMA, activations"]  # of a step; an evaluation keeps nothing
+        parts["logits"] = max(parts["logits"], scored_bytes(vocabulary, scored, self.protocol) - kept)
+        if not full and self.protocol.precision == "mixed" and not self.machine.shard:
+            loaded = 4.0 * self.counts.base + parts["libraries"]
+            parts["weights, while they are rounded"] = max(0.0, loaded - sum(parts.values()))
         return parts
 
     def _rates(self, condition: Condition, operations: Cost) -> list[Rates]:

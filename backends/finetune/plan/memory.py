@@ -2,7 +2,6 @@
 
 from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts
-from backends.finetune.plan.work import Shape
 from backends.finetune.protocols.protocol import Protocol
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight in NF4 with scales of 64 in 8 bits, these in blocks of 256
@@ -12,32 +11,31 @@ CUDA_CONTEXT = 600 * 2**20  # of the driver and cuBLAS; roughly
 Parts = dict[str, float]
 
 
-def weight_bytes(counts: Counts, protocol: Protocol, *, full: bool) -> float:
+def weight_bytes(counts: Counts, protocol: Protocol, *, full: bool, shard: bool = False) -> float:
     """The frozen weights; with ``full`` they are counted among the trainables."""
     if full:
         return 0.0
     each = 2 if protocol.precision == "bfloat16" else 4
     if protocol.quantization == "4bit":
         return counts.linear * FOUR_BITS + (counts.base - counts.linear) * each
+    if protocol.precision == "mixed" and not shard:  # frozen linear layers are rounded once
+        return float(4 * counts.base - 2 * (counts.linear + counts.head))
     return float(counts.base * each)
 
 
-def logit_bytes(vocabulary: int, shape: Shape, protocol: Protocol) -> float:
-    """The most that logits take at once, beside what the model's own graph keeps of them.
+def logit_bytes(vocabulary: int, answers: int) -> float:
+    """The most that the logits of a training step take at once, beside what the model's own graph keeps of them.
 
-    The model gives all of a batch, in the precision of its products; those of the answer tokens are copied, in float32,
-    for the loss, which keeps their logarithms; in the backward pass a gradient of each kind joins them.
+    Only answer tokens have any. In the backward pass of the loss there are, in float32, they themselves, their
+    logarithms, and the gradients of both.
     """
-    rows, tokens, answers = shape
-    each = 4 if protocol.precision == "float32" else 2
-    every, answered = rows * tokens * vocabulary * each, answers * vocabulary * 4
-    copy = 0 if each == 4 else answered / 2
-    forward, backward_of_loss, backward_of_choice = (
-        every + copy + 2 * answered,
-        4 * answered,
-        answered + copy + 2 * every,
-    )
-    return float(max(forward, backward_of_loss, backward_of_choice))
+    return 16.0 * answers * vocabulary
+
+
+def scored_bytes(vocabulary: int, answers: int, protocol: Protocol) -> float:
+    """The same of an evaluation, which has no gradients: in the precision of the products and in float32, or in float32
+    and their logarithms."""
+    return (8.0 if protocol.precision == "float32" else 10.0) * answers * vocabulary
 
 
 def trainable_bytes(trainable: dict[str, int]) -> Parts:

@@ -21,6 +21,7 @@ class Setting:
 
     rows: int
     tokens: int
+    answers: int
     precision: str
     lora: LoraSection | None
     checkpoint: bool
@@ -66,6 +67,9 @@ def _of_model(config: Any, setting: Setting) -> Cost:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from backends.finetune.engines.torch.answer_head import answer_logits
+    from backends.finetune.engines.torch.model import round_frozen_linears
+
     fused = setting.fused and not getattr(config, "attn_logit_softcapping", None)
     if fused:
         register_fused_attention()
@@ -77,13 +81,16 @@ def _of_model(config: Any, setting: Setting) -> Cost:
         checkpoint=setting.checkpoint,
     )
     mixed = setting.precision == "mixed" or (setting.precision == "bfloat16" and setting.lora is None)
+    if setting.precision == "mixed" and setting.lora is not None:
+        round_frozen_linears(model)
     with FakeTensorMode():
         own = _fill(model)
         ids = torch.zeros(setting.rows, setting.tokens, dtype=torch.long)
+        places = torch.zeros(setting.answers, dtype=torch.long)
 
         def compute() -> Any:
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                return model(input_ids=ids, use_cache=False).logits
+                return answer_logits(model, {"input_ids": ids, "use_cache": False}, places, places)
 
         return _cost_of(compute, own)
 

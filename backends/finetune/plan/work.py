@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.records import TextRecord
 from backends.finetune.tasks.encoder import Encoder
-from backends.finetune.tasks.encoding import IGNORED, EncodedExample, evaluation_order, training_order
+from backends.finetune.tasks.encoding import (
+    IGNORED,
+    EncodedExample,
+    evaluation_order,
+    rows_measured,
+    rows_scored,
+    training_order,
+)
 from backends.finetune.tasks.task import Task
 from backends.finetune.tasks.texts import count_texts, encode_tasks
 
@@ -66,21 +73,34 @@ def work_of(encoder: Encoder, tasks: Sequence[Task], seed: int) -> list[PhaseWor
 def most_work(protocol: Protocol, own_tasks: Sequence[Task] = ()) -> list[PhaseWork]:
     """Every example as long as may be, and all of it counted."""
 
-    def shapes(examples: int) -> tuple[Shape, ...]:
-        full, rest = divmod(examples, protocol.batch_size)
-        sizes = [protocol.batch_size] * full + [rest] * (rest > 0)
+    def shapes(examples: int, together: int) -> tuple[Shape, ...]:
+        full, rest = divmod(examples, together)
+        sizes = [together] * full + [rest] * (rest > 0)
         return tuple((rows, protocol.max_tokens, rows * (protocol.max_tokens - 1)) for rows in sizes)
 
     sizes = [(task.name, len(task.train), len(task.holdout)) for task in own_tasks]
     sizes = sizes or [(name, protocol.train or 0, protocol.holdout or 0) for name in protocol.tasks]
-    return [PhaseWork(name, shapes(train), shapes(held), train * protocol.max_tokens) for name, train, held in sizes]
+    trained, measured = protocol.batch_size, rows_measured(protocol.batch_size, protocol.max_tokens)
+    return [
+        PhaseWork(name, shapes(train, trained), shapes(held, measured), train * protocol.max_tokens)
+        for name, train, held in sizes
+    ]
 
 
 def largest(work: Sequence[PhaseWork]) -> Shape:
-    """The batch with the most tokens, with as many answer tokens as any has."""
-    every = [shape for phase in work for shape in (*phase.batches, *phase.holdout)]
+    """The batch of a training step with the most tokens, with as many answer tokens as any has."""
+    every = [shape for phase in work for shape in phase.batches]
     rows, longest, _ = max(every, key=lambda shape: shape[0] * shape[1])
     return rows, longest, max(answers for _, _, answers in every)
+
+
+def answers_scored(work: Sequence[PhaseWork], batch_size: int, vocabulary: int) -> int:
+    """The most answer tokens of an evaluation that get their logits at once, by the mean of a batch's rows."""
+    found = [1]
+    for rows, _, answers in (shape for phase in work for shape in phase.holdout):
+        each = -(-answers // rows)
+        found.append(each * min(rows, rows_scored(batch_size, each, vocabulary)))
+    return max(found)
 
 
 def share_of_device(shape: Shape, devices: int) -> Shape:

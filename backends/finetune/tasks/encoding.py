@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -17,6 +17,8 @@ from reference.errors import TaskDataError
 IGNORED = -100  # the label that no loss counts
 #: tokens that are measured together even where a training step has fewer: without gradients they take less memory
 MEASURED_TOGETHER = 2048
+#: of them at most so many logits at once, where a training step has fewer: half a gibibyte in float32
+LOGITS_TOGETHER = 2**27
 WINDOW = 8  # batches
 
 
@@ -142,6 +144,11 @@ class Batch:
         positions = None if self.position_ids is None else self.position_ids[chosen]
         return Batch(self.input_ids[chosen], self.attention_mask[chosen], self.labels[chosen], positions)
 
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """All rows, so many at a time."""
+        every = range(len(self.labels))
+        return (self.rows(every[first : first + rows]) for first in every[::rows])
+
 
 def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     """Pad on the right to the longest example."""
@@ -180,8 +187,18 @@ def training_order(lengths: Sequence[int], batch_size: int, epochs: int, *, seed
     return batches
 
 
+def rows_measured(batch_size: int, max_tokens: int) -> int:
+    """How many texts are measured together."""
+    return max(batch_size, MEASURED_TOGETHER // max_tokens)
+
+
+def rows_scored(batch_size: int, answers_of_row: int, vocabulary: int) -> int:
+    """How many rows of such a batch, with at most so many answer tokens each, get their logits at once."""
+    return max(batch_size, LOGITS_TOGETHER // max(1, answers_of_row * vocabulary))
+
+
 def evaluation_order(examples: Sequence[EncodedExample], batch_size: int, max_tokens: int) -> list[list[int]]:
     """Indices by length, so that little is padded, in batches of ``batch_size`` or of MEASURED_TOGETHER tokens."""
-    rows = max(batch_size, MEASURED_TOGETHER // max_tokens)
+    rows = rows_measured(batch_size, max_tokens)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     return [order[start : start + rows] for start in range(0, len(order), rows)]

@@ -89,10 +89,7 @@ class JaxEngine:
 
     def _parts(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """In batches as small as those of a step, for which alone the programs are compiled."""
-        at_once = self.protocol.batch_size
-        for batch in batches:
-            for first in range(0, len(batch.labels), at_once):
-                yield batch.rows(range(first, min(first + at_once, len(batch.labels))))
+        return (part for batch in batches for part in batch.parts(self.protocol.batch_size))
 
     # Training -------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from backends.finetune.engines.torch.answer_head import answer_logits
 from backends.finetune.engines.torch.model import round_frozen_linears
 from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.protocols.protocol import load_protocol
-from backends.finetune.tasks.encoding import EncodedExample, collate
+from backends.finetune.tasks import encoding
+from backends.finetune.tasks.encoding import Batch, EncodedExample, collate
 from backends.finetune.tasks.job import Job
 from backends.torch.conftest import IDS, tiny_model
 from reference.errors import ModelError
@@ -54,6 +55,32 @@ def test_logits_that_are_not_of_the_head_are_refused() -> None:
     model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: output[:, :2])
     with pytest.raises(ModelError, match=r"got logits of shape \(1, 2"):
         answer_logits(model, {"input_ids": IDS}, ROWS, COLUMNS)
+
+
+def test_a_large_vocabulary_is_scored_in_parts_with_the_same_losses(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine, _ = engine_factory("torch-cpu")
+    protocol = load_protocol(str(tiny_protocol(tmp_path, tiny_model)))
+    engine: Any = make_engine(Job(tiny_model, protocol, parse_condition("frozen"), 0))
+    engine.begin_phase(0, 1)
+    batch = collate([EncodedExample(tuple(range(5, 12 + n)), 2 + n % 3) for n in range(11)], 0)
+    whole, computed, logits_of = engine.scores([batch, batch]), list[int](), engine._answer_logits
+
+    def counted(part: Batch) -> Any:
+        computed.append(len(part.labels))
+        return logits_of(part)
+
+    monkeypatch.setattr(engine, "_answer_logits", counted)
+    vocabulary = engine.model.config.vocab_size
+    for at_once in (1, 5):
+        computed.clear()
+        monkeypatch.setattr(encoding, "LOGITS_TOGETHER", at_once * 15 * vocabulary)
+        parts = engine.scores([batch, batch])
+        rows = max(at_once, protocol.batch_size)
+        assert computed == 2 * [*[rows] * (11 // rows), 11 % rows]
+        assert [(score.tokens, score.is_greedy) for score in parts] == [(s.tokens, s.is_greedy) for s in whole]
+        assert [score.loss for score in parts] == pytest.approx([score.loss for score in whole], rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])

@@ -37,7 +37,7 @@ from backends.finetune.methods.method import Method, Training
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
 from backends.finetune.runs.moments_file import read_moments, write_moments
 from backends.finetune.runs.run_folder import PhaseFiles
-from backends.finetune.tasks.encoding import IGNORED, Batch
+from backends.finetune.tasks.encoding import IGNORED, Batch, rows_scored
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.packing import check_packing, model_arguments
 from backends.torch import AdapterState, CRMABackbone, StreamMoments, attach_crma
@@ -255,6 +255,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def scores(self, batches: Sequence[Batch]) -> list[RowScore]:
+        batches = [part for batch in batches for part in batch.parts(self._rows_scored(batch))]
         sizes = [(batch.labels[:, 1:] != IGNORED).sum(axis=1).tolist() for batch in batches]
         first = [0, *itertools.accumulate(map(len, sizes))]
         losses, greedy = np.zeros(first[-1]), np.zeros(first[-1])  # of this process's batches; the others' are added
@@ -273,6 +274,11 @@ class TorchEngine:
             RowScore(loss, size, bool(hits))
             for loss, size, hits in zip(found[: first[-1]], itertools.chain(*sizes), found[first[-1] :], strict=True)
         ]
+
+    def _rows_scored(self, batch: Batch) -> int:
+        answers = int((batch.labels[:, 1:] != IGNORED).sum(axis=1).max())
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return rows_scored(self.protocol.batch_size, answers, vocabulary)
 
     def without_crma(self) -> AbstractContextManager[None]:
         return nullcontext() if self.backbone is None else self.backbone.disabled()

@@ -15,6 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.finetune.engines.by_name import engine_factory
+from backends.finetune.engines.torch.answer_head import answer_logits
+from backends.finetune.engines.torch.model import round_frozen_linears
 from backends.finetune.methods.conditions import KNOWN, parse_condition
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.random_weights import build_random, random_model_folder
@@ -26,10 +28,10 @@ from backends.finetune.plan.measure import extrapolate, measure, random_batch, s
 from backends.finetune.plan.memory import FOUR_BITS, weight_bytes
 from backends.finetune.plan.skeleton import read_architecture
 from backends.finetune.plan.trace import Setting, crma_cost, trace
-from backends.finetune.plan.work import PhaseWork, largest, most_work, share_of_device, work_of
+from backends.finetune.plan.work import PhaseWork, answers_scored, largest, most_work, share_of_device, work_of
 from backends.finetune.protocols.protocol import load_protocol
 from backends.finetune.tasks.encoder import Encoder
-from backends.finetune.tasks.encoding import training_order
+from backends.finetune.tasks.encoding import LOGITS_TOGETHER, training_order
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Example, Task
 
@@ -72,8 +74,11 @@ def test_the_raised_rank_is_the_smallest_that_has_as_many_parameters():
     assert counts.lora_per_rank * (rank - 1) < counts.lora + counts.crma <= counts.lora_per_rank * rank
 
 
+ANSWERS = (torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([3, 9, 0, 5, 6, 38]))
+
+
 def kept_and_operations(model, ids, *, mixed=False):
-    """Of a real pass."""
+    """Of a real pass, with the logits of six tokens."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -84,7 +89,7 @@ def kept_and_operations(model, ids, *, mixed=False):
 
     with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = model(input_ids=ids, use_cache=False).logits.sum()
+            loss = answer_logits(model, {"input_ids": ids, "use_cache": False}, *ANSWERS).sum()
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     total = sum(size for pointer, (_, size) in kept.items() if pointer not in own)
@@ -116,13 +121,15 @@ def test_a_trace_without_values_is_that_of_a_real_pass(name, precision, checkpoi
         model = get_peft_model(model, LoraConfig(r=protocol.lora.rank, target_modules="all-linear"))
     if checkpoint:
         model.enable_input_require_grads()
+    if precision == "mixed":
+        round_frozen_linears(model)
     ids = torch.randint(3, 900, (3, 40))
     kept, forward, backward = kept_and_operations(model, ids, mixed=precision == "mixed")
-    setting = Setting(3, 40, precision, None if full else protocol.lora, checkpoint, False)
+    setting = Setting(3, 40, 6, precision, None if full else protocol.lora, checkpoint, False)
     cost, layer = trace(read_architecture(folder), setting)
     assert (cost.forward, cost.backward) == (forward, backward)
     assert cost.kept == pytest.approx(kept, rel=0.01)
-    assert 0 < 6 * layer.kept < cost.kept
+    assert 0 < 5 * layer.kept < cost.kept  # a first layer whose input needs no gradient keeps less
 
 
 def test_fused_attention_keeps_no_scores():
@@ -132,7 +139,7 @@ def test_fused_attention_keeps_no_scores():
     kept, operations = {}, {}
     for fused in (False, True):
         for tokens in (128, 256, 512):
-            cost, _ = trace(config, Setting(1, tokens, "float32", lora, False, fused))
+            cost, _ = trace(config, Setting(1, tokens, tokens, "float32", lora, False, fused))
             kept[fused, tokens], operations[fused, tokens] = cost.kept, cost.forward
     assert operations == {(fused, tokens): operations[True, tokens] for fused, tokens in operations}
     growth = {
@@ -150,8 +157,8 @@ def test_operations_are_near_the_usual_rule():
     counts = count_parameters(config, protocol)
     tokens = 2 * 64
     products = 2 * tokens * (counts.linear + config.vocab_size * config.hidden_size)
-    plain, _ = trace(config, Setting(2, 64, "bfloat16", protocol.lora, False, True))
-    again, _ = trace(config, Setting(2, 64, "bfloat16", protocol.lora, True, True))
+    plain, _ = trace(config, Setting(2, 64, 128, "bfloat16", protocol.lora, False, True))
+    again, _ = trace(config, Setting(2, 64, 128, "bfloat16", protocol.lora, True, True))
     assert plain.forward == pytest.approx(products, rel=0.02)
     assert plain.backward == pytest.approx(products, rel=0.05)
     assert again.backward - plain.backward == pytest.approx(2 * tokens * counts.linear, rel=0.05)
@@ -197,7 +204,11 @@ def test_without_texts_every_example_is_as_long_as_may_be():
     assert [phase.task for phase in work] == protocol.tasks
     assert work[0].batches == ((3, 40, 117), (3, 40, 117), (2, 40, 78))
     assert (work[0].steps(1, 1), work[0].tokens, work[0].holdout_tokens) == (3, 320, 200)
-    assert largest(work) == (3, 40, 117)
+    assert work[0].holdout == ((5, 40, 195),)  # measured together
+    assert largest(work) == (3, 40, 117)  # of what is trained
+    assert answers_scored(work, 3, 100) == 195
+    assert answers_scored(work, 3, LOGITS_TOGETHER // 100) == 3 * 39  # a large vocabulary: as many rows as a step has
+    assert answers_scored(work, 3, LOGITS_TOGETHER // (4 * 39)) == 4 * 39
     assert share_of_device((3, 40, 117), 2) == (2, 40, 78)
 
 
@@ -247,6 +258,17 @@ def test_memory_follows_the_machine_and_the_protocol():
     weights = weight_bytes(alone.counts, four_bits, full=False)
     assert weights == pytest.approx(FOUR_BITS * alone.counts.linear + 2 * (alone.counts.base - alone.counts.linear))
     assert 3.5e9 < weights < 4.5e9
+    mixed = make_plan(folder, protocol.model_copy(update={"precision": "mixed"}), work, Machine("cuda"))
+    part = mixed.conditions["frozen"].memory
+    head = 32768 * 4096
+    assert mixed.counts.head == head
+    assert part["weights"] == 4 * alone.counts.base - 2 * (alone.counts.linear + head)
+    assert mixed.conditions["frozen"].peak == pytest.approx(4 * alone.counts.base)  # as it is loaded
+    small = protocol.model_copy(update={"batch_size": 1, "max_tokens": 64, "conditions": ["frozen"], "holdout": 99})
+    shallow = random_model_folder("mistral-7b-v0.3", size="full", layers=4)
+    memory = make_plan(shallow, small, most_work(small), Machine("cuda")).conditions["frozen"].memory
+    scored = 10 * 32768 * 32 * 63  # of 2,048 tokens, which take more than a step with its 64
+    assert memory["logits"] + memory["activations"] == scored > 16 * 32768 * 63 + memory["activations"]
 
 
 def test_steps_are_measured_through_the_engine():
