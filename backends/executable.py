@@ -9,6 +9,8 @@ Reply: ``{"id": 7, "result": ...}`` or ``{"id": 7, "error": "what is wrong"}``, 
 - the first request is ``describe``, whose result holds name, version, device and parameter_dtype, and may hold x_dtypes
   and optional: the names of further functions that the program has;
 - ``adapter_vjp`` answers an object with x, mix_logits, gate_logit and basis;
+- ``limit_displacement`` and ``limit_data_displacement`` answer mix_logits, gate_logit, basis and a number, fraction;
+  ``stream_moment`` total and an integer, tokens;
 - ``load_state`` gets ``{"data": "<base64>"}`` and answers mix_logits, gate_logits, bases and iterations;
 - end of input means: exit. Standard error is free for messages, and its end is shown if the program fails.
 
@@ -32,7 +34,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, OPTIONAL, REQUIRED_ATTRIBUTES, Gradients, State, rounded
+from backends.interface import DTYPES, LIMITS, OPTIONAL, REQUIRED_ATTRIBUTES, Gradients, Limited, Moment, State, rounded
 from backends.line_program import BrokenProgramError, LineProgram
 from backends.watch import seconds_from
 from reference.errors import BackendError, ConfigError, PortStoppedError
@@ -132,6 +134,26 @@ class ExecutablePort:
     def _adapter_autodiff(self, *inputs: Any) -> Gradients:
         return self._gradients("adapter_autodiff", *inputs)
 
+    def _limit_displacement(self, *arguments: Any) -> Limited:
+        return self._limited("limit_displacement", *arguments)
+
+    def _limit_data_displacement(self, *arguments: Any) -> Limited:
+        return self._limited("limit_data_displacement", *arguments)
+
+    def _limited(self, function: str, *arguments: Any) -> Limited:
+        result = self._call(function, **dict(zip(LIMITS[function], arguments, strict=True)))
+        *arrays, fraction = (self._part(function, result, name) for name in Limited._fields)
+        if type(fraction) not in (int, float):
+            self._stop(f"a result of {function} whose fraction is {_short(fraction)}")
+        return Limited._make([*(self._array(function, array) for array in arrays), float(fraction)])
+
+    def _stream_moment(self, x: Array, basis: Array) -> Moment:
+        result = self._call("stream_moment", x=x, basis=basis)
+        total, tokens = (self._part("stream_moment", result, name) for name in Moment._fields)
+        if type(tokens) is not int:
+            self._stop(f"a result of stream_moment whose tokens is {_short(tokens)}")
+        return Moment(self._array("stream_moment", total, np.float64), tokens)
+
     def _gradients(self, function: str, *inputs: Any) -> Gradients:
         names = ("x", "mix_logits", "gate_logit", "basis", "cotangent", "iterations")
         result = self._call(function, **dict(zip(names, inputs, strict=True)))
@@ -214,6 +236,9 @@ def _check_description(description: Any) -> None:
 def _encode(name: str, value: Any) -> Any:
     if name == "data":
         return value
+    if name in ("delta", "epsilon", "tokens"):
+        value = value.item() if isinstance(value, np.generic) else value
+        return _NAMES[str(value)] if isinstance(value, float) and not math.isfinite(value) else value
     if name == "iterations":
         value = value.item() if isinstance(value, np.generic) else value
         fraction = isinstance(value, float) and math.isfinite(value) and not value.is_integer()

@@ -33,6 +33,23 @@ class State(NamedTuple):
     iterations: int
 
 
+class Limited(NamedTuple):
+    """A state that was pulled back along the segment to its anchor, shaped as it was, and t, how much of the way was
+    kept."""
+
+    mix_logits: Array
+    gate_logit: Array
+    basis: Array
+    fraction: float
+
+
+class Moment(NamedTuple):
+    """Sum over tokens of ``z z^T / ||x||^2``, (n r, n r) in float64, and the number of tokens."""
+
+    total: Array
+    tokens: int
+
+
 @runtime_checkable
 class Backend(Protocol):
     """One implementation of CRMA: four attributes and five functions.
@@ -50,6 +67,10 @@ class Backend(Protocol):
         save_state(mix_logits, gate_logits, bases, iterations) -> bytes of a state file.
         adapter_autodiff(x, mix_logits, gate_logit, basis, cotangent, iterations) -> as ``adapter_vjp``, found by the
         framework's automatic differentiation of the plain forward formulas, without any closed form.
+        limit_displacement(*anchor, *parameters, delta, iterations) -> ``Limited``. anchor, parameters: each mix_logits,
+        gate_logit and basis.
+        stream_moment(x, basis) -> ``Moment``.
+        limit_data_displacement(*anchor, *parameters, total, tokens, epsilon, iterations) -> ``Limited``.
     """
 
     name: str
@@ -82,7 +103,13 @@ class Backend(Protocol):
 
 REQUIRED = ("sinkhorn_projection", "sinkhorn_projection_vjp", "adapter_forward", "adapter_vjp", "load_state")
 REQUIRED_ATTRIBUTES = ("name", "version", "device", "parameter_dtype")
-OPTIONAL = ("save_state", "adapter_autodiff")
+OPTIONAL = ("save_state", "adapter_autodiff", "limit_displacement", "stream_moment", "limit_data_displacement")
+STATES = ("anchor_mix_logits", "anchor_gate_logit", "anchor_basis", "mix_logits", "gate_logit", "basis")
+#: names of the arguments of what limits
+LIMITS = {
+    "limit_displacement": (*STATES, "delta", "iterations"),
+    "limit_data_displacement": (*STATES, "total", "tokens", "epsilon", "iterations"),
+}
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 

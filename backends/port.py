@@ -3,12 +3,24 @@
 Clauses: BACK-1, BACK-3, BACK-6, BACK-11, BACK-12.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, OPTIONAL, REQUIRED, REQUIRED_ATTRIBUTES, Gradients, State, dtype_named, rounded
+from backends.interface import (
+    DTYPES,
+    OPTIONAL,
+    REQUIRED,
+    REQUIRED_ATTRIBUTES,
+    Gradients,
+    Limited,
+    Moment,
+    State,
+    dtype_named,
+    rounded,
+)
 from backends.watch import Watch
 from reference.errors import BackendError, CRMAError, PortResultError, ShapeError
 
@@ -104,6 +116,29 @@ class Port:
 
     def _adapter_autodiff(self, *inputs: Any) -> Gradients:
         return self._gradients("adapter_autodiff", *inputs)
+
+    def _limit_displacement(self, *arguments: Any) -> Limited:
+        return self._limited("limit_displacement", *arguments)
+
+    def _limit_data_displacement(self, *arguments: Any) -> Limited:
+        return self._limited("limit_data_displacement", *arguments)
+
+    def _limited(self, function: str, *arguments: Any) -> Limited:
+        given = [self._in(part) if isinstance(part, np.ndarray) else _plain(part) for part in arguments]
+        *arrays, fraction = self._parts(function, self._call(function, *given), Limited._fields)
+        if type(_plain(fraction)) not in (int, float):
+            raise self._no_result(f"{function}, fraction", _shown(fraction), "a number")
+        parts = zip(Limited._fields, arrays, arguments[3:6], strict=False)
+        of_state = (self._out(f"{function}, {name}", part, like, self.parameter_dtype) for name, part, like in parts)
+        return Limited._make([*of_state, float(fraction)])
+
+    def _stream_moment(self, x: Array, basis: Array) -> Moment:
+        result = self._call("stream_moment", self._in(x, "x", (_last(basis),)), self._in(basis))
+        total, tokens = self._parts("stream_moment", result, Moment._fields)
+        if type(_plain(tokens)) is not int:
+            raise self._no_result("stream_moment, tokens", _shown(tokens), "an integer")
+        like = np.empty((math.prod(np.shape(basis)[:-1]),) * 2)
+        return Moment(self._out("stream_moment, total", total, like, np.dtype(np.float64)), int(tokens))
 
     def _gradients(self, function: str, *inputs: Any) -> Gradients:
         x, mix_logits, gate_logit, basis, cotangent, iterations = inputs
@@ -244,6 +279,6 @@ def _last(array: Any) -> int:
     return max(1, *np.shape(array)[-1:], 1)
 
 
-def _plain(iterations: Any) -> Any:
-    """K as a number of Python; a port in plain Python knows no other integers."""
-    return iterations.item() if isinstance(iterations, np.generic) else iterations
+def _plain(number: Any) -> Any:
+    """A number of Python, such as K; a port in plain Python knows no others."""
+    return number.item() if isinstance(number, np.generic) else number

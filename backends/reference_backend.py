@@ -1,12 +1,13 @@
 """The reference behind the backend interface, so that the conformance suite can be run against its own truth."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import reference
-from backends.interface import DTYPES, Gradients, State, rounded
+from backends.interface import DTYPES, Gradients, Limited, Moment, State, rounded
 
 Array = NDArray[Any]
 
@@ -48,6 +49,24 @@ class ReferenceBackend:
 
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, reference.AdapterConfig(d, n, r, iterations))
+
+    def limit_displacement(self, *arguments: Any) -> Limited:
+        *arrays, delta, iterations = arguments
+        limited, fraction = reference.limit_displacement(*_states(arrays), delta, iterations)
+        return Limited(*limited, fraction)
+
+    def stream_moment(self, x: Array, basis: Array) -> Moment:
+        return Moment(*reference.stream_moment(x, basis))
+
+    def limit_data_displacement(self, *arguments: Any) -> Limited:
+        *arrays, total, tokens, epsilon, iterations = arguments
+        moment = reference.StreamMoment(total, tokens)
+        limited, fraction = reference.limit_data_displacement(*_states(arrays), moment, epsilon, iterations)
+        return Limited(*limited, fraction)
+
+
+def _states(arrays: Sequence[Any]) -> tuple[reference.AdapterParameters, reference.AdapterParameters]:
+    return reference.AdapterParameters(*arrays[:3]), reference.AdapterParameters(*arrays[3:])
 
 
 def make_backend(name: str) -> ReferenceBackend:

@@ -1,18 +1,22 @@
 """JAX behind the backend interface: gradients come out of ``jax.vjp``, as a user would get them."""
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, Gradients, State
-from backends.jax.adapter import adapter_forward
+from backends.interface import DTYPES, Gradients, Limited, Moment, State
+from backends.jax.adapter import CRMAAdapter, adapter_forward
 from backends.jax.autodiff import plain_adapter
+from backends.jax.certificates import limit_displacement
+from backends.jax.data_displacement import StreamMoments, limit_data_displacement, moments_of, stream_total
 from backends.jax.kernels import Kernels
 from backends.jax.sinkhorn_projection import sinkhorn_projection
 from backends.state_file import decode_state, encode_state
@@ -88,6 +92,28 @@ class JaxBackend:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
 
+    def limit_displacement(self, *arguments: Any) -> Limited:
+        *arrays, delta, iterations = arguments
+        anchor, stack = self._stacks(arrays, iterations)
+        return _limited(*limit_displacement(anchor, stack, delta))
+
+    def stream_moment(self, x: Array, basis: Array) -> Moment:
+        tokens = self._array(x)
+        total = stream_total(tokens, self._array(basis), jnp.ones(tokens.shape[:-1]))
+        totals, count = moments_of(total[None], math.prod(tokens.shape[:-1]))
+        return Moment(totals[0], count)
+
+    def limit_data_displacement(self, *arguments: Any) -> Limited:
+        *arrays, total, tokens, epsilon, iterations = arguments
+        moments = StreamMoments(np.array(total)[None], tokens)
+        anchor, stack = self._stacks(arrays, iterations)
+        return _limited(*limit_data_displacement(anchor, stack, moments, epsilon))
+
+    def _stacks(self, arrays: list[Array], iterations: int) -> tuple[CRMAAdapter, CRMAAdapter]:
+        """The anchor and the state, each as a stack of one layer."""
+        logits, gate, basis, *others = (self._array(array)[None] for array in arrays)
+        return CRMAAdapter(logits, gate, basis, iterations), CRMAAdapter(others[0], others[1], others[2], iterations)
+
     def _run(self, function: Callable[..., jax.Array], iterations: int, *arrays: Array, gradient: bool = False) -> Any:
         """Compiled once for each function, K and set of shapes, as a training step that calls it would be.
 
@@ -115,6 +141,11 @@ class JaxBackend:
     def _array(self, array: Array) -> jax.Array:
         # A copy of its own: on a CPU JAX would take the caller's memory, which the caller may change.
         return jax.device_put(np.array(array, order="C"), self._device)
+
+
+def _limited(stack: CRMAAdapter, fraction: Any) -> Limited:
+    parts = (np.array(part[0]) for part in (stack.mix_logits, stack.gate_logit, stack.basis))
+    return Limited._make([*parts, float(fraction[0])])
 
 
 def _pull_back(function: Callable[..., jax.Array], cotangent: jax.Array, *inputs: jax.Array) -> tuple[Any, ...]:

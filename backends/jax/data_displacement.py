@@ -41,8 +41,10 @@ def stream_total(x: Array, basis: Array, counted: Array) -> Array:
     Args:
         x: residual stream, (..., d). basis: A, (n, r, d). counted: (...), not 0 where a token counts.
 
-    Clause: DATA-1.
+    Raises: ShapeError. Clause: DATA-1.
     """
+    if basis.ndim != 3:
+        raise ShapeError("basis", got=basis.shape, allowed="(n, r, d)", remedy="pass one layer's basis")
     dtype = wide_dtype(x)
     tokens, flat = x.astype(dtype), basis.reshape(-1, basis.shape[-1]).astype(dtype)
     largest = jnp.abs(tokens).max(-1, keepdims=True)  # whose square may overflow

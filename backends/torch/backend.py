@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backends.interface import DTYPES, Gradients, State, dtype_named
+from backends.interface import DTYPES, Gradients, Limited, Moment, State, dtype_named
 from backends.state_file import decode_state, encode_state
+from backends.torch import certificates
 from backends.torch.autodiff import plain_adapter
+from backends.torch.backbone import require_finite_state
+from backends.torch.certificates import AdapterState
+from backends.torch.data_displacement import MomentGatherer, StreamMoments, limit_data_displacement
 from backends.torch.functions import Kernels, functions
 from backends.torch.residual_mixing import adapter_strength
 from reference import AdapterConfig
@@ -85,17 +89,47 @@ class TorchBackend:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
 
+    def limit_displacement(self, *arguments: Any) -> Limited:
+        *arrays, delta, iterations = arguments
+        anchor, now = self._states(arrays)
+        return _limited(anchor, now, certificates.limit_displacement(anchor, now, delta, iterations))
+
+    def stream_moment(self, x: Array, basis: Array) -> Moment:
+        tokens = self._tensor(x).reshape(1, -1, np.shape(x)[-1])
+        gatherer = MomentGatherer(self._tensor(basis)[None], torch.ones(tokens.shape[:2]))
+        gatherer.add(0, None, (tokens,))
+        totals, count = gatherer.moments()
+        return Moment(_array(totals[0]), count)
+
+    def limit_data_displacement(self, *arguments: Any) -> Limited:
+        *arrays, total, tokens, epsilon, iterations = arguments
+        anchor, now = self._states(arrays)
+        moments = StreamMoments(self._tensor(total)[None], tokens)
+        fraction = limit_data_displacement(anchor, now, moments, epsilon, iterations)
+        return _limited(anchor, now, fraction)._replace(basis=_array(now.bases[0]))
+
+    def _states(self, arrays: list[Array]) -> tuple[AdapterState, AdapterState]:
+        """The anchor and the state, each as a stack of one layer."""
+        layers = [self._tensor(array)[None] for array in arrays]
+        anchor, now = AdapterState._make(layers[:3]), AdapterState._make(layers[3:])
+        require_finite_state(now)
+        return anchor, now
+
     def _adapter(self, inputs: list[torch.Tensor], iterations: int) -> torch.Tensor:
         x, mix_logits, gate_logit, basis = inputs
         mixing = self._functions.sinkhorn_projection(mix_logits, iterations)
         return self._functions.residual_mixing(x, mixing, adapter_strength(gate_logit, basis), basis)
 
     def _tensor(self, array: Array) -> torch.Tensor:
-        array = np.ascontiguousarray(array).reshape(array.shape)  # torch reads no negative strides
-        # A copy: the caller's array stays as it is.
+        array = np.array(array, order="C")  # a copy: the caller's stays as it is, and torch reads no negative strides
         if array.dtype.name == "bfloat16":  # torch does not read the dtype of ml_dtypes; the bits are the same
-            return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(self._device)
-        return torch.tensor(array, device=self._device)
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(self._device)
+        return torch.from_numpy(array).to(self._device)
+
+
+def _limited(anchor: AdapterState, now: AdapterState, fraction: torch.Tensor) -> Limited:
+    limited = certificates.interpolate(anchor, now, fraction) if bool((fraction < 1).any()) else now
+    return Limited._make([*(_array(part[0]) for part in limited), float(fraction)])
 
 
 def _array(tensor: torch.Tensor) -> Array:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.interface import Gradients, State
+from backends.interface import Gradients, Limited, Moment, State
+from backends.reference_backend import ReferenceBackend
 from backends.state_file import decode_state, encode_state
 from reference import AdapterConfig
 from reference.errors import DegenerateBasisError, NonFiniteError, ShapeError
@@ -82,6 +83,20 @@ class NumpyPort:
     def save_state(self, mix_logits: Array, gate_logits: Array, bases: Array, iterations: int) -> bytes:
         _, n, r, d = bases.shape
         return encode_state(mix_logits, gate_logits, bases, AdapterConfig(d, n, r, iterations))
+
+    def limit_displacement(self, *arguments: Any) -> Limited:
+        return self.stored(ReferenceBackend().limit_displacement(*arguments))
+
+    def stream_moment(self, x: Array, basis: Array) -> Moment:
+        return ReferenceBackend().stream_moment(x, basis)
+
+    def limit_data_displacement(self, *arguments: Any) -> Limited:
+        return self.stored(ReferenceBackend().limit_data_displacement(*arguments))
+
+    def stored(self, limited: Limited) -> Limited:
+        """In the dtype of the parameters."""
+        *state, fraction = limited
+        return Limited._make([*(np.asarray(array, self.parameter_dtype) for array in state), fraction])
 
     # -- the pieces ---------------------------------------------------------------------------------------------------
 

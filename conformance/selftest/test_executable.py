@@ -93,6 +93,42 @@ def test_optional_functions_are_there_exactly_where_the_program_has_them(started
     assert not hasattr(saving, "adapter_autodiff")
 
 
+@pytest.mark.clause("BACK-5", "BACK-6")
+@pytest.mark.parametrize(
+    ("budget", "sent"),
+    [
+        *((np.float64(0.25), 0.25), (float("inf"), "Infinity"), (float("nan"), "NaN")),
+        *((value, value) for value in (True, None, "1")),
+    ],
+)
+def test_what_limits_is_asked_by_name_and_answers_a_fraction(started, budget, sent):
+    """A budget that is no number arrives as it is, for the program to refuse."""
+    offers = 'DESCRIPTION["optional"] = ["limit_displacement", "limit_data_displacement", "stream_moment"]'
+    backend = started(
+        'if function == "stream_moment":\n'
+        '    say({"id": number, "result": {"total": arguments["x"], "tokens": 7}})\n'
+        "else:\n"
+        '    names = ["mix_logits", "gate_logit", "basis"]\n'
+        '    budget = arguments["delta" if function == "limit_displacement" else "epsilon"]\n'
+        '    answer = {name: arguments["anchor_" + name] for name in names}\n'
+        f"    assert type(budget) is type({sent!r}) and budget == {sent!r}, budget\n"
+        '    say({"id": number, "result": {**answer, "fraction": 0.5}})',
+        offers,
+    )
+    anchor = (LOGITS, np.float32(2), np.ones((3, 1, 3), np.float32))
+    state = tuple(np.zeros_like(array) for array in anchor)
+    for found in (
+        backend.limit_displacement(*anchor, *state, budget, 3),
+        backend.limit_data_displacement(*anchor, *state, np.eye(3), np.int64(4), budget, 3),
+    ):
+        assert found.fraction == 0.5
+        assert [part.tolist() for part in found[:3]] == [np.asarray(part).tolist() for part in anchor]
+    moment = backend.stream_moment(LOGITS, anchor[2])
+    assert moment.tokens == 7
+    assert moment.total.dtype == np.float64
+    assert np.array_equal(moment.total, LOGITS)
+
+
 def test_state_files_arrive_whole(started):
     backend = started(
         "import base64\n"

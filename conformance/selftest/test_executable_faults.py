@@ -1,6 +1,7 @@
 """An executable that misbehaves ends in one clear error, whatever it does. Clauses: BACK-1, BACK-3, BACK-5."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -138,6 +139,20 @@ def test_gradients_and_files_that_are_none_are_one_clear_error(started):
     assert_stops(other, "data is no base64", call=lambda: other.save_state(*save))
     third = started('say({"id": number, "result": []})', optional)
     assert_stops(third, "adapter_autodiff without x", call=lambda: third.adapter_autodiff(*arguments))
+
+
+def test_limits_that_are_none_are_one_clear_error(started):
+    optional = 'DESCRIPTION["optional"] = ["limit_displacement", "stream_moment"]'
+    state, answered = (
+        (LOGITS, np.float32(0), np.ones((3, 1, 3))),
+        '"mix_logits": array, "gate_logit": array, "basis": array',
+    )
+    for fraction in ('"all"', "True", "None"):
+        backend = started(f'say({{"id": number, "result": {{{answered}, "fraction": {fraction}}}}})', optional)
+        call = partial(backend.limit_displacement, *state, *state, 0.1, 3)
+        assert_stops(backend, "limit_displacement whose fraction is", call=call)
+    backend = started('say({"id": number, "result": {"total": array, "tokens": 2.5}})', optional)
+    assert_stops(backend, "tokens is '2.5'", call=lambda: backend.stream_moment(LOGITS, np.ones((3, 1, 3))))
 
 
 @pytest.mark.clause("BACK-1")

@@ -20,6 +20,7 @@ from conformance.selftest.programs import ROOT, run
 from reference.errors import BackendError, PortResultError, PortStoppedError, ShapeError
 
 LOGITS = np.eye(3, dtype=np.float32)
+MOMENT = np.eye(3)
 ADAPTER = (np.ones((2, 4), np.float32), LOGITS, np.zeros((), np.float32), np.ones((3, 1, 4), np.float32))
 
 
@@ -38,6 +39,9 @@ def calls(port):
         "load_state": lambda: port.load_state(b""),
         "save_state": lambda: port.save_state(LOGITS[None], np.zeros(1), ADAPTER[3][None], 3),
         "adapter_autodiff": lambda: port.adapter_autodiff(*ADAPTER, cotangent, 3),
+        "limit_displacement": lambda: port.limit_displacement(*ADAPTER[1:], *ADAPTER[1:], 0.1, 3),
+        "stream_moment": lambda: port.stream_moment(ADAPTER[0], ADAPTER[3]),
+        "limit_data_displacement": lambda: port.limit_data_displacement(*ADAPTER[1:], *ADAPTER[1:], MOMENT, 5, 0.1, 3),
     }
 
 
@@ -114,6 +118,7 @@ NO_RESULTS = {
 def test_a_result_that_is_none_is_one_clear_error(function, result, arrays):
     """And no refusal: it is none where the input is to be refused either. Nor is a member of a result that is none."""
     members = {"load_state": 4, "adapter_vjp": 4, "adapter_autodiff": 4}
+    members |= {"limit_displacement": 4, "stream_moment": 2, "limit_data_displacement": 4}
     value = NO_RESULTS[result]
     for returned in (value, (value,) * members[function]) if function in members else (value,):
         port = port_with(arrays=arrays, **{function: lambda *_, returned=returned: returned})

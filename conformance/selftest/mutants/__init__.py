@@ -12,6 +12,7 @@ from conformance.selftest.port import NumpyPort
 
 SUBJECTS = (
     *("projection", "mixing", "gradients", "border", "sizes", "memory", "state_file", "lenient_reader", "state_writer"),
+    "budgets",
     *("sharing", "process", "scoped", "levels", "refusals"),
     *(("autograd",) if find_spec("torch") else ()),  # an extra, which the suite itself does without
 )
