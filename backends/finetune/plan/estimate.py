@@ -31,6 +31,7 @@ NOTHING = Cost(0.0, 0.0, 0.0)
 class Machine:
     """``devices`` like one another, of the kind ``device`` ("cpu", "cuda"); ``shard``: the frozen weights are spread
     over them. ``libraries``: bytes of a process before it loads a model. ``peak``: operations a second of one device.
+    ``every_logit``: a step has the logits of every token, as on JAX, which has no shapes that depend on the answers.
     """
 
     device: str = "cpu"
@@ -38,6 +39,7 @@ class Machine:
     shard: bool = False
     libraries: float = 0.0
     peak: float | None = None
+    every_logit: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,10 @@ class _Estimator:
     def _batch(self, condition: Condition) -> Shape:
         """The largest, with the examples that experience replay puts beside it."""
         rows, tokens, answers = self.batch
+        if self.machine.every_logit:
+            answers = rows * tokens
         if condition.method.memory != "joined" or len(self.work) == 1:
-            return self.batch
+            return rows, tokens, answers
         kept = -(-condition.settings(self.protocol).batch_size // self.machine.devices)
         return rows + kept, tokens, answers + kept * (tokens - 1)
 

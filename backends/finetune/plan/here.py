@@ -41,7 +41,7 @@ def this_machine(
     elif limit is None and torch.cuda.is_available():
         limit = float(torch.cuda.get_device_properties(0).total_memory)
     peak = None if throughput is None else throughput * 1e12
-    return Machine(device, devices, shard, libraries, peak), limit
+    return Machine(device, devices, shard, libraries, peak, every_logit=backend.startswith("jax")), limit
 
 
 def model_folder(name: str, random_weights: Size | None, notes: list[str]) -> tuple[Path, bool, str | None]:

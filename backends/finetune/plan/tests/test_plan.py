@@ -234,9 +234,11 @@ def test_memory_follows_the_machine_and_the_protocol():
     work = most_work(protocol)
     alone = make_plan(folder, protocol, work, Machine("cuda"))
     shared = make_plan(folder, protocol, work, Machine("cuda", devices=3, shard=True, peak=1e15))
+    every = make_plan(folder, protocol, work, Machine("cuda", every_logit=True)).conditions["frozen"].memory
     frozen, modular, full = (alone.conditions[name] for name in ("frozen", "modular", "full"))
     assert frozen.memory["weights"] == 2 * alone.counts.base
     assert frozen.memory["optimizer"] == 8 * alone.counts.lora
+    assert every["logits"] == 16 * 32768 * 3 * 512 > frozen.memory["logits"] == 16 * 32768 * 3 * 511
     assert modular.peak > frozen.peak > modular.other_memory  # the other is with gradient checkpointing
     assert full.memory["weights"] == 0
     assert full.memory["trainables"] + full.memory["optimizer"] == 12 * alone.counts.base
