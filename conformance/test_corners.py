@@ -22,7 +22,7 @@ from conformance.agreement import (
 from conformance.calls import case_of
 
 FORWARD = ("adapter y - x", "forward")
-#: exponents of 2 for x, the cotangent and A, and how many tokens. In the last ones an order of products matters, but not
+#: exponents of 2 for x, the cotangent and A; how many tokens. In the last ones an order of products matters, but not
 #: for autograd, which multiplies a cotangent by 1 / ||A||^2 before anything else.
 SCALES = (
     *((k, 0, 0, 5) for k in (-40, -20, 14, 40)),
