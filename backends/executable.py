@@ -236,11 +236,11 @@ def _check_description(description: Any) -> None:
 def _encode(name: str, value: Any) -> Any:
     if name == "data":
         return value
-    if name in ("delta", "epsilon", "tokens"):
+    if name in ("delta", "epsilon", "tokens", "iterations"):
         value = value.item() if isinstance(value, np.generic) else value
+    if name in ("delta", "epsilon", "tokens"):
         return _NAMES[str(value)] if isinstance(value, float) and not math.isfinite(value) else value
     if name == "iterations":
-        value = value.item() if isinstance(value, np.generic) else value
         fraction = isinstance(value, float) and math.isfinite(value) and not value.is_integer()
         if not (value is None or isinstance(value, (int, str)) or fraction):
             raise ConfigError(

@@ -91,7 +91,7 @@ def joined(entries: Sequence[Entry]) -> Entry:
     for other in others:
         pairs = [
             *((f"config.{key}", value, other["config"].get(key)) for key, value in first["config"].items()),
-            *((key, first[key], other[key]) for key in ("model", "backend", "machine")),
+            *((key, first.get(key), other.get(key)) for key in ("model", "random_weights", "backend", "machine")),
             *((key, value, other["versions"].get(key)) for key, value in first["versions"].items()),
         ]
         may_differ = ("config.seeds", "config.conditions", "commit")
@@ -100,7 +100,7 @@ def joined(entries: Sequence[Entry]) -> Entry:
                 "--join",
                 got=f"folders that differ in {', '.join(differing)}",
                 allowed="runs of one protocol and model on one machine, with other seeds or conditions",
-                remedy="leave --join out, and each folder is an entry of its own",
+                remedy="collect what differs into a file of its own",
             )
     commits = dict.fromkeys(name for entry in entries for name in entry["versions"].get("commit", "").split(", "))
     conditions = in_order(name for entry in entries for name in entry["config"]["conditions"])
@@ -110,7 +110,7 @@ def joined(entries: Sequence[Entry]) -> Entry:
         "versions": first["versions"] | {"commit": ", ".join(commits)},
     }
     for part, keys in PARTS.items():
-        records = {tuple(record[key] for key in keys): record for entry in entries for record in entry[part]}
+        records = {tuple(record[key] for key in keys): record for entry in entries for record in entry.get(part, [])}
         found[part] = list(records.values())
     found["rows"].sort(key=lambda row: (conditions.index(row["condition"]), row["seed"]))
     return found

@@ -12,6 +12,7 @@ from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, r
 from backends.finetune.plan.memory import (
     Parts,
     disk_bytes,
+    is_rounded,
     logit_bytes,
     method_bytes,
     scored_bytes,
@@ -175,13 +176,14 @@ class _Estimator:
             block = self._cost(condition, False)[1].kept
             of_crma = adapters.kept / self.counts.layers
             parts |= {"CRMA, activations": of_crma, "logits": max(logits, block + of_crma)}
-        scored = answers_scored(self.work, self.protocol.batch_size, vocabulary)
+        # with every logit an evaluation has the rows of a step
+        scored = 0 if self.machine.every_logit else answers_scored(self.work, self.protocol.batch_size, vocabulary)
         kept = parts["activations"] + parts["CRMA, activations"]  # of a step; an evaluation keeps nothing
         parts["logits"] = max(parts["logits"], scored_bytes(vocabulary, scored, self.protocol) - kept)
-        if not full and self.protocol.precision == "mixed" and not self.machine.shard:
-            loaded = 4.0 * self.counts.base + parts["libraries"]
-            parts["weights, while they are rounded"] = max(0.0, loaded - sum(parts.values()))
-        return parts
+        loaded = parts["libraries"]
+        if is_rounded(self.protocol, full=full, shard=self.machine.shard):
+            loaded += 4.0 * self.counts.base
+        return parts | {"more, while loaded": max(0.0, loaded - sum(parts.values()))}
 
     def _rates(self, condition: Condition, operations: Cost) -> list[Rates]:
         if condition.name in self.measured:

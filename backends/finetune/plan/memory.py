@@ -11,16 +11,21 @@ CUDA_CONTEXT = 600 * 2**20  # of the driver and cuBLAS; roughly
 Parts = dict[str, float]
 
 
-def weight_bytes(counts: Counts, protocol: Protocol, *, full: bool, shard: bool = False) -> float:
+def weight_bytes(counts: Counts, protocol: Protocol, *, full: bool, shard: bool) -> float:
     """The frozen weights; with ``full`` they are counted among the trainables."""
     if full:
         return 0.0
     each = 2 if protocol.precision == "bfloat16" else 4
     if protocol.quantization == "4bit":
         return counts.linear * FOUR_BITS + (counts.base - counts.linear) * each
-    if protocol.precision == "mixed" and not shard:  # frozen linear layers are rounded once
+    if is_rounded(protocol, full=full, shard=shard):
         return float(4 * counts.base - 2 * (counts.linear + counts.head))
     return float(counts.base * each)
+
+
+def is_rounded(protocol: Protocol, *, full: bool, shard: bool) -> bool:
+    """Whether frozen linear layers are in bfloat16 once they have been loaded in float32."""
+    return protocol.precision == "mixed" and protocol.quantization != "4bit" and not (full or shard)
 
 
 def logit_bytes(vocabulary: int, answers: int) -> float:

@@ -257,7 +257,7 @@ def test_memory_follows_the_machine_and_the_protocol():
     assert sharded.run is not None
     assert sharded.run[0] < sharded.run[1]
     four_bits = protocol.model_copy(update={"quantization": "4bit"})
-    weights = weight_bytes(alone.counts, four_bits, full=False)
+    weights = weight_bytes(alone.counts, four_bits, full=False, shard=False)
     assert weights == pytest.approx(FOUR_BITS * alone.counts.linear + 2 * (alone.counts.base - alone.counts.linear))
     assert 3.5e9 < weights < 4.5e9
     mixed = make_plan(folder, protocol.model_copy(update={"precision": "mixed"}), work, Machine("cuda"))
@@ -266,6 +266,9 @@ def test_memory_follows_the_machine_and_the_protocol():
     assert mixed.counts.head == head
     assert part["weights"] == 4 * alone.counts.base - 2 * (alone.counts.linear + head)
     assert mixed.conditions["frozen"].peak == pytest.approx(4 * alone.counts.base)  # as it is loaded
+    assert mixed.conditions["full"].memory["more, while loaded"] == 0
+    both = four_bits.model_copy(update={"precision": "mixed"})
+    assert make_plan(folder, both, work, Machine("cuda")).conditions["frozen"].memory["more, while loaded"] == 0
     small = protocol.model_copy(update={"batch_size": 1, "max_tokens": 64, "conditions": ["frozen"], "holdout": 99})
     shallow = random_model_folder("mistral-7b-v0.3", size="full", layers=4)
     memory = make_plan(shallow, small, most_work(small), Machine("cuda")).conditions["frozen"].memory

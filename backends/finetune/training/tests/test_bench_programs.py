@@ -130,6 +130,8 @@ def test_a_run_joins_what_is_stored_though_its_folder_is_gone(finished, tmp_path
             ("modular", pytest.approx(0.2)),
         ]
     before = out.read_bytes()
+    other = finished("ewc", 1.2, random_weights=True)
+    assert "got folders that differ in random_weights" in failing(collect_runs, other, "--add", "--out", out)
     message = failing(collect_runs, finished("naive", 1.2, machine="other"), "--add", "--out", out)
     assert "got folders that differ in machine" in message
     assert out.read_bytes() == before
