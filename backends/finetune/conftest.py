@@ -1,9 +1,10 @@
 """A model and tasks so small that a whole run of three conditions takes seconds."""
 
+import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ displacement_budget = {budget}
 log_every = 2
 gate_logit = 0.0
 """
+
+
+DRAWN = ("cli", "report", "runs")  # rooms whose tests look at what a run draws
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: a collection, of which a run makes one per condition, need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # extensions look for leaks as the interpreter ends
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pictures take most of a tiny run's time, and are tested with the report."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.parent.name not in DRAWN:
+            patch.setattr("backends.finetune.report.page.draw_pictures", lambda results: {})
+        yield
 
 
 @pytest.fixture(scope="session")
