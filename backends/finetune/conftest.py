@@ -41,7 +41,7 @@ DRAWN = ("cli", "report", "runs")  # rooms whose tests look at what a run draws
 
 
 def pytest_collection_finish() -> None:
-    """What was imported by now stays: a collection, of which a run makes one per condition, need not look at it again."""
+    """What was imported by now stays, and the collections that a run makes need not look at it again."""
     gc.collect()
     gc.freeze()
 

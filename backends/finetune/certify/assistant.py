@@ -1,15 +1,16 @@
 """The promises of an assistant, checked again from its folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import reference
 from backends.finetune.certify.check import THE_RUN, Check, Subject
 from backends.finetune.certify.files import RunFiles
+from backends.finetune.certify.moments import moment_checks
 from backends.finetune.certify.records import logged_bounds
 from backends.finetune.certify.states import state_checks
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
 from backends.finetune.runs.assistant_records import LearnedRecord
 from reference.errors import RunFolderError
@@ -28,7 +29,7 @@ def assistant_checks(path: Path) -> tuple[list[Check], Assistant | None, dict[st
     except RunFolderError as error:
         reason = f"{Path(error.field).name}: got {error.got}; allowed: {error.allowed}"
         return [THE_RUN.holds("history readable", "", [reason])], None, files.digests
-    of, condition = Subject(CONDITION, None), parse_condition(CONDITION)
+    of, condition = Subject(CONDITION, None), found.protocol.condition(CONDITION)
     changed = (f"{name}: {reason}" for name, reason in folder.changed_files(found))
     checks = [
         THE_RUN.holds("history readable", "", []),
@@ -39,13 +40,20 @@ def assistant_checks(path: Path) -> tuple[list[Check], Assistant | None, dict[st
     faults: list[str] = []
     files.loras([folder.files(task.record.phase).lora for task in found.tasks.values()], found.protocol.lora, faults)
     checks.append(of.holds("adapter files whole", "", faults))
-    budgets = {record.phase: _budget(record) for record in found.learned}
+    budgets = {record.phase: _crma(record).get("displacement_budget") for record in found.learned}
     for record in found.learned:
         checks += logged_bounds(of, [record], condition, budgets[record.phase])
     states, whole = files.states_of({phase: folder.crma(phase) for phase in sorted(found.kept_versions)}, of)
-    limits = [budget for phase, budget in budgets.items() if phase]
-    widest = None if None in limits or not limits else max(limit for limit in limits if limit is not None)
-    return [*checks, whole, *state_checks(condition, None, states, found.learned, widest)], found, files.digests
+    widest = _widest(budgets[record.phase] for record in found.learned[1:])
+    checks += [whole, *state_checks(condition, None, states, found.learned, widest)]
+    if epsilon := _widest(_crma(record).get("data_budget") for record in found.learned[1:] or found.learned):
+        condition = replace(condition, data_budget=epsilon)
+        moments, readable = files.moments_of(
+            {r.phase: folder.files(r.phase).moments for r in found.learned}, condition, of
+        )
+        epochs = [record.config["epochs"] for record in found.learned]
+        checks += [*readable, *moment_checks(condition, None, states, moments, found.learned, epochs)]
+    return checks, found, files.digests
 
 
 def described(found: Assistant) -> dict[str, Any]:
@@ -59,9 +67,14 @@ def described(found: Assistant) -> dict[str, Any]:
     }
 
 
-def _budget(record: LearnedRecord) -> float | None:
-    budget: float | None = record.config.get("crma", {}).get("displacement_budget")
-    return budget
+def _crma(record: LearnedRecord) -> Any:
+    return record.config.get("crma", {})
+
+
+def _widest(budgets: Iterable[float | None]) -> float | None:
+    """The largest; None where there is none, or one of them is none."""
+    found = list(budgets)
+    return None if None in found else max((budget for budget in found if budget is not None), default=None)
 
 
 def _undecided(found: Assistant) -> Iterator[str]:

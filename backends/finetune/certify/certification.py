@@ -16,7 +16,6 @@ from backends.finetune.certify.moments import moment_checks
 from backends.finetune.certify.promises import CANNOT_KNOW, NOT_CHECKED, PROMISES
 from backends.finetune.certify.records import drift_limit, record_checks
 from backends.finetune.certify.states import StoredState, state_checks
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.runs.assistant_folder import Assistant, is_assistant
 from backends.finetune.runs.results import RESULTS_NAME, RunResults, read_results
 from reference.errors import ConfigError, RunFolderError
@@ -108,7 +107,7 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
     every_state: list[StoredState] = []
     for name in results.conditions:
         try:
-            condition = parse_condition(name)
+            condition = protocol.condition(name)
         except ValueError as error:
             checks.append(Subject(name, None).holds("condition known", "CL-5", [str(error)]))
             continue
@@ -126,10 +125,11 @@ def certify_run(folder: Path | str, max_drift: float | None = None) -> Certifica
                 record_consistent(results, protocol, condition, seed, values),
             ]
             phases = results.phases_of(name, seed)
-            moments, readable_moments = files.moments(condition, seed, len(results.tasks))
+            paths = {phase: files.places.files(seed, name, phase).moments for phase in range(len(results.tasks))}
+            moments, readable_moments = files.moments_of(paths, condition, Subject(name, seed))
             checks += readable + state_checks(condition, seed, states, phases, budget) + readable_moments
             epochs = protocol.epochs * condition.epochs
-            checks += moment_checks(condition, seed, states, moments, phases, epochs)
+            checks += moment_checks(condition, seed, states, moments, phases, [epochs] * len(phases))
             every_state += states
     whole_run = [files.of_this_run(results, every_state), run_consistent(results, protocol)]
     return Certification([*whole_run, *checks], results, files.digests)

@@ -94,19 +94,18 @@ class RunFiles:
                 faults.append(f"{self._name(path)}: got {error.got}")
         return states, of.holds("state files whole", "STATE-1, STATE-4", faults)
 
-    def moments(self, condition: Condition, seed: int, phases: int) -> tuple[Moments, list[Check]]:
-        """The moments by phase that can be read, and the check that all can."""
+    def moments_of(self, paths: Mapping[int, Path], condition: Condition, of: Subject) -> tuple[Moments, list[Check]]:
+        """The moments in these files, by phase, and the check that all can be read, where the condition has any."""
         if condition.data_budget is None:
             return {}, []
         found, faults = {}, []
-        for phase in range(phases):
-            path = self.places.files(seed, condition.name, phase).moments
+        for phase, path in paths.items():
             try:
                 found[phase] = read_moments(path)
                 self._digest(path)
             except RunFolderError as error:
                 faults.append(f"{self._name(path)}: {error.got}")
-        return found, [Subject(condition.name, seed).holds("moment files whole", "DATA-1", faults)]
+        return found, [of.holds("moment files whole", "DATA-1", faults)]
 
     def as_recorded(self, results: RunResults, condition: Condition, seed: int) -> Check:
         """Every file of a finished phase is recorded, and holds the bytes that were."""

@@ -8,6 +8,7 @@ import reference
 from backends.finetune.certify.check import BUDGET_ROUNDING, Check, Measured, Subject
 from backends.finetune.certify.states import StoredState, layers_of
 from backends.finetune.methods.method import Condition
+from backends.finetune.runs.assistant_records import LearnedRecord
 from backends.finetune.runs.moments_file import Float64
 from backends.finetune.runs.records import PhaseRecord
 from reference.data_displacement import MOMENT_ROUNDING, checked_moment
@@ -18,16 +19,16 @@ Moments = Mapping[int, tuple[Float64, int]]  # of the tasks up to a phase: total
 
 def moment_checks(
     condition: Condition,
-    seed: int,
+    seed: int | None,
     states: Sequence[StoredState],
     moments: Moments,
-    phases: Sequence[PhaseRecord],
-    epochs: int,
+    phases: Sequence[PhaseRecord | LearnedRecord],
+    epochs: Sequence[int],
 ) -> list[Check]:
     """The checks of the ``moments-N`` files of one condition and seed, and of its states with them.
 
     Args:
-        epochs: how often each training text was read in a phase, by which the tokens of a moment are known.
+        epochs: how often each training text was read in each of the phases, by which the tokens of a moment are known.
     """
     if condition.data_budget is None or not states or states[0].phase != 0:
         return []
@@ -76,13 +77,13 @@ def _faults(anchor: Sequence[reference.AdapterParameters], moments: Moments) -> 
     return faults
 
 
-def _other_counts(moments: Moments, phases: Sequence[PhaseRecord], epochs: int) -> list[str]:
+def _other_counts(moments: Moments, phases: Sequence[PhaseRecord | LearnedRecord], epochs: Sequence[int]) -> list[str]:
     """Where the records say how many tokens and texts a phase had: all tokens but the first of each text count."""
     expected, faults = 0, []
-    for record in phases:
+    for record, passes in zip(phases, epochs, strict=True):
         if "train" not in record.texts:
             break
-        expected += record.tokens // epochs - record.texts["train"].texts
+        expected += record.tokens // passes - record.texts["train"].texts
         if record.phase in moments and (count := moments[record.phase][1]) != expected:
             faults.append(f"moments-{record.phase} of {count} tokens, while the records have {expected}")
     return faults

@@ -101,9 +101,9 @@ class Engine(Protocol):
     def restore(self, phases: Sequence[PhaseFiles]) -> None:
         """Read what :meth:`save_phase` wrote for the finished phases, in their order."""
 
-    def continue_from(self, anchor: Path, now: Path) -> None:
+    def continue_from(self, anchor: PhaseFiles, now: PhaseFiles) -> None:
         """Go on with a shared CRMA from elsewhere: its state after its first task, from which displacement counts, and
-        its state now. Before the first phase that is begun."""
+        its state now, with the moments that a data budget needs. Before the first phase that is begun."""
         ...
 
     def save_checkpoint(self, path: Path, progress: dict[str, Any]) -> None:

@@ -81,7 +81,8 @@ def _bounds(found: Assistant, version: int) -> str:
     if log is None or not log.steps:
         return "No certificate was logged."
     moved = log.displacement_max[-1]
-    budget = found.learned[version].config.get("crma", {}).get("displacement_budget")
+    crma = found.learned[version].config.get("crma", {})
+    budget, epsilon = crma.get("displacement_budget"), crma.get("data_budget")
     said = (
         f"The CRMA that the task answers with was certified at its last step, over all layers: the spectral norm of "
         f"the mixing matrix is at most {log.norm_max[-1]:.7f}, and no singular value of the adapter exceeds "
@@ -90,6 +91,8 @@ def _bounds(found: Assistant, version: int) -> str:
     if moved is not None:
         said += f" No layer is further than {moved:.4g} from its state after the first task"
         said += f" (the budget was {budget:g})." if budget is not None else "."
+        if epsilon is not None:
+            said += f" What earlier tasks' training tokens see of that, as a root mean square, is at most {epsilon:g}."
     return said
 
 

@@ -30,7 +30,6 @@ from backends.finetune.learning.lesson import Checks, Lesson, Start, check_lesso
 from backends.finetune.learning.phase import LessonPhase
 from backends.finetune.learning.settings import task_protocol
 from backends.finetune.learning.status import show_status
-from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.fingerprint import check_fingerprint, model_fingerprint
 from backends.finetune.models.folder import load_config, load_tokenizer
@@ -147,7 +146,7 @@ def learn(
         protocol = _protocol(lesson, splits, path, assistant)
         chosen = settings if assistant is None else [f"precision={assistant.protocol.precision}"]
         protocol, slow = on_this_processor(protocol, backend, chosen)
-        condition = replace(KNOWN["modular-ratchet"], start=lesson.start)
+        condition = replace(protocol.condition("modular-ratchet"), start=lesson.start)
         check_supported(protocol, [condition], backend, shard=False, random_weights="full" if is_random(path) else None)
         check_fits(path, protocol)
         task = Task(lesson.task, splits.train, splits.reported, decision=splits.decision)
@@ -175,7 +174,7 @@ def learn(
             )
         engine = make_engine(job)
         if assistant.learned:
-            engine.continue_from(folder.crma(0), folder.crma(phase - 1))
+            engine.continue_from(folder.files(0), folder.files(phase - 1))
         with Progress(console, [1.0]) as progress:
             record = LessonPhase(engine, folder, assistant, taught, lesson, phase, progress).run()
         run = run_record(protocol, backend, path, used)

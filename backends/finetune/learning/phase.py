@@ -7,6 +7,7 @@ from backends.finetune.engines.engine import Engine, mean_loss
 from backends.finetune.learning.data import read_texts
 from backends.finetune.learning.lesson import Lesson
 from backends.finetune.learning.measure import batches_of, measured
+from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
 from backends.finetune.runs.assistant_records import Check
 from backends.finetune.training.encoded_tasks import EncodedTasks
@@ -40,9 +41,13 @@ class LessonPhase:
         self.progress.start_branch(name, self.taught.training_tokens(0))
         training = PhaseTraining(self.engine, self.taught, self.progress, NO_LOG, name)
         record = training.run(self.phase, folder.checkpoint, self._begin, index=0)
+        if self.protocol.crma.data_budget is not None:
+            self.progress.describe(f"{name}, what the data budget keeps of it")
+            with memory_errors(f"what the data budget keeps of task {name}"):
+                self.engine.finish_phase(self.phase, self.taught.moment_batches(0))
         self.engine.save_checkpoint(folder.checkpoint, record)
         self.engine.save_phase(self.phase, files)
-        record["files"] = folder.digests(self.phase)
+        record["files"] = folder.digests(self.phase, self.protocol)
         self.engine.answer_with(self.phase, files)
         record["own"] = measured(self.engine, self.taught.holdout[0].batches, name).model_dump()
         checks, versions = self._turn_ratchet()
@@ -129,5 +134,5 @@ class LessonPhase:
                 got=f"after {self.lesson.task}: {', '.join(lost)} on the reported texts since its own phase",
                 allowed=f"at most {self.lesson.promise:+g}%; the folder is as it was before",
                 remedy="teach it with --check none, so that every earlier task answers as before; or with a smaller "
-                "crma.displacement_budget",
+                f"crma.{'displacement' if self.protocol.crma.data_budget is None else 'data'}_budget",
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -193,6 +193,15 @@ class Condition:
         budget = default if self.budget is None else self.budget
         limited = self.crma == "doubly-stochastic" and budget is not None and not math.isinf(budget)
         return budget if limited else None
+
+    def with_data_budget(self, epsilon: float | None) -> Condition:
+        """This condition with the protocol's data budget, if it has one, where the shared CRMA goes on learning and has
+        no budget of its own.
+        """
+        goes_on = self.crma == "doubly-stochastic" and self.trains_crma == "always"
+        if epsilon is None or not goes_on or self.budget is not None or self.data_budget is not None:
+            return self
+        return replace(self, basis="first-task", data_budget=epsilon)
 
     def settings(self, protocol: Any) -> Any:
         """The method's section of a protocol; None if it has none."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.plan.counts import Counts, count_parameters
 from backends.finetune.plan.duration import UTILIZATION, Rates, epoch_seconds, rates_from_throughput, run_seconds
@@ -107,7 +106,7 @@ class _Estimator:
     traced: dict[tuple[bool, bool, Shape], tuple[Cost, Cost]] = field(default_factory=dict)
 
     def condition(self, name: str) -> ConditionPlan:
-        condition, checkpoint = parse_condition(name), self.protocol.gradient_checkpointing
+        condition, checkpoint = self.protocol.condition(name), self.protocol.gradient_checkpointing
         trainable = self.counts.trainable(name, self.protocol.lora.rank)
         operations = self._operations(condition, checkpoint)
         epoch = run = None

@@ -7,7 +7,6 @@ import torch
 
 from backends import load_backend
 from backends.finetune.engines.by_name import engine_factory
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.marker import random_size
 from backends.finetune.models.random_weights import Size, random_model_folder
@@ -86,7 +85,7 @@ def measured_rates(protocol: Protocol, backend: str, folder: Path, work: list[Ph
     """Of each condition, with the model in ``folder``."""
     load_backend(backend)  # a missing device is one clear error
     make_engine, _ = engine_factory(backend)
-    jobs = {name: Job(folder, protocol, parse_condition(name), protocol.seeds[0]) for name in protocol.conditions}
+    jobs = {name: Job(folder, protocol, protocol.condition(name), protocol.seeds[0]) for name in protocol.conditions}
     return {name: measure(job, work, make_engine) for name, job in jobs.items()}
 
 

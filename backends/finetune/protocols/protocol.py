@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_m
 
 from backends.files import TEXT_LIMIT, parse_toml
 from backends.finetune.methods.conditions import PAPER, SECTIONS, parse_condition
-from backends.finetune.methods.method import section_name
+from backends.finetune.methods.method import Condition, section_name
 from backends.finetune.methods.section import Count, Factor, Positive, Rate, Rows, Section
 from backends.finetune.protocols.text_file import read_text
 from reference.errors import ProtocolError
@@ -87,8 +87,10 @@ class GroupSection(Section):
 
 class CrmaSection(Section):
     """The shared CRMA. ``displacement_budget`` is delta: no layer moves further than that from its state after the
-    first task (``limit_displacement``); absent means no limit. ``later_rate_factor`` scales the three learning rates
-    after the first task."""
+    first task (``limit_displacement``); absent means no limit. ``data_budget`` is epsilon, for what the tokens of
+    earlier tasks see of such a move, with a basis that stays after the first task (``limit_data_displacement``); it
+    takes the other budget's place, in every condition that has none of its own. ``later_rate_factor`` scales the three
+    learning rates after the first task."""
 
     streams: Width = 4
     rank: Width = 4
@@ -97,11 +99,18 @@ class CrmaSection(Section):
     skip_directions: Annotated[int, Field(ge=0, le=2**14)] = 0
     gate_logit: Annotated[float, Field(ge=-1e30, le=1e30)] = -5.0
     displacement_budget: Positive | None = None
+    data_budget: Positive | None = None
     later_rate_factor: Factor = 1.0
     log_every: Count = 5
     basis: GroupSection = GroupSection(learning_rate=1e-3)
     mixing: GroupSection = GroupSection(learning_rate=2e-2)
     gate: GroupSection = GroupSection(learning_rate=2e-2)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CrmaSection:
+        if self.displacement_budget is not None and self.data_budget is not None:
+            raise ValueError("displacement_budget or data_budget, one of the two, since one takes the other's place")
+        return self
 
 
 _OF_METHODS: Any = create_model(
@@ -169,6 +178,10 @@ class Protocol(_OF_METHODS):
             )
         return self
 
+    def condition(self, name: str) -> Condition:
+        """The condition of a name, with this protocol's data budget where it has no budget of its own."""
+        return parse_condition(name).with_data_budget(self.crma.data_budget)
+
 
 def protocols_folder() -> Path:
     """Where the protocols that come with this package lie."""
@@ -206,6 +219,7 @@ def load_protocol(name_or_path: str, settings: Sequence[str] = (), **overrides: 
         ) from error
     for setting in settings:
         _set(content, setting)
+    _leave_one_budget(content, settings)
     content |= given
     return _validated(content, path.name)
 
@@ -248,6 +262,14 @@ def _set(content: dict[str, Any], setting: str) -> None:
             "--set", got=_SHORT.repr(setting), allowed="FIELD=VALUE", remedy="write, for instance, --set lora.rank=4"
         )
     content[name] = value
+
+
+def _leave_one_budget(content: dict[str, Any], settings: Sequence[str]) -> None:
+    """A budget that is set takes the place of the file's other one."""
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    for name, other in (("displacement_budget", "data_budget"), ("data_budget", "displacement_budget")):
+        if f"crma.{name}" in given and f"crma.{other}" not in given:
+            content["crma"].pop(other, None)
 
 
 def _validated(content: dict[str, Any], source: str) -> Protocol:

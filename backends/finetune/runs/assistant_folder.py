@@ -4,6 +4,7 @@ FOLDER/assistant.json           the base model, and the settings that all tasks 
 FOLDER/history.jsonl            one line per task learned or forgotten; it alone says what the folder holds
 FOLDER/task-N/                  the LoRA of the task learned in phase N, in PEFT's own format
 FOLDER/crma-N.safetensors       the shared CRMA after phase N: a version that a task answers with, the first, the last
+FOLDER/moments-N.safetensors    with a data budget, the moment of the tokens of all tasks up to phase N
 FOLDER/texts-N.jsonl            what the task of phase N is measured by, and asked like
 FOLDER/answers-N.json           sample answers after phase N
 FOLDER/underway.json, FOLDER/checkpoint.safetensors     the phase under way
@@ -109,11 +110,12 @@ class AssistantFolder(LockedFolder):
     def files(self, phase: int, version: int | None = None) -> PhaseFiles:
         """What the task of a phase answers with, for an engine; with the CRMA of another phase if it has moved."""
         absent = self.path / "absent"
-        return PhaseFiles(self.path / f"task-{phase}", self.crma(phase if version is None else version), *[absent] * 4)
+        crma, moments = self.crma(phase if version is None else version), self.path / f"moments-{phase}.safetensors"
+        return PhaseFiles(self.path / f"task-{phase}", crma, absent, absent, absent, moments)
 
-    def digests(self, phase: int) -> dict[str, str]:
+    def digests(self, phase: int, protocol: Protocol) -> dict[str, str]:
         """SHA-256 of the files of a phase, by their path within the folder."""
-        return {name: sha256_of(self.path / name) for name in names_of(phase)}
+        return {name: sha256_of(self.path / name) for name in names_of(phase, protocol)}
 
     @property
     def exists(self) -> bool:
@@ -167,7 +169,7 @@ class AssistantFolder(LockedFolder):
             case LearnedRecord():
                 if record.phase != len(found.learned) or record.task in found.tasks:
                     raise _damaged(place, f"phase {record.phase}, task {record.task!r}")
-                if record.files.keys() != names_of(record.phase):
+                if record.files.keys() != names_of(record.phase, found.protocol):
                     raise _damaged(place, f"phase {record.phase} with the files {', '.join(record.files) or 'none'}")
                 found.learned.append(record)
                 found.files.update(record.files)
@@ -266,10 +268,13 @@ class AssistantFolder(LockedFolder):
         for path in sorted(self.path.iterdir()):
             number = path.name.partition(".")[0].partition("-")[2]
             # exactly such a name, since a copy beside it, such as texts-0.jsonl.bak, is somebody's own
-            if number.isdecimal() and path.name in {
-                self.answers(int(number)).name, *(name.partition("/")[0] for name in names_of(int(number)))
-            }:  # fmt: skip
+            if number.isdecimal() and path in {self.answers(int(number)), *self._of(int(number))}:
                 yield path, int(number)
+
+    def _of(self, phase: int) -> tuple[Path, ...]:
+        """What a phase writes."""
+        files = self.files(phase)
+        return files.lora, files.crma, files.moments, self.texts(phase)
 
     def _is_behind(self, learned: int) -> bool:
         """Whether what is under way has been written into the history: a process was killed between the two."""
@@ -281,9 +286,10 @@ class AssistantFolder(LockedFolder):
 
     def drop_phase(self, phase: int) -> None:
         """Give up the phase under way."""
-        for path in (self.checkpoint, self.crma(phase), self.texts(phase)):
+        lora, *others = self._of(phase)
+        for path in (self.checkpoint, *others):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.files(phase).lora, ignore_errors=True)
+        shutil.rmtree(lora, ignore_errors=True)
         self.underway.unlink(missing_ok=True)  # last: what it speaks of is known to be unfinished
 
 
@@ -299,10 +305,10 @@ def _answers(path: Path) -> AnswersRecord:
         ) from error
 
 
-def names_of(phase: int) -> set[str]:
+def names_of(phase: int, protocol: Protocol) -> set[str]:
     """The files that a phase writes, by their path within the folder."""
-    lora = f"task-{phase}"
-    return {f"{lora}/{CONFIG}", f"{lora}/{WEIGHTS}", f"crma-{phase}.safetensors", f"texts-{phase}.jsonl"}
+    names = {f"task-{phase}/{CONFIG}", f"task-{phase}/{WEIGHTS}", f"crma-{phase}.safetensors", f"texts-{phase}.jsonl"}
+    return names if protocol.crma.data_budget is None else names | {f"moments-{phase}.safetensors"}
 
 
 def is_assistant(path: Path | str) -> bool:

@@ -53,7 +53,7 @@ def run_session(
         for name in protocol.conditions:
             results = read_results(folder.results)
             finished = results.phases_of(name, seed)
-            condition = parse_condition(name)
+            condition = protocol.condition(name)
             panel = protocol.panel > 0 and condition.crma != "none" and (name, seed) not in results.panels
             if len(finished) == len(tasks[seed]) and not panel:
                 folder.forget(seed, name, len(finished))  # killed between its last record and this

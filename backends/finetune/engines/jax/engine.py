@@ -268,16 +268,16 @@ class JaxEngine:
         self.phase = len(phases) - 1
         self._load_lora(phases[-1].lora)
         if self.crma:
-            self.continue_from(phases[0].crma, phases[-1].crma)
+            self.continue_from(phases[0], phases[-1])
             self.anchor = self.anchor if len(phases) > 1 else None
-        if self.condition.data_budget is not None:
-            self.moments = StreamMoments(*read_moments(phases[-1].moments))
 
-    def continue_from(self, anchor: Path, now: Path) -> None:
+    def continue_from(self, anchor: PhaseFiles, now: PhaseFiles) -> None:
         if self.crma:
-            self._load_crma(anchor)
+            self._load_crma(anchor.crma)
             self.anchor = self._stack()
-            self._load_crma(now)
+            self._load_crma(now.crma)
+        if self.condition.data_budget is not None:
+            self.moments = StreamMoments(*read_moments(now.moments))
 
     def _load_lora(self, folder: Path) -> None:
         try:

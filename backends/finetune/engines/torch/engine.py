@@ -363,17 +363,17 @@ class TorchEngine:
         if self.condition.crma == "unconstrained":
             self.backbone.load_state(load_unconstrained(phases[-1].mixing))
         else:
-            self.continue_from(phases[0].crma, phases[-1].crma)
+            self.continue_from(phases[0], phases[-1])
             self.anchor = self.anchor if len(phases) > 1 else None
-        if self.condition.data_budget is not None:
-            totals, count = read_moments(phases[-1].moments)
-            self.moments = StreamMoments(torch.from_numpy(totals).to(self.device), count)
 
-    def continue_from(self, anchor: Path, now: Path) -> None:
+    def continue_from(self, anchor: PhaseFiles, now: PhaseFiles) -> None:
         if self.backbone is not None:
-            self._load_crma(self.backbone, anchor)
+            self._load_crma(self.backbone, anchor.crma)
             self.anchor = self.backbone.state()
-            self._load_crma(self.backbone, now)
+            self._load_crma(self.backbone, now.crma)
+        if self.condition.data_budget is not None:
+            totals, count = read_moments(now.moments)
+            self.moments = StreamMoments(torch.from_numpy(totals).to(self.device), count)
 
     def _load_crma(self, backbone: CRMABackbone, path: Path) -> None:
         with phase_state(path):

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 SETTINGS = ("lora.rank=2", "lora.alpha=4", "lora.learning_rate=2e-2", "crma.streams=2", "crma.rank=2", "epochs=4",
-            "precision=float32", "crma.displacement_budget=0.05", "checkpoint_every=2", "max_tokens=64")  # fmt: skip
+            "precision=float32", "crma.data_budget=0.02", "checkpoint_every=2", "max_tokens=64")  # fmt: skip
 
 
 def rows(letter: str, count: int = 20) -> list[dict[str, Any]]:
@@ -36,6 +36,8 @@ def teach(tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
         data = given.pop("data", None) or write_jsonl(tmp_path / f"{letter}.jsonl", rows(letter))
         options: dict[str, Any] = {"model": tiny_model, "threads": 1, "answers": 0, "quiet": True} | given
         replaced = {setting.partition("=")[0] for setting in settings}
+        if any(field.endswith("_budget") for field in replaced):
+            replaced.add("crma.data_budget")
         kept = [setting for setting in SETTINGS if setting.partition("=")[0] not in replaced]
         return learn(data, tmp_path / into, settings=[*kept, *settings], **options)
 

@@ -295,7 +295,14 @@ def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "name", ["task-0/adapter_model.safetensors", "crma-0.safetensors", "texts-1.jsonl", "history.jsonl"]
+    "name",
+    [
+        "task-0/adapter_model.safetensors",
+        "crma-0.safetensors",
+        "moments-2.safetensors",
+        "texts-1.jsonl",
+        "history.jsonl",
+    ],
 )
 def test_a_damaged_or_missing_file_is_named(taught, tmp_path, teach, name):
     for change in ("damaged", "missing"):

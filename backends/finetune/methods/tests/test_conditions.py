@@ -59,6 +59,19 @@ def test_what_never_drifts_drifts_by_exactly_zero_and_the_others_do_drift(finish
     assert zero == frozen | {"modular-still", "modular-pinned", "modular-fresh"}
 
 
+@pytest.mark.clause("DATA-3")
+def test_a_protocols_data_budget_is_that_of_a_condition_without_its_own(finished, arguments, tmp_path):
+    """To the bit; the conditions that have one of their own, or no CRMA that goes on, stay what they are."""
+    from backends.finetune.cli import main
+
+    named, plain, still = "modular-inherit@data-0.003", "modular-inherit", "modular-still"
+    assert main([*arguments(tmp_path / "run", plain, still), "--set", "crma.data_budget=0.003"]) == 0
+    there, of_still = (of_conditions(tmp_path / "run", (name,))[0] for name in (plain, still))
+    assert {path.replace(plain, named): data for path, data in there.items()} == of_conditions(finished, (named,))[0]
+    assert of_still == of_conditions(finished, (still,))[0]
+    assert main(["certify", str(tmp_path / "run")]) == 0
+
+
 def test_without_a_budget_the_shared_crma_goes_further(finished):
     files = [RunFolder(finished).crma(0, "modular@none", phase) for phase in (0, 2)]
     first, last = (load_state(file).state for file in files)

@@ -124,6 +124,19 @@ def test_every_order_of_many_tasks_is_refused():
     load_protocol("quickstart", ['orderings="all"'], tasks=tasks[1:])
 
 
+def test_one_budget_takes_the_others_place(tmp_path):
+    with pytest.raises(ProtocolError, match="displacement_budget or data_budget, one of the two"):
+        load_protocol("quickstart", ["crma.data_budget=0.003", "crma.displacement_budget=0.005"])
+    crma = load_protocol("quickstart", ["crma.data_budget=0.003"]).crma
+    assert (crma.data_budget, crma.displacement_budget) == (0.003, None)
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'name = "own"\ndescription = ""\ntasks = ["a"]\ntrain = 1\nholdout = 1\n[crma]\ndata_budget = 0.01\n'
+    )
+    assert load_protocol(str(path), ["crma.displacement_budget=0.02"]).crma.data_budget is None
+    assert load_protocol(str(path), ["crma.rank=2"]).crma.data_budget == 0.01
+
+
 def test_a_protocol_may_begin_with_a_byte_order_mark(tmp_path):
     data = (protocols_folder() / "quickstart.toml").read_bytes()
     (tmp_path / "p.toml").write_bytes(b"\xef\xbb\xbf" + data)
