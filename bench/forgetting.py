@@ -15,7 +15,15 @@ Rows = Iterator[list[str]]
 RESAMPLES = 10_000
 INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a run
 #: with CRMA, and the same without it
-SHARES = {"modular": "frozen", "modular-inherit": INHERIT}
+SHARES = {
+    "modular": "frozen",
+    "modular-inherit": INHERIT,
+    "modular-inherit@still-0.005": INHERIT,
+    "modular-inherit@data-0.003": INHERIT,
+    "modular-inherit@data-0.01": INHERIT,
+}
+#: those of which bench/README.md shows each seed
+BY_SEED = ("modular", "modular-inherit", "modular-inherit@data-0.003")
 
 
 def every_condition(results: RunResults) -> Rows:
@@ -43,12 +51,12 @@ def shares(results: RunResults) -> Rows:
 
 def by_seed(results: RunResults) -> Rows:
     """bench/README.md: drift of NAIVE and MODULAR and CRMA's share, seed by seed, each with its interval over texts."""
-    yield ["seed", "NAIVE drift", *(f"{readable(name)} {what}" for name in SHARES for what in ("drift", "share"))]
+    yield ["seed", "NAIVE drift", *(f"{readable(name)} {what}" for name in BY_SEED for what in ("drift", "share"))]
     for seed in results.seeds:
         cells = [_shown(interval(results, "drift", "naive", [seed], resamples=RESAMPLES))]
-        for name, against in SHARES.items():
-            cells.append(_shown(interval(results, "drift", name, [seed], resamples=RESAMPLES)))
-            cells.append(_shown(interval(results, "advantage", name, [seed], against=against, resamples=RESAMPLES)))
+        for name in BY_SEED:
+            share = interval(results, "advantage", name, [seed], against=SHARES[name], resamples=RESAMPLES)
+            cells += [_shown(interval(results, "drift", name, [seed], resamples=RESAMPLES)), _shown(share)]
         yield [str(seed), *cells]
 
 

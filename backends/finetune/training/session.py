@@ -55,9 +55,9 @@ def run_session(
             finished = results.phases_of(name, seed)
             condition = protocol.condition(name)
             panel = protocol.panel > 0 and condition.crma != "none" and (name, seed) not in results.panels
-            if len(finished) == len(tasks[seed]) and not panel:
+            if len(finished) == len(tasks[seed]):
                 folder.forget(seed, name, len(finished))  # killed between its last record and this
-            else:
+            if len(finished) < len(tasks[seed]) or panel:
                 branch(condition, seed).run(finished, panel=panel)
                 gc.collect()  # a model and its hooks form cycles; two base models at once may not fit
             progress.finish_branch()
