@@ -91,9 +91,10 @@ def the_one(path: Path) -> RunResults:
 SHOWN = {
     "naive": "NAIVE: one LoRA for all tasks",
     "frozen": "FROZEN: a fresh LoRA per task",
-    "modular": "MODULAR: the same, and the shared CRMA",
+    "modular": "MODULAR: the same, and the shared CRMA, with a displacement budget",
+    "modular@data-0.003": "MODULAR with a data budget, the default of `crma learn`",
     INHERIT: "FROZEN, inherit: each LoRA starts from the last task's; no CRMA",
-    "modular-inherit": "MODULAR, inherit: the same, and the shared CRMA",
+    "modular-inherit@data-0.003": "MODULAR, inherit: the same, and the shared CRMA with a data budget",
 }
 
 
@@ -241,6 +242,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "baselines tried": (_OF_BENCH, baselines_table),
     "forgetting": (_OF_BENCH, _of_forgetting(forgetting.every_condition)),
     "forgetting, CRMA's share": (_OF_BENCH, _of_forgetting(forgetting.shares)),
+    "forgetting, budgets": (_OF_BENCH, _of_forgetting(forgetting.budgets)),
     "forgetting by seed": (_OF_BENCH, _of_forgetting(forgetting.by_seed)),
     "forgetting, toggle": (_OF_BENCH, _of_forgetting(forgetting.toggles)),
     "forgetting tried": (_OF_BENCH, forgetting_tried_table),

@@ -17,13 +17,19 @@ INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a ru
 #: with CRMA, and the same without it
 SHARES = {
     "modular": "frozen",
+    "modular@data-0.003": "frozen",
     "modular-inherit": INHERIT,
     "modular-inherit@still-0.005": INHERIT,
     "modular-inherit@data-0.003": INHERIT,
     "modular-inherit@data-0.01": INHERIT,
 }
+BUDGETS = (
+    ("modular@data-0.003", "modular"),
+    ("modular-inherit@data-0.003", "modular-inherit"),
+    ("modular-inherit@data-0.003", "modular-inherit@still-0.005"),
+)
 #: those of which bench/README.md shows each seed
-BY_SEED = ("modular", "modular-inherit", "modular-inherit@data-0.003")
+BY_SEED = ("modular", "modular@data-0.003", "modular-inherit@data-0.003")
 
 
 def every_condition(results: RunResults) -> Rows:
@@ -47,6 +53,18 @@ def shares(results: RunResults) -> Rows:
                 f"{p:.3f}" for p in (reference.paired_t_test(ours, theirs).p, reference.sign_flip_test(ours, theirs))
             ]
         yield [readable(name), readable(against), str(len(seeds)), _shown(found), *tests]
+
+
+def budgets(results: RunResults) -> Rows:
+    """bench/README.md: drift under the data budget against drift under another budget at the same seeds."""
+    yield ["with", "against", "seeds", "drift lower by, percentage points", "p, paired t", "p, sign flips"]
+    for name, against in BUDGETS:
+        seeds = [seed for seed in results.complete_seeds(name) if seed in results.complete_seeds(against)]
+        ours, theirs = ([_drift(results, condition, seed) for seed in seeds] for condition in (name, against))
+        summary = reference.seed_summary([b - a for a, b in zip(ours, theirs, strict=True)])
+        tests = reference.paired_t_test(ours, theirs).p, reference.sign_flip_test(ours, theirs)
+        lower = f"{summary.mean:.2f} ± {summary.sd:.2f}"
+        yield [readable(name), readable(against), str(len(seeds)), lower, *(f"{p:.2g}" for p in tests)]
 
 
 def by_seed(results: RunResults) -> Rows:
@@ -93,10 +111,18 @@ def cells(results: RunResults, name: str) -> list[str]:
     return [_shown(drift), holdout, _shown(gain) + marked, _shown(later)]
 
 
-def _final(results: RunResults, name: str, seed: int) -> float:
+def _metrics(results: RunResults, name: str, seed: int) -> reference.ContinualMetrics:
     metrics = results.metrics(name, seed)
     assert metrics is not None  # of a complete seed
-    return metrics.final_holdout
+    return metrics
+
+
+def _final(results: RunResults, name: str, seed: int) -> float:
+    return _metrics(results, name, seed).final_holdout
+
+
+def _drift(results: RunResults, name: str, seed: int) -> float:
+    return 100 * _metrics(results, name, seed).drift
 
 
 def _shown(found: reference.Interval | None) -> str:
