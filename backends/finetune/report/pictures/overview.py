@@ -7,6 +7,8 @@ from backends.finetune.report.pictures.heat_map import change_norm, draw_colour_
 from backends.finetune.report.pictures.style import Picture
 from backends.finetune.runs.results import RunResults
 
+MOST_BARS = 9
+
 
 def overview(results: RunResults) -> Figure | None:
     """For a README: the heat maps of MODULAR and NAIVE, and the bars of drift and advantage."""
@@ -44,9 +46,9 @@ OVERVIEW = Picture(
 
 def _overview_bars(part: SubFigure, results: RunResults) -> None:
     shown = [name for name in results.conditions if results.complete_seeds(name)] or list(results.conditions)
-    if len(shown) > WITH_PAPER:
+    if len(shown) > MOST_BARS:
         kept = [name for name in shown if "@" not in name and name not in ("modular-still", "frozen-raised")]
-        shown = kept[:9]
+        shown = kept[:MOST_BARS]
     upper, lower = part.subplots(2, 1)
     bar_panel(upper, results, shown, "drift", narrow=True)
     bar_panel(lower, results, shown, "advantage", narrow=True)
