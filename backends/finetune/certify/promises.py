@@ -58,7 +58,7 @@ NOT_CHECKED = (
     "That the base model's weights and the tasks' texts are those whose fingerprints the run recorded.",
     "That a stored moment is that of the tasks' texts: it is read, it is plausible, and it has the recorded SHA-256.",
     "States between two logged steps. Of M and of the adapter the bound holds for every parameter value (Theorems 1 "
-    "and 2 of the specification); the displacement budget was applied after every step.",
+    "and 2 of the specification); a budget was applied after every step.",
     "A bound for the model as a whole: the bounds hold for each layer, for equal inputs of the layer.",
     "The quality of any answer, and drift on texts outside the holdout sets.",
 )
