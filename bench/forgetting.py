@@ -18,6 +18,7 @@ INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a ru
 SHARES = {
     "modular": "frozen",
     "modular@data-0.003": "frozen",
+    "modular-fresh": "frozen",
     "modular-inherit": INHERIT,
     "modular-inherit@still-0.005": INHERIT,
     "modular-inherit@data-0.003": INHERIT,
