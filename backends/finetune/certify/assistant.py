@@ -1,6 +1,6 @@
 """The promises of an assistant, checked again from its folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from backends.finetune.certify.files import RunFiles
 from backends.finetune.certify.moments import moment_checks
 from backends.finetune.certify.records import logged_bounds
 from backends.finetune.certify.states import state_checks
+from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
-from backends.finetune.runs.assistant_records import LearnedRecord
 from reference.errors import RunFolderError
 
 CONDITION = "modular-ratchet"
@@ -21,7 +21,8 @@ CONDITION = "modular-ratchet"
 def assistant_checks(path: Path) -> tuple[list[Check], Assistant | None, dict[str, str]]:
     """The checks of an assistant's folder, what it holds, and the SHA-256 of the files that were read.
 
-    Clauses: SINK-5, SINK-6, MIX-7, CERT-1, CERT-2, BUDGET-1, STATE-1, STATE-4, CL-11, CL-12.
+    Clauses: SINK-5, SINK-6, MIX-7, CERT-1, CERT-2, BUDGET-1, DATA-1..DATA-5, STATE-1, STATE-4, CL-11,
+    CL-12.
     """
     folder, files = AssistantFolder(path), RunFiles(path)
     try:
@@ -40,18 +41,18 @@ def assistant_checks(path: Path) -> tuple[list[Check], Assistant | None, dict[st
     faults: list[str] = []
     files.loras([folder.files(task.record.phase).lora for task in found.tasks.values()], found.protocol.lora, faults)
     checks.append(of.holds("adapter files whole", "", faults))
-    budgets = {record.phase: _crma(record).get("displacement_budget") for record in found.learned}
-    for record in found.learned:
-        checks += logged_bounds(of, [record], condition, budgets[record.phase])
+    protocols = [Protocol.model_validate(record.config) for record in found.learned]
+    budgets = [protocol.crma.displacement_budget for protocol in protocols]
+    for record, budget in zip(found.learned, budgets, strict=True):
+        checks += logged_bounds(of, [record], condition, budget)
     states, whole = files.states_of({phase: folder.crma(phase) for phase in sorted(found.kept_versions)}, of)
-    widest = _widest(budgets[record.phase] for record in found.learned[1:])
-    checks += [whole, *state_checks(condition, None, states, found.learned, widest)]
-    if epsilon := _widest(_crma(record).get("data_budget") for record in found.learned[1:] or found.learned):
-        condition = replace(condition, data_budget=epsilon)
-        moments, readable = files.moments_of(
-            {r.phase: folder.files(r.phase).moments for r in found.learned}, condition, of
-        )
-        epochs = [record.config["epochs"] for record in found.learned]
+    checks += [whole, *state_checks(condition, None, states, found.learned, _widest(budgets[1:]))]
+    if condition.data_budget is not None:
+        epsilon = _widest([protocol.crma.data_budget for protocol in protocols[1:]])
+        condition = replace(condition, data_budget=epsilon or condition.data_budget)
+        paths = {record.phase: folder.files(record.phase).moments for record in found.learned}
+        moments, readable = files.moments_of(paths, condition, of)
+        epochs = [protocol.epochs for protocol in protocols]
         checks += [*readable, *moment_checks(condition, None, states, moments, found.learned, epochs)]
     return checks, found, files.digests
 
@@ -67,14 +68,9 @@ def described(found: Assistant) -> dict[str, Any]:
     }
 
 
-def _crma(record: LearnedRecord) -> Any:
-    return record.config.get("crma", {})
-
-
-def _widest(budgets: Iterable[float | None]) -> float | None:
+def _widest(budgets: Sequence[float | None]) -> float | None:
     """The largest; None where there is none, or one of them is none."""
-    found = list(budgets)
-    return None if None in found else max((budget for budget in found if budget is not None), default=None)
+    return None if None in budgets else max((budget for budget in budgets if budget is not None), default=None)
 
 
 def _undecided(found: Assistant) -> Iterator[str]:

@@ -149,8 +149,9 @@ class RunFiles:
             if tasks and list(tasks) != results.tasks:
                 faults.append(f"{path.name}: tasks {list(tasks)}, results.jsonl: {results.tasks}")
         crma = protocol.get("crma", {}) if isinstance(protocol.get("crma"), dict) else {}
-        if (said := results.run.displacement_budget) != (budget := crma.get("displacement_budget")):
-            faults.append(f"run.json: displacement_budget {budget!r}, results.jsonl: {said!r}")
+        for name in ("displacement_budget", "data_budget"):
+            if (said := getattr(results.run, name)) != (budget := crma.get(name)):
+                faults.append(f"run.json: {name} {budget!r}, results.jsonl: {said!r}")
         known = {self.places.branch(seed, name) for seed in results.seeds for name in results.conditions}
         faults += [
             f"{path.name}: a folder of adapters that results.jsonl does not speak of"

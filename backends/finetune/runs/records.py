@@ -14,7 +14,8 @@ Files = dict[str, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
 
 
 class RunRecord(BaseModel):
-    """What was run. ``displacement_budget`` is delta, if one was set. ``random_weights``: the base model has learned
+    """What was run. ``displacement_budget`` is delta, and ``data_budget`` epsilon, if one was set for every condition
+    that names none; files of earlier versions lack the second. ``random_weights``: the base model has learned
     nothing, so the figures say nothing about quality. ``files``: SHA-256 of run.json and of the tasks' fingerprints."""
 
     protocol: str
@@ -27,6 +28,7 @@ class RunRecord(BaseModel):
     machine: str = ""
     config: dict[str, Any] = {}
     displacement_budget: FiniteFloat | None = None
+    data_budget: FiniteFloat | None = None
     random_weights: bool = False
     files: Files = {}
 

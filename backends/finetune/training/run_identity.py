@@ -42,6 +42,7 @@ def run_record(protocol: Protocol, backend: str, model_path: Path, threads: int)
         "machine": machine_of(threads),
         "config": protocol.model_dump(mode="json"),
         "displacement_budget": protocol.crma.displacement_budget,
+        "data_budget": protocol.crma.data_budget,
     }
 
 

@@ -374,12 +374,15 @@ def edit_run_record(run, change):
     rewrite_results(run, lines)
 
 
-@pytest.mark.clause("BUDGET-1")
-@pytest.mark.parametrize("budget", [100.0, None])
-def test_a_budget_that_is_not_the_protocols_fails(run, budget):
-    edit_run_record(run, lambda record: record.update(displacement_budget=budget))
+@pytest.mark.clause("BUDGET-1", "DATA-3")
+@pytest.mark.parametrize(
+    ("name", "kept", "budget"),
+    [("displacement_budget", 0.05, 100.0), ("displacement_budget", 0.05, None), ("data_budget", None, 0.1)],
+)
+def test_a_budget_that_is_not_the_protocols_fails(run, name, kept, budget):
+    edit_run_record(run, lambda record: record.update({name: budget}))
     reason = failures(run)["run", None, "files belong to this run"]
-    assert f"displacement_budget 0.05, results.jsonl: {budget}" in reason
+    assert f"{name} {kept}, results.jsonl: {budget}" in reason
 
 
 def test_adapters_without_a_record_fail(run):

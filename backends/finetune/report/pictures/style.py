@@ -106,12 +106,14 @@ def _spare_mark(condition: str) -> Mark:
 
 
 def budget_in(results: RunResults, condition: str) -> float | None:
-    """The budget that a condition's CRMA keeps in this run, infinity for none; None where its CRMA does not move on, or
-    the condition is not known.
+    """The displacement budget that a condition's CRMA keeps in this run, infinity for none; None where it keeps a data
+    budget or does not move on, or the condition is not known.
     """
     try:
-        known = parse_condition(condition)
+        known = parse_condition(condition).with_data_budget(results.run.data_budget)
     except ValueError:
+        return None
+    if known.data_budget is not None:
         return None
     limit = known.limit(results.run.displacement_budget)
     return None if known.trains_crma != "always" else math.inf if limit is None else limit

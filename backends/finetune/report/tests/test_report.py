@@ -5,7 +5,9 @@ import html.parser
 import io
 import itertools
 import json
+import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.style
@@ -25,7 +27,7 @@ from backends.finetune.report.pictures.bars import drift_bars
 from backends.finetune.report.pictures.certificates import displacement_over_steps
 from backends.finetune.report.pictures.fonts import families_for
 from backends.finetune.report.pictures.overview import overview
-from backends.finetune.report.pictures.style import STYLE, mark_of, task_labels
+from backends.finetune.report.pictures.style import STYLE, budget_in, mark_of, task_labels
 from backends.finetune.report.pictures.trade_off import budget_trade_off
 from backends.finetune.report.rows import paired_rows, seed_rows, summary_rows
 from backends.finetune.report.summary import orders_table, summary_table
@@ -461,6 +463,15 @@ def test_every_condition_has_a_mark_and_a_name_of_its_own():
     assert readable("modular@still-0.01") == "MODULAR, still basis, δ 0.01"
     assert budget_of("modular@0.01") == 0.01
     assert budget_of("modular@still-0.01") is budget_of("modular@data-0.01") is None
+
+
+def test_a_run_with_a_data_budget_has_no_displacement_budget_where_none_is_named(made):
+    """In the picture of that budget's trade-off it would stand as "no budget"."""
+    names = ("frozen", "modular", "modular@0.01", "modular@none")
+    plain = made(conditions=names)
+    results = replace(plain, run=plain.run.model_copy(update={"data_budget": 0.003}))
+    assert [budget_in(results, name) for name in names] == [math.inf, None, 0.01, math.inf]
+    assert budget_in(plain, "modular") == math.inf
 
 
 MANY = (*KNOWN, "modular@0.001", "modular@0.05", "modular@none")
