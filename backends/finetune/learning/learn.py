@@ -41,6 +41,7 @@ from backends.finetune.protocols.supported import check_supported
 from backends.finetune.report.terminal import Terminal
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
 from backends.finetune.runs.results import append_record
+from backends.finetune.runs.run_folder import differences
 from backends.finetune.tasks.encoder import Encoder
 from backends.finetune.tasks.job import Job
 from backends.finetune.tasks.task import Task, fingerprint
@@ -277,7 +278,7 @@ def _begin(
     if folder.underway.exists():
         try:
             found: Any = read_json(folder.underway)
-            differing = [field for field in wanted if found[field] != wanted[field]]
+            differing = [field for field in wanted if any(differences(found[field], wanted[field]))]
         except (OSError, ValueError, KeyError, TypeError):
             found, differing = {}, ["content"]
         if differing:

@@ -146,7 +146,7 @@ class RunFolder(LockedFolder):
             raise RunFolderError(
                 str(file), got=str(error), allowed="the JSON that this program wrote", remedy="choose another --out"
             ) from error
-        differing = sorted(_differences(found, wanted))
+        differing = sorted(differences(found, wanted))
         if differing:
             raise RunFolderError(
                 str(self.path),
@@ -176,9 +176,10 @@ def _may_be_gone(file: str, folder: str, results: RunResults) -> bool:
     return int(phase) < len(results.phases_of(condition, int(seed))) - 1
 
 
-def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+def differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ, in words; a field that is missing is null, as one that a later version added."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
-            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            yield from differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif found != wanted:
         yield f"{path} was {found!r}, is {wanted!r}"

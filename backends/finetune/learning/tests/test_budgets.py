@@ -12,7 +12,7 @@ from backends.finetune.learning.tests.conftest import content
 from backends.finetune.runs.assistant_folder import AssistantFolder
 from backends.finetune.runs.moments_file import read_moments, write_moments
 from backends.torch import load_state
-from reference.errors import ProtocolError
+from reference.errors import ProtocolError, RunFolderError
 
 TIGHT = 1e-4  # less than what a task would move otherwise
 KIND = "a budget of another kind than the folder's"
@@ -80,6 +80,26 @@ def test_a_folder_keeps_its_kind_where_nothing_is_said(tmp_path, teach, monkeypa
     teach("b", settings=("precision=float32",))
     crma = AssistantFolder(tmp_path / "assistant").read().learned[1].config["crma"]
     assert (crma["displacement_budget"], crma["data_budget"]) == (0.05, None)
+
+
+def test_a_phase_that_an_earlier_version_began_goes_on(tmp_path, teach, monkeypatch):
+    """Its settings know of no data budget."""
+    settings = ("crma.displacement_budget=0.05",)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backends.finetune.engines.torch.engine.TorchEngine.save_phase", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            teach("a", settings=settings)
+    underway = AssistantFolder(tmp_path / "assistant").underway
+    said = json.loads(underway.read_text())
+    del said["settings"]["crma"]["data_budget"]
+    underway.write_text(json.dumps(said))
+    with pytest.raises(RunFolderError, match="with other settings"):
+        teach("a")
+    assert list(teach("a", settings=settings).tasks) == ["a"]
 
 
 @pytest.mark.clause("DATA-2", "DATA-5")
