@@ -49,6 +49,11 @@ def in_one_process(arguments: list[str]) -> None:
     assert main(arguments) == 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures():
+    """With them: every file of one process is compared with those of two."""
+
+
 @pytest.fixture(scope="module")
 def arguments(tiny_command: Arguments) -> Arguments:
     """Arguments of a tiny run into ``out``."""
