@@ -68,7 +68,6 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Whatever can be known to be wrong before hours of work."""
-    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.protocols.protocol import load_protocol
     from backends.finetune.protocols.supported import check_supported
     from backends.finetune.training.threads import set_up_framework
@@ -82,8 +81,10 @@ def _check(options: argparse.Namespace) -> None:
             allowed="reduced, or --weights, with a JAX backend, which reads weights from files",
             remedy="--size reduced, or --weights with the models in $CRMA_MODELS, or --backend torch-cuda",
         )
-    protocol, conditions = load_protocol(PROTOCOL, options.settings), map(parse_condition, CONDITIONS)
-    check_supported(protocol, conditions, options.backend, shard=False, random_weights=options.random)
+    protocol = load_protocol(PROTOCOL, options.settings)
+    check_supported(
+        protocol, map(protocol.condition, CONDITIONS), options.backend, shard=False, random_weights=options.random
+    )
     set_up_framework(options.backend, options.threads)
     for model in options.models:
         model_folder(model, options.random)

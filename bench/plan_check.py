@@ -78,7 +78,6 @@ _FIELDS = ("precision", "gradient_checkpointing", "batch_size", "accumulation", 
 def _predicted(device: str, job: Any, rates: Any) -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
 
-    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.plan.duration import epoch_seconds
     from backends.finetune.plan.estimate import Machine, make_plan
 
@@ -91,7 +90,7 @@ def _predicted(device: str, job: Any, rates: Any) -> dict[str, Any]:
             "parameters": {"base": plan.counts.base, **condition.trainable},
             "peak_bytes": condition.peak,
             "by_part": condition.memory,
-            "epoch_seconds": epoch_seconds(work[0], rates[name], parse_condition(name), job.protocol),
+            "epoch_seconds": epoch_seconds(work[0], rates[name], job.protocol.condition(name), job.protocol),
             "holdout_seconds": work[0].holdout_tokens * rates[name].evaluate,
             "tokens_with_padding": work[0].padded_tokens,
         }

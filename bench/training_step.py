@@ -140,10 +140,9 @@ def model_folder(name: str, size: Any = None) -> Path:
 
 def job_of(folder: Path, protocol: Any, condition: str, tasks: Sequence[Any] = ()) -> Any:
     """What an engine is made of, at seed 0."""
-    from backends.finetune.methods.conditions import parse_condition
     from backends.finetune.tasks.job import Job
 
-    return Job(folder, protocol, parse_condition(condition), 0, tasks)
+    return Job(folder, protocol, protocol.condition(condition), 0, tasks)
 
 
 def spec_texts(characters: int) -> list[Any]:

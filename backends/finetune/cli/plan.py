@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import typer
 
 from backends.finetune.cli.options import TASK_FORM, Backend, ProtocolName, Settings, Size, Threads, option
-from backends.finetune.methods.conditions import parse_condition
 from reference.errors import ConfigError
 
 TOO_LARGE = 1
@@ -82,7 +81,7 @@ def plan(
 
     def check(size: str | None) -> None:
         """What `crma finetune` refuses has no plan."""
-        check_supported(loaded, map(parse_condition, loaded.conditions), backend, shard=shard, random_weights=size)
+        check_supported(loaded, map(loaded.condition, loaded.conditions), backend, shard=shard, random_weights=size)
 
     check("full" if measure_layers else random_weights)
     set_up_framework(backend, threads)

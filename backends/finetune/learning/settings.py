@@ -73,17 +73,17 @@ def task_protocol(
 
 
 def _fixed(protocol: Protocol, folder: Protocol, given: set[str]) -> Protocol:
-    if (protocol.crma.data_budget is None) != (folder.crma.data_budget is None):
-        budgets = {name: getattr(folder.crma, name) for name in ("displacement_budget", "data_budget")}
-        if other := sorted(given & {f"crma.{name}" for name in budgets}):
-            kept = "no data budget" if folder.crma.data_budget is None else "a data budget, crma.data_budget"
-            raise ProtocolError(
-                other[0],
-                got="a budget of another kind than the folder's",
-                allowed=f"{kept}: every task of a folder is taught with the same kind of budget, of any size",
-                remedy="leave the setting out, or begin another folder with it",
-            )
+    budgets = {name: getattr(folder.crma, name) for name in ("displacement_budget", "data_budget")}
+    if not (named := sorted(given & {f"crma.{name}" for name in budgets})):
         protocol = protocol.model_copy(update={"crma": protocol.crma.model_copy(update=budgets)})
+    elif (protocol.crma.data_budget is None) != (folder.crma.data_budget is None):
+        raise ProtocolError(
+            named[0],
+            got="a budget of another kind than the folder's",
+            allowed=("no " if folder.crma.data_budget is None else "")
+            + "crma.data_budget: every task of a folder is taught with the same kind of budget, of any size",
+            remedy="leave the setting out, or begin another folder with it",
+        )
     for field in FIXED:
         section, _, name = field.rpartition(".")
         kept = _value(folder, field)

@@ -12,7 +12,6 @@ from backends.files import sha256_of
 from backends.finetune.engines.by_name import engine_factory
 from backends.finetune.engines.engine import EngineFactory
 from backends.finetune.engines.world import World
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import load_tokenizer
 from backends.finetune.models.marker import random_size
@@ -112,7 +111,7 @@ def finetune(
 
 
 def _check(protocol: Protocol, backend: str, shard: bool, random_weights: str | None) -> None:
-    conditions = map(parse_condition, protocol.conditions)
+    conditions = map(protocol.condition, protocol.conditions)
     check_supported(protocol, conditions, backend, shard=shard, random_weights=random_weights)
 
 
@@ -201,7 +200,7 @@ class _Run:
 
 def _cost(protocol: Protocol, name: str) -> float:
     """Of a token in a condition, beside the others."""
-    condition = parse_condition(name)
+    condition = protocol.condition(name)
     work = condition.method.work(condition.settings(protocol), protocol.batch_size, EVALUATION_COST)
     return condition.epochs * work * (1.6 if condition.trains == "full" else 1.0)  # the last measured on a CPU
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backends.finetune.engines.engine import EngineFactory
-from backends.finetune.methods.conditions import parse_condition
 from backends.finetune.methods.method import Condition
 from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.results import RunResults, read_results
@@ -48,7 +47,7 @@ def run_session(
 
     for seed in protocol.seeds:
         if (protocol.transfer or protocol.canaries) and seed not in read_results(folder.results).base:
-            branch(parse_condition("frozen"), seed).measure_base()
+            branch(protocol.condition("frozen"), seed).measure_base()
             gc.collect()
         for name in protocol.conditions:
             results = read_results(folder.results)

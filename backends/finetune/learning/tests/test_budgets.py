@@ -8,6 +8,7 @@ import pytest
 
 import reference
 from backends.finetune.certify.states import layers_of
+from backends.finetune.learning.card import model_card
 from backends.finetune.learning.tests.conftest import content
 from backends.finetune.runs.assistant_folder import AssistantFolder
 from backends.finetune.runs.moments_file import read_moments, write_moments
@@ -46,6 +47,7 @@ def test_earlier_tasks_see_no_more_than_the_budget_and_the_basis_stays(taught, t
     counted = [record.tokens // 4 - record.texts["train"].texts for record in folder.read().learned]  # four epochs
     assert (seen, count) == (counted[0], sum(counted))
     assert (np.trace(both - before, axis1=1, axis2=2) > 0).all()
+    assert "as a root mean square, is at most 0.0001." in model_card(folder.read(), "b", merged=False)
 
 
 @pytest.mark.clause("DATA-3")
@@ -73,13 +75,14 @@ def test_the_kind_is_that_of_the_folder(taught, teach, tmp_path):
     assert not list((tmp_path / "other").glob("moments-*"))
 
 
-def test_a_folder_keeps_its_kind_where_nothing_is_said(tmp_path, teach, monkeypatch):
+@pytest.mark.parametrize("name", ["displacement_budget", "data_budget"])
+def test_a_folder_keeps_its_budget_where_nothing_is_said(tmp_path, teach, monkeypatch, name):
     """Whatever the default has become since it was begun."""
-    teach("a", settings=("crma.displacement_budget=0.05",))
+    teach("a", settings=(f"crma.{name}=0.05",))
     monkeypatch.setattr("backends.finetune.learning.tests.conftest.SETTINGS", ("epochs=4", "max_tokens=64"))
     teach("b", settings=("precision=float32",))
     crma = AssistantFolder(tmp_path / "assistant").read().learned[1].config["crma"]
-    assert (crma["displacement_budget"], crma["data_budget"]) == (0.05, None)
+    assert {kind: crma[kind] for kind in ("displacement_budget", "data_budget") if crma[kind]} == {name: 0.05}
 
 
 def test_a_phase_that_an_earlier_version_began_goes_on(tmp_path, teach, monkeypatch):
