@@ -22,15 +22,18 @@ from typing import Any
 import numpy as np
 
 import reference
-from backends.finetune.methods.conditions import in_order
+from backends.finetune.methods.conditions import SECTIONS, in_order
+from backends.finetune.methods.method import section_name
 from backends.finetune.runs.results import RunResults
-from backends.finetune.runs.run_folder import checked_results
+from backends.finetune.runs.run_folder import checked_results, differences
 from bench import program
 from reference.errors import ConfigError
 
 Entry = dict[str, Any]
 #: part of an entry -> what tells its records apart
 PARTS = {"base": ("seed",), "panels": ("condition", "seed"), "rows": ("condition", "seed")}
+#: of the configurations of runs that are joined; a method's section may, where one of them alone has the method
+MAY_DIFFER = {"seeds", "conditions", "description", *(section_name(name) for name in SECTIONS)}
 
 
 def collect(results: RunResults) -> Entry:
@@ -87,33 +90,37 @@ def joined(entries: Sequence[Entry]) -> Entry:
 
     Raises: ConfigError where more than seeds and conditions differs.
     """
-    first, *others = entries
-    for other in others:
-        pairs = [
-            *((f"config.{key}", value, other["config"].get(key)) for key, value in first["config"].items()),
-            *((key, first.get(key), other.get(key)) for key in ("model", "random_weights", "backend", "machine")),
-            *((key, value, other["versions"].get(key)) for key, value in first["versions"].items()),
+    first = entries[0]
+    sections: Entry = {}  # settings of a method, where it was run: those of an entry without it say nothing
+    for entry in entries:
+        mine = {section_name(name) for name in entry["config"]["conditions"] if name in SECTIONS}
+        kept = [
+            *((f"config.{key}", first["config"].get(key), value) for key, value in entry["config"].items()),
+            *((key, first.get(key), entry.get(key)) for key in ("model", "random_weights", "backend", "machine")),
+            *((key, value, entry["versions"].get(key)) for key, value in first["versions"].items() if key != "commit"),
         ]
-        may_differ = ("config.seeds", "config.conditions", "commit")
-        if differing := [key for key, a, b in pairs if a != b and key not in may_differ]:
+        found = [(key, a, b) for key, a, b in kept if key.removeprefix("config.") not in MAY_DIFFER]
+        found += [(f"config.{key}", sections.get(key, entry["config"][key]), entry["config"][key]) for key in mine]
+        if differing := [key for key, a, b in found if any(differences(a, b))]:
             raise ConfigError(
                 "--join",
                 got=f"folders that differ in {', '.join(differing)}",
                 allowed="runs of one protocol and model on one machine, with other seeds or conditions",
                 remedy="collect what differs into a file of its own",
             )
+        sections |= {key: entry["config"][key] for key in mine}
     commits = dict.fromkeys(name for entry in entries for name in entry["versions"].get("commit", "").split(", "))
     conditions = in_order(name for entry in entries for name in entry["config"]["conditions"])
     seeds = sorted({seed for entry in entries for seed in entry["config"]["seeds"]})
-    found = first | {
-        "config": first["config"] | {"seeds": seeds, "conditions": list(conditions)},
+    together = first | {
+        "config": first["config"] | sections | {"seeds": seeds, "conditions": list(conditions)},
         "versions": first["versions"] | {"commit": ", ".join(commits)},
     }
     for part, keys in PARTS.items():
         records = {tuple(record[key] for key in keys): record for entry in entries for record in entry.get(part, [])}
-        found[part] = list(records.values())
-    found["rows"].sort(key=lambda row: (conditions.index(row["condition"]), row["seed"]))
-    return found
+        together[part] = list(records.values())
+    together["rows"].sort(key=lambda row: (conditions.index(row["condition"]), row["seed"]))
+    return together
 
 
 def compared(entry: Entry, frozen: Entry) -> Entry:

@@ -60,6 +60,23 @@ def test_folders_of_other_seeds_become_one_entry(tmp_path):
         collect_runs.joined([collect_runs.collect(one), collect_runs.collect(two)])
 
 
+def test_settings_of_a_method_are_those_of_the_entry_that_has_it(tmp_path):
+    ours, theirs = (collect_runs.collect(run(5, **factors)) for factors in (FACTORS, {"ewc": (1.2, 1.0)}))
+    ours["config"] |= {"ewc": {"strength": 1.0}, "description": "as it was"}
+    theirs["config"] |= {"ewc": {"strength": 300.0}, "crma": {"data_budget": None}, "packing": None}
+    for order in ([ours, theirs], [theirs, ours]):
+        joined = collect_runs.joined(order)
+        assert joined["config"]["ewc"] == {"strength": 300.0}
+        assert joined["config"]["conditions"] == ["naive", "frozen", "modular", "modular-inherit", "ewc"]
+    other = collect_runs.collect(run(6, ewc=(1.2, 1.0)))
+    other["config"]["ewc"] = {"strength": 1.0}
+    with pytest.raises(ConfigError, match=r"differ in config\.ewc; allowed"):
+        collect_runs.joined([ours, theirs, other])
+    other["config"] |= {"ewc": {"strength": 300.0}, "packing": True}
+    with pytest.raises(ConfigError, match=r"differ in config\.packing; allowed"):
+        collect_runs.joined([ours, theirs, other])
+
+
 def test_rows_of_numbers_stay_on_a_line_and_words_as_they_are(tmp_path):
     given = {"losses": [1.5, -2e-7, 3], "none": [], "words": ["a [1,\n 2] b", "[ 1 ]"], "deep": [[1, 2], [3]]}
     program.store(tmp_path / "a.json", given)
