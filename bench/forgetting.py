@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import reference
 from backends.finetune.report.intervals import interval, noise_floor
 from backends.finetune.report.labels import percent, readable
+from backends.finetune.report.pictures.answers import WAYS
 from backends.finetune.report.rows import NOISE, panel_rows
 from backends.finetune.runs.results import SNAPSHOTS, RunResults
 
@@ -81,21 +82,27 @@ def by_seed(results: RunResults) -> Rows:
 
 def toggles(results: RunResults) -> Rows:
     """bench/README.md: the inference toggle over all seeds, with Wilson's intervals and McNemar's exact test."""
-    yield ["condition", "seeds", "right with CRMA", "right without", "only with / only without", "p, McNemar"]
+    yield [
+        *("condition", "seeds", "right with CRMA", "right without", "only with / only without", "p, McNemar"),
+        *("right without LoRA", "bare model"),
+    ]
     for name in results.conditions:
         rows = [row for row in panel_rows(results) if row.condition == name]
         if not rows:
             continue
-        questions, right, without, gained, lost = (
-            sum(getattr(row, field) for row in rows)
-            for field in ("questions", "with_crma", "without_crma", "gained", "lost")
+        questions, gained, lost = (
+            sum(getattr(row, field) for row in rows) for field in ("questions", "gained", "lost")
         )
-        shares = []
-        for count in (right, without):
-            low, high = reference.wilson_interval(count, questions)
-            shares.append(f"{count} of {questions} ({100 * low:.0f} to {100 * high:.0f}%)")
-        p = f"{reference.mcnemar_exact(gained, lost):.2g}"
-        yield [readable(name), str(len(rows)), *shares, f"{gained} / {lost}", p]
+        cells = []
+        for way in WAYS:
+            counts = [getattr(row, way) for row in rows]
+            if None in counts:
+                cells.append("–")
+                continue
+            low, high = reference.wilson_interval(sum(counts), questions)
+            cells.append(f"{sum(counts)} of {questions} ({100 * low:.0f} to {100 * high:.0f}%)")
+        tested = [f"{gained} / {lost}", f"{reference.mcnemar_exact(gained, lost):.2g}"]
+        yield [readable(name), str(len(rows)), *cells[:2], *tested, *cells[2:]]
 
 
 def cells(results: RunResults, name: str) -> list[str]:

@@ -95,6 +95,9 @@ class Engine(Protocol):
     def without_crma(self) -> AbstractContextManager[None]:
         """Answer without the shared CRMA inside the block."""
 
+    def without_lora(self) -> AbstractContextManager[None]:
+        """Answer without LoRA inside the block: the base model, with the shared CRMA where there is one."""
+
     def save_phase(self, phase: int, files: PhaseFiles) -> None:
         """Write what the phase trained."""
 

@@ -56,7 +56,8 @@ class PairedRow(NamedTuple):
 
 class PanelRow(NamedTuple):
     """The inference toggle on one panel: right answers with CRMA and without, only with it (``gained``) and only
-    without (``lost``); ``p``: two-sided, of McNemar's exact test.
+    without (``lost``); ``p``: two-sided, of McNemar's exact test. Then those without LoRA and of the bare model; None
+    in a run of an earlier version.
     """
 
     condition: str
@@ -67,16 +68,12 @@ class PanelRow(NamedTuple):
     gained: int
     lost: int
     p: float
+    without_lora: int | None = None
+    without_both: int | None = None
 
-    @property
-    def with_interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval."""
-        return reference.wilson_interval(self.with_crma, self.questions)
-
-    @property
-    def without_interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval."""
-        return reference.wilson_interval(self.without_crma, self.questions)
+    def interval(self, right: int) -> tuple[float, float]:
+        """Wilson's 95% interval of one of the four counts."""
+        return reference.wilson_interval(right, self.questions)
 
 
 def summary_rows(results: RunResults) -> list[FigureRow]:
@@ -134,7 +131,8 @@ def panel_rows(results: RunResults) -> list[PanelRow]:
             right, bypassed = sum(panel.with_crma), sum(panel.without_crma)
             gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
             p = reference.mcnemar_exact(gained, lost)
-            rows.append(PanelRow(condition, seed, len(pairs), right, bypassed, gained, lost, p))
+            others = [sum(given) if given else None for given in (panel.without_lora, panel.without_both)]
+            rows.append(PanelRow(condition, seed, len(pairs), right, bypassed, gained, lost, p, *others))
     return rows
 
 

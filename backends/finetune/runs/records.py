@@ -133,7 +133,8 @@ class BaseRecord(BaseModel):
 
 
 class PanelRecord(BaseModel):
-    """The inference toggle after the last phase: per question its task, and whether it was answered rightly.
+    """The inference toggle after the last phase: per question its task, and whether it was answered rightly with both
+    adapters, without CRMA, without LoRA and by the bare model (the last two are empty in runs of earlier versions).
     ``cut``: how many options max_tokens cut, and so were judged by their beginning."""
 
     condition: str
@@ -141,10 +142,13 @@ class PanelRecord(BaseModel):
     tasks: list[str] = Field(min_length=1)
     with_crma: list[bool]
     without_crma: list[bool]
+    without_lora: list[bool] = []
+    without_both: list[bool] = []
     cut: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_answer_per_question(self) -> PanelRecord:
-        if not len(self.tasks) == len(self.with_crma) == len(self.without_crma):
-            raise ValueError("tasks, with_crma and without_crma differ in length")
+        later = [self.without_lora, self.without_both] if self.without_lora or self.without_both else []
+        if any(len(answers) != len(self.tasks) for answers in (self.with_crma, self.without_crma, *later)):
+            raise ValueError("tasks, with_crma, without_crma, without_lora and without_both differ in length")
         return self

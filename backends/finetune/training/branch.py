@@ -1,6 +1,7 @@
 """One seed and condition of a session: phase after phase, from the last checkpoint on."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from backends.finetune.engines.engine import Engine, mean_loss
@@ -148,21 +149,29 @@ class Branch:
 
     def _answer_panel(self) -> None:
         questions = draw_panel(self.tasks, self.protocol.panel, seed=self.seed)
-        with_crma: list[bool] = []
-        without_crma: list[bool] = []
+        ways = {
+            "with_crma": [],
+            "without_crma": [self.engine.without_crma],
+            "without_lora": [self.engine.without_lora],
+            "without_both": [self.engine.without_crma, self.engine.without_lora],
+        }
+        answers: dict[str, list[bool]] = {way: [] for way in ways}
+        asked: list[str] = []
         cut = 0
         for index, task in enumerate(self.tasks):
             self.engine.answer_with(index, self._answering(index, len(self.tasks) - 1))
             for question in (question for question in questions if question.task == task.name):
-                self.progress.describe(f"panel, question {len(with_crma) + 1}/{len(questions)}")
+                asked.append(task.name)
+                self.progress.describe(f"panel, question {len(asked)}/{len(questions)}")
                 options = self.data.encoder.encode(question.examples, f"{question.task}, panel")
                 cut += sum(option.cut > 0 for option in options)
                 batch = self.data.encoder.batch([[option] for option in options])
-                with_crma.append(self._is_right(question, batch))
-                with self.engine.without_crma():
-                    without_crma.append(self._is_right(question, batch))
-        asked = [question.task for task in self.tasks for question in questions if question.task == task.name]
-        panel = {"tasks": asked, "with_crma": with_crma, "without_crma": without_crma, "cut": cut}
+                for way, switches in ways.items():
+                    with ExitStack() as switched:
+                        for switch in switches:
+                            switched.enter_context(switch())
+                        answers[way].append(self._is_right(question, batch))
+        panel = {"tasks": asked, **answers, "cut": cut}
         self._append({"kind": "panel", "condition": self.condition.name, "seed": self.seed, **panel})
 
     def _is_right(self, question: Question, options: Batch) -> bool:

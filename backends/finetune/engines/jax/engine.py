@@ -190,6 +190,14 @@ class JaxEngine:
         finally:
             self.crma = crma
 
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        lora, self.lora = self.lora, jax.tree.map(jnp.zeros_like, self.lora)
+        try:
+            yield
+        finally:
+            self.lora = lora
+
     # Parameters -----------------------------------------------------------------------------------------------------
 
     def _fresh_lora(self, phase: int) -> Lora:

@@ -228,7 +228,9 @@ def test_tasks_are_measured_before_they_are_trained_on_and_asked_by_a_panel(subj
         elif line["phase"] > 0:
             assert line["before"] != bare
     assert set(results.panels) == {(name, 0) for name in CONDITIONS if name.startswith("modular")}
-    assert all(len(panel.with_crma) == len(panel.without_crma) == 3 for panel in results.panels.values())
+    panels = list(results.panels.values())
+    assert all(len(panel.with_crma) == len(panel.without_crma) == len(panel.without_lora) == 3 for panel in panels)
+    assert all(len(panel.without_both) == 3 and panel.without_both == panels[0].without_both for panel in panels)
 
 
 def test_the_same_command_again_gives_the_same_bits(subject, run, tmp_path):

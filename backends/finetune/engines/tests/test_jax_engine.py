@@ -1,5 +1,6 @@
 """The two engines against each other: the same start and data, the same training; files of one load in the other."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_a_still_crma_takes_part_in_later_phases_as_in_the_other_engine(engines,
     assert_same_way(ours, theirs, before, tmp_path, moves="lora_")
 
 
-def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines, encoder, tmp_path):
+def test_every_row_gets_the_same_score_with_and_without_each_adapter(engines, encoder, tmp_path):
     ours, theirs = engines("modular")
     for engine in (ours, theirs):
         engine.begin_phase(0, 60)
@@ -178,16 +179,24 @@ def test_every_row_gets_the_same_score_with_and_without_the_shared_crma(engines,
     for index in range(60):
         ours.step([given[0]], index)
     hand_over(ours, theirs, tmp_path)
-    with_crma = [engine.scores(given) for engine in (ours, theirs)]
+    trainable = [value.requires_grad for value in ours.slot.parameters().values()]
+    both = [engine.scores(given) for engine in (ours, theirs)]
     with ours.without_crma(), theirs.without_crma():
-        without = [engine.scores(given) for engine in (ours, theirs)]
-    for mine, other in (with_crma, without):
+        lora = [engine.scores(given) for engine in (ours, theirs)]
+        with ours.without_lora(), theirs.without_lora():
+            bare = [engine.scores(given) for engine in (ours, theirs)]
+    with ours.without_lora(), theirs.without_lora():
+        crma = [engine.scores(given) for engine in (ours, theirs)]
+    assert [value.requires_grad for value in ours.slot.parameters().values()] == trainable
+    for mine, other in (both, lora, crma, bare):
         assert [score.tokens for score in other] == [score.tokens for score in mine]
         assert [score.loss for score in other] == pytest.approx([score.loss for score in mine], rel=1e-4)
         assert [score.is_greedy for score in other] == [score.is_greedy for score in mine]
-    assert [score.loss for score in without[1]] != pytest.approx([score.loss for score in with_crma[1]], rel=1e-3)
-    assert theirs.scores(given) == with_crma[1]  # and it is there again
-    assert {score.is_greedy for score in with_crma[1]} == {True, False}
+    losses = [[score.loss for score in scores] for _, scores in (both, lora, crma, bare)]
+    for one, other in itertools.combinations(losses, 2):
+        assert one != pytest.approx(other, rel=1e-3)
+    assert theirs.scores(given) == both[1]  # and they are there again
+    assert {score.is_greedy for score in both[1]} == {True, False}
 
 
 def test_more_rows_than_a_batch_are_scored_as_in_several_batches(engines, encoder):

@@ -283,6 +283,9 @@ class TorchEngine:
     def without_crma(self) -> AbstractContextManager[None]:
         return nullcontext() if self.backbone is None else self.backbone.disabled()
 
+    def without_lora(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.slot is None else self.slot.disabled()
+
     # Parameters -----------------------------------------------------------------------------------------------------
 
     def _allow_training(self, phase: int) -> None:

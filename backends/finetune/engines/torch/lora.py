@@ -4,6 +4,8 @@ However many tasks a run has, the model holds one adapter; those of other tasks 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,16 @@ class LoraSlot:
                 # drawn on the CPU, so that every device starts from the same values
                 a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape, dtype=torch.float32), a=5**0.5))
                 b.zero_()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model answers without LoRA inside the block. PEFT leaves every factor trainable behind it, and this
+        as it was."""
+        trainable = {name: value.requires_grad for name, value in self.parameters().items()}
+        with self.model.disable_adapter():
+            yield
+        for name, value in self.parameters().items():
+            value.requires_grad_(trainable[name])
 
     def save(self, folder: Path) -> None:
         """What PeftModel.save_pretrained writes, file by file: atomic, and on the disk when this returns."""

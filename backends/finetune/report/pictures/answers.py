@@ -71,25 +71,36 @@ def _paths(results: RunResults, condition: str, task: str) -> np.ndarray:
     return np.array([path for path in paths if np.isfinite(path).any()])
 
 
+#: a count of PanelRow -> what answered, and how strongly its bar is drawn
+WAYS = {
+    "with_crma": ("with CRMA and LoRA", 1.0),
+    "without_crma": ("CRMA bypassed", 0.7),
+    "without_lora": ("LoRA bypassed", 0.45),
+    "without_both": ("the bare base model", 0.2),
+}
+
+
 def panel_picture(results: RunResults) -> Figure | None:
-    """Questions answered rightly with and without CRMA, with Wilson's 95% intervals."""
+    """Questions answered rightly with and without CRMA and LoRA, with Wilson's 95% intervals."""
     rows = panel_rows(results)
     if not rows:
         return None
-    figure = Figure(figsize=(10, 1.6 + 0.62 * len(rows)), layout="constrained")
+    ways = [way for way in WAYS if any(getattr(row, way) is not None for row in rows)]
+    height = 0.76 / len(ways)
+    figure = Figure(figsize=(10, 1.6 + 0.31 * len(ways) * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
         colour = style.mark_of(row.condition).colour
-        for offset, count, interval, alpha in (
-            (-0.19, row.with_crma, row.with_interval, 1.0),
-            (0.19, row.without_crma, row.without_interval, 0.4),
-        ):
-            fraction = 100 * count / row.questions
-            axes.barh([place + offset], [fraction], height=0.34, color=colour, alpha=alpha)
-            axes.hlines(place + offset, 100 * interval[0], 100 * interval[1], color=style.INK, linewidth=1.2)
+        for index, way in enumerate(ways):
+            if (count := getattr(row, way)) is None:
+                continue
+            y = place + height * (index - (len(ways) - 1) / 2)
+            low, high = row.interval(count)
+            axes.barh([y], [100 * count / row.questions], height=0.9 * height, color=colour, alpha=WAYS[way][1])
+            axes.hlines(y, 100 * low, 100 * high, color=style.INK, linewidth=1.2)
             axes.annotate(
-                f"{count}/{row.questions}", (0, place + offset), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=8, color=style.INK,
+                f"{count}/{row.questions}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
+                fontsize=8, color=style.INK,
             )  # fmt: skip
         style.note(axes, f"p = {row.p:.2g}", (1.01, place), (0, 0), va="center", fontsize=9, annotation_clip=False)
     axes.set_yticks(range(len(rows)), [f"{label(readable(row.condition), 24)}, seed {row.seed}" for row in rows])
@@ -98,14 +109,15 @@ def panel_picture(results: RunResults) -> Figure | None:
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("answered rightly (%), with Wilson's 95% interval; p: McNemar's exact test, two-sided")
-    handles = [Patch(facecolor="#777777", label="with CRMA"), Patch(facecolor="#777777", alpha=0.4, label="bypassed")]
-    style.legend_below(figure, handles, ncols=2, fontsize=9)
-    style.heading(figure, "Inference toggle: the same adapters, CRMA bypassed")
+    handles = [Patch(facecolor="#777777", alpha=WAYS[way][1], label=WAYS[way][0]) for way in ways]
+    style.legend_below(figure, handles, ncols=len(ways), fontsize=9)
+    style.heading(figure, "Inference toggle: the same adapters, some of them bypassed")
     return figure
 
 
 PANEL = style.Picture(
     "panel.png",
     panel_picture,
-    "The same adapters answer the same questions, with the shared CRMA and with it bypassed.",
+    "The same adapters answer the same questions: all of them, without the shared CRMA, without LoRA, and neither. p "
+    "compares the first two.",
 )

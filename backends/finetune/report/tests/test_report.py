@@ -29,7 +29,7 @@ from backends.finetune.report.pictures.fonts import families_for
 from backends.finetune.report.pictures.overview import overview
 from backends.finetune.report.pictures.style import STYLE, budget_in, mark_of, task_labels
 from backends.finetune.report.pictures.trade_off import budget_trade_off
-from backends.finetune.report.rows import paired_rows, seed_rows, summary_rows
+from backends.finetune.report.rows import paired_rows, panel_rows, seed_rows, summary_rows
 from backends.finetune.report.summary import orders_table, summary_table
 from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.tasks.domains import DOMAINS
@@ -42,7 +42,7 @@ INVENTED = list(FICTIONAL)
 ODD = ["<script>alert(1)</script>", "a$b_{c}$ \\frac", "医学 🧬", "x\ny", "[red]bold[/red] \ud800"]
 ALL = ("naive", "frozen", "modular")
 STILL = ("frozen", "frozen-raised", "modular-still", "modular-pinned")
-PANEL = {"with_crma": 0.9, "without_crma": 0.5}
+PANEL = {"with_crma": 0.9, "without_crma": 0.5, "without_lora": 0.4, "without_both": 0.3}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -499,6 +499,10 @@ def test_panel_and_canaries_are_counted_on_the_page(made):
     lost = gained - (right - bypassed)
     assert f"{gained} / {lost}" in parsed.text
     assert f"{reference.mcnemar_exact(gained, lost):.2g}" in parsed.text
+    low, high = reference.wilson_interval(sum(panel.without_both), 40)
+    assert f"{sum(panel.without_both)}/40 ({100 * low:.1f} to {100 * high:.1f}%)" in parsed.text
+    earlier = results.panels["modular", 0].model_copy(update={"without_lora": [], "without_both": []})
+    assert panel_rows(replace(results, panels={("modular", 0): earlier}))[0][-2:] == (None, None)
     assert f"{100 * results.phases['modular', 0, 2].exact_match['Medical']:.0f}%" in parsed.text
     assert {"panel.png", "exact_match.png"} <= set(draw_pictures(results))
 

@@ -134,6 +134,8 @@ def test_a_panel_whose_lists_differ_in_length_is_refused(file):
     panel = {"kind": "panel", "condition": "modular", "seed": 0, "tasks": ["A", "A"], "with_crma": [True, True]}
     with pytest.raises(RunFolderError, match="differ in length"):
         append_record(file, panel | {"without_crma": [True]})
+    with pytest.raises(RunFolderError, match="differ in length"):
+        append_record(file, panel | {"without_crma": [True, True], "without_lora": [True, True]})
 
 
 def test_a_repeated_phase_counts_once_the_last_time(file, rng):

@@ -137,7 +137,7 @@ def test_a_row_counts_the_two_kinds_of_difference_apart(tmp_path):
 @pytest.mark.clause("CL-9")
 def test_the_intervals_are_those_of_the_score_test(tmp_path):
     row = panel_row(tmp_path, 37, 61, 1, 1)
-    for right, (low, high) in ((98, row.with_interval), (38, row.without_interval)):
+    for right, (low, high) in ((98, row.interval(row.with_crma)), (38, row.interval(row.without_crma))):
         for bound in (low, high):  # where |f - bound| is 1.96 standard errors at the bound
             assert abs(right / 100 - bound) / math.sqrt(bound * (1 - bound) / 100) == pytest.approx(1.959964, rel=1e-5)
         assert low < right / 100 < high
@@ -145,4 +145,4 @@ def test_the_intervals_are_those_of_the_score_test(tmp_path):
 
 def test_equal_answers_say_nothing(tmp_path):
     row = panel_row(tmp_path, 4, 0, 0, 6)
-    assert (row.p, row.with_interval) == (1.0, row.without_interval)
+    assert (row.p, row.with_crma, row.without_crma) == (1.0, 4, 4)
