@@ -13,7 +13,8 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
     versions of the CRMA that no other task answers with.
 
     The other tasks answer exactly as before. What this cannot undo is said in the words that are returned: the shared
-    CRMA was trained on the task, and so were the LoRAs that started from its own.
+    CRMA was trained on the task, and so were the LoRAs that started from its own; the moments of a data budget hold sums
+    over its tokens.
 
     Args:
         even_so: forget it also where other tasks' LoRAs started from its own.
@@ -45,5 +46,7 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
         )
         assistant_folder.tidy()
     left = "The shared CRMA was trained on it, too, and keeps what it learned there"
+    if any(name.startswith("moments-") for name in found.files):
+        left += "; the moments of the data budget keep sums over its tokens, of which no text can be read"
     left += f"; so do the LoRAs of {', '.join(heirs)}, which started from its own." if heirs else "."
     return f"forgotten: {task}; its LoRA and texts are removed. {left}"

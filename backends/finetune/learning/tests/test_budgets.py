@@ -9,6 +9,7 @@ import pytest
 import reference
 from backends.finetune.certify.states import layers_of
 from backends.finetune.learning.card import model_card
+from backends.finetune.learning.forget import forget
 from backends.finetune.learning.tests.conftest import content
 from backends.finetune.runs.assistant_folder import AssistantFolder
 from backends.finetune.runs.moments_file import read_moments, write_moments
@@ -103,6 +104,18 @@ def test_a_phase_that_an_earlier_version_began_goes_on(tmp_path, teach, monkeypa
     with pytest.raises(RunFolderError, match="with other settings"):
         teach("a", settings=("crma.displacement_budget=0.04",))
     assert list(teach("a", settings=settings).tasks) == ["a"]
+
+
+def test_what_is_forgotten_stays_in_the_moments_and_that_is_said(taught, teach, tmp_path):
+    from backends.finetune.cli import main
+
+    moments = {path.name: path.read_bytes() for path in taught.glob("moments-*")}
+    assert "the moments of the data budget keep sums over its tokens" in forget(taught, "b")
+    assert moments == {path.name: path.read_bytes() for path in taught.glob("moments-*")}
+    teach("c")
+    assert main(["certify", str(taught)]) == 0
+    teach("a", "unbudgeted", settings=("crma.displacement_budget=0.04",))
+    assert "moments" not in forget(tmp_path / "unbudgeted", "a")
 
 
 @pytest.mark.clause("DATA-2", "DATA-5")
