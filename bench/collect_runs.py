@@ -93,14 +93,15 @@ def joined(entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     sections: Entry = {}  # settings of a method, where it was run: those of an entry without it say nothing
     for entry in entries:
-        mine = {section_name(name) for name in entry["config"]["conditions"] if name in SECTIONS}
+        names = {section_name(name) for name in entry["config"]["conditions"] if name in SECTIONS}
+        mine = {name: entry["config"].get(name) for name in names}
         kept = [
             *((f"config.{key}", first["config"].get(key), value) for key, value in entry["config"].items()),
             *((key, first.get(key), entry.get(key)) for key in ("model", "random_weights", "backend", "machine")),
             *((key, value, entry["versions"].get(key)) for key, value in first["versions"].items() if key != "commit"),
         ]
         found = [(key, a, b) for key, a, b in kept if key.removeprefix("config.") not in MAY_DIFFER]
-        found += [(f"config.{key}", sections.get(key, entry["config"][key]), entry["config"][key]) for key in mine]
+        found += [(f"config.{key}", sections.get(key, value), value) for key, value in mine.items()]
         if differing := [key for key, a, b in found if any(differences(a, b))]:
             raise ConfigError(
                 "--join",
@@ -108,7 +109,7 @@ def joined(entries: Sequence[Entry]) -> Entry:
                 allowed="runs of one protocol and model on one machine, with other seeds or conditions",
                 remedy="collect what differs into a file of its own",
             )
-        sections |= {key: entry["config"][key] for key in mine}
+        sections |= mine
     commits = dict.fromkeys(name for entry in entries for name in entry["versions"].get("commit", "").split(", "))
     conditions = in_order(name for entry in entries for name in entry["config"]["conditions"])
     seeds = sorted({seed for entry in entries for seed in entry["config"]["seeds"]})

@@ -43,8 +43,9 @@ def assistant_checks(path: Path) -> tuple[list[Check], Assistant | None, dict[st
     checks.append(of.holds("adapter files whole", "", faults))
     protocols = [Protocol.model_validate(record.config) for record in found.learned]
     budgets = [protocol.crma.displacement_budget for protocol in protocols]
-    for record, budget in zip(found.learned, budgets, strict=True):
-        checks += logged_bounds(of, [record], condition, budget)
+    for record, protocol in zip(found.learned, protocols, strict=True):
+        budget, own = protocol.crma.displacement_budget, protocol.condition(CONDITION)
+        checks += logged_bounds(of, [record], own, budget)
     states, whole = files.states_of({phase: folder.crma(phase) for phase in sorted(found.kept_versions)}, of)
     checks += [whole, *state_checks(condition, None, states, found.learned, _widest(budgets[1:]))]
     if condition.data_budget is not None:

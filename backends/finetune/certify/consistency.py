@@ -174,6 +174,9 @@ def _log_faults(log: SpectralLog, record: PhaseRecord, every: int, condition: Co
             yield "a norm of M below 1, which no matrix with row and column sums of 1 has"
         if any((moved is None) != (record.phase == 0) for moved in log.displacement_max):
             yield "a displacement in the first phase, or none in a later one"
+    measured = record.phase > 0 and condition.data_budget is not None
+    if any((seen is not None) != measured for seen in log.data_displacement_max):
+        yield "a data displacement where there is no data budget or no earlier task, or none where there is"
 
 
 def _losses(holdout: dict[str, float]) -> Iterator[str]:

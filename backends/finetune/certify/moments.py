@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import reference
-from backends.finetune.certify.check import BUDGET_ROUNDING, Check, Measured, Subject
+from backends.finetune.certify.check import BUDGET_ROUNDING, LOG_ROUNDING, Check, Measured, Subject
 from backends.finetune.certify.states import StoredState, layers_of
 from backends.finetune.methods.method import Condition
 from backends.finetune.runs.assistant_records import LearnedRecord
@@ -34,6 +34,7 @@ def moment_checks(
         return []
     of, anchor = Subject(condition.name, seed), layers_of(states[0].content)
     seen: list[Measured] = []
+    differences: list[Measured] = []
     faults = _other_shapes(anchor, moments)
     if not faults:
         try:
@@ -43,15 +44,25 @@ def moment_checks(
                     faults.append(f"{name}: no moment to measure it with")
                     continue
                 totals, count = moments[phase - 1]
-                for layer, (start, state, total) in enumerate(zip(anchor, layers_of(content), totals, strict=True)):
+                values = []
+                for start, state, total in zip(anchor, layers_of(content), totals, strict=True):
                     moment = reference.StreamMoment(total, count)
-                    value = reference.data_displacement(start, state, moment, content.config.iterations)
-                    seen.append((value, f"{name}, layer {layer}"))
+                    values.append(reference.data_displacement(start, state, moment, content.config.iterations))
+                seen += [(value, f"{name}, layer {layer}") for layer, value in enumerate(values)]
+                logged = _last_logged(phases[phase]) if phase < len(phases) else None
+                differences += [] if logged is None else [(abs(max(values) - logged), name)]
         except CRMAError as error:
             faults.append(str(error))
     found = [of.holds("moments plausible", "DATA-1, DATA-5", faults)]
     bound = condition.data_budget + BUDGET_ROUNDING
+    if differences:
+        found.append(of.at_most("data displacement as logged", "DATA-2", differences, LOG_ROUNDING))
     return found + ([of.at_most("data displacement, stored", "DATA-2, DATA-3", seen, bound)] if seen else [])
+
+
+def _last_logged(record: PhaseRecord | LearnedRecord) -> float | None:
+    log = record.spectral
+    return log.data_displacement_max[-1] if log is not None and log.data_displacement_max else None
 
 
 def _other_shapes(anchor: Sequence[reference.AdapterParameters], moments: Moments) -> list[str]:

@@ -45,6 +45,10 @@ PROMISES = {
     "moment files whole": "Every stored moment of the streams of earlier tasks' tokens can be read.",
     "moments plausible": "What each phase added to the moment is symmetric, positive semidefinite and of a trace that "
     "the basis allows, and of as many tokens as the records say that its training texts have.",
+    "data displacement, logged": "Largest root mean square of what the tokens of the tasks before saw, over layers and "
+    "logged steps; at most the data budget, up to rounding of the stored values.",
+    "data displacement as logged": "Largest difference between the data displacement of each stored state, measured "
+    "with the stored moments, and what was logged at its phase's last step.",
     "data displacement, stored": "Largest root mean square, over the tokens of the tasks before it, of a layer's "
     "relative change since the anchor crma-0, by the reference in float64 from the stored states and moments: at most "
     "the data budget, up to rounding of the stored values. The worst case over all inputs is the displacement.",

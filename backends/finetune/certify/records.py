@@ -93,6 +93,7 @@ def logged_bounds(
     norms: list[Measured] = []
     values: list[Measured] = []
     moved: list[Measured] = []
+    seen: list[Measured] = []
     missing = []
     for record in phases:
         phase, log = record.phase + 1, record.spectral
@@ -107,6 +108,8 @@ def logged_bounds(
                 moved.append((distance, place))
             elif phase > 1 and budget is not None:
                 missing.append(f"no displacement logged in {place}")
+            if log.data_displacement_max and (value := log.data_displacement_max[index]) is not None:
+                seen.append((value, place))
     found = [of.holds("certificates logged", "", missing)]
     if not norms:
         return found
@@ -120,6 +123,8 @@ def logged_bounds(
             found.append(of.at_most(name, clauses, measured, 1 + ROUNDING))
     if condition.crma != "unconstrained":
         found += displacement_check(of, "displacement, logged", "BUDGET-1", moved, budget)
+        if seen and condition.data_budget is not None:
+            found += displacement_check(of, "data displacement, logged", "DATA-3", seen, condition.data_budget)
     return found
 
 

@@ -22,7 +22,8 @@ class StepReport(NamedTuple):
 
 
 class SpectralReport(NamedTuple):
-    """The extreme layers of each certificate; both displacements are None while there is no anchor."""
+    """The extreme layers of each certificate; displacements are None while there is no anchor, and
+    ``data_displacement_max``, what earlier tasks' tokens see, is None without a data budget."""
 
     norm_max: float
     norm_min: float
@@ -30,9 +31,10 @@ class SpectralReport(NamedTuple):
     adapter_min: float
     displacement_max: float | None
     displacement_min: float | None
+    data_displacement_max: float | None
 
     @classmethod
-    def of(cls, certificate: Any, displacement: Any) -> SpectralReport:
+    def of(cls, certificate: Any, displacement: Any, data_displacement: Any = None) -> SpectralReport:
         """From a framework's arrays, a value for each layer; ``displacement``: None without an anchor."""
         return cls(
             norm_max=float(certificate.mixing_norm.max()),
@@ -41,6 +43,7 @@ class SpectralReport(NamedTuple):
             adapter_min=float(certificate.smallest.min()),
             displacement_max=None if displacement is None else float(displacement.max()),
             displacement_min=None if displacement is None else float(displacement.min()),
+            data_displacement_max=None if data_displacement is None else float(data_displacement.max()),
         )
 
 

@@ -13,8 +13,8 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
     versions of the CRMA that no other task answers with.
 
     The other tasks answer exactly as before. What this cannot undo is said in the words that are returned: the shared
-    CRMA was trained on the task, and so were the LoRAs that started from its own; the moments of a data budget hold sums
-    over its tokens.
+    CRMA was trained on the task, and so were the LoRAs that started from its own; the moments of a data budget hold
+    sums over its tokens.
 
     Args:
         even_so: forget it also where other tasks' LoRAs started from its own.

@@ -44,8 +44,8 @@ class SpectralLog(BaseModel):
 
     ``norm_max``, ``norm_min``: largest and smallest spectral norm of M. ``adapter_max``, ``adapter_min``: largest and
     smallest singular value of any layer's adapter. ``displacement_max``, ``displacement_min``: largest and smallest
-    distance from the anchor; null while there is no anchor. Files of earlier versions lack norm_min and
-    displacement_min.
+    distance from the anchor; null while there is no anchor. ``data_displacement_max``: the largest data displacement,
+    with a data budget. Files of earlier versions lack norm_min, displacement_min and data_displacement_max.
     """
 
     steps: list[NonNegativeInt]
@@ -55,10 +55,12 @@ class SpectralLog(BaseModel):
     displacement_max: list[FiniteFloat | None]
     norm_min: list[FiniteFloat] = []
     displacement_min: list[FiniteFloat | None] = []
+    data_displacement_max: list[FiniteFloat | None] = []
 
     @model_validator(mode="after")
     def _one_value_per_step(self) -> SpectralLog:
-        added_later = {name for name in ("norm_min", "displacement_min") if not getattr(self, name)}
+        optional = ("norm_min", "displacement_min", "data_displacement_max")
+        added_later = {name for name in optional if not getattr(self, name)}
         for name in SpectralLog.model_fields.keys() - added_later:
             if len(getattr(self, name)) != len(self.steps):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.steps)} steps")

@@ -87,6 +87,7 @@ class PhaseTraining:
         spectrum = self.engine.spectrum() if is_logged else None
         if spectrum is not None:
             log = record["spectral"] = record["spectral"] or {"steps": [], **{key: [] for key in spectrum._fields}}
-            for key, value in {"steps": index + 1, **spectrum._asdict()}.items():
-                log[key].append(value)
+            values = {"steps": index + 1, **spectrum._asdict()}
+            for key, logged in log.items():  # those of the version that began the phase
+                logged.append(values[key])
         return report, spectrum

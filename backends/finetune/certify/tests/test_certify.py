@@ -21,7 +21,7 @@ from backends.finetune.runs.moments_file import write_moments
 from backends.finetune.runs.results import append_record, read_results
 from backends.finetune.runs.run_folder import RunFolder
 from backends.torch.certificates import AdapterState, certificate, displacement, interpolate, limit_displacement
-from backends.torch.data_displacement import StreamMoments, limit_data_displacement
+from backends.torch.data_displacement import StreamMoments, data_displacement, limit_data_displacement
 from backends.torch.state import load_state, save_state
 from reference import AdapterConfig
 from reference.errors import ConfigError, RunFolderError
@@ -77,12 +77,16 @@ def stored_states(condition, generator, anchor, moments):
     return states
 
 
-def spectral_log(state, anchor):
+def spectral_log(state, anchor, moments=None):
     measured = certificate(state, 20)
     moved = None if anchor is None else float(displacement(anchor, state, 20).max())
+    seen = None
+    if anchor is not None and moments is not None:
+        before = StreamMoments(torch.from_numpy(moments.total), moments.tokens)
+        seen = float(data_displacement(anchor, state, before, 20).max())
     values: dict[str, Any] = {"norm_max": measured.mixing_norm.max(), "adapter_max": measured.largest.max()}
     values["adapter_min"] = measured.smallest.min()
-    log: dict[str, Any] = {"steps": [2, 4], "displacement_max": [moved] * 2}
+    log: dict[str, Any] = {"steps": [2, 4], "displacement_max": [moved] * 2, "data_displacement_max": [seen] * 2}
     return log | {name: [float(value)] * 2 for name, value in values.items()}
 
 
@@ -132,7 +136,11 @@ def write_run(folder, conditions, seeds=(0, 1), random_weights=False):
                 record["parameters"] = {"lora": 12} if condition != "full" else {"full": 3}
                 if states:
                     record["parameters"]["crma"] = sum(tensor.numel() for tensor in states[phase])
-                    record["spectral"] = spectral_log(states[phase], states[0] if phase else None)
+                    record["spectral"] = spectral_log(
+                        states[phase],
+                        states[0] if phase else None,
+                        moments[phase - 1] if phase and condition == DATA else None,
+                    )
                 if condition == "modular-unconstrained":
                     tensors = dict(zip(("mixing", "gate_logits", "bases"), states[phase], strict=True))
                     safetensors.torch.save_file(tensors, branch / f"mixing-{phase}.safetensors")

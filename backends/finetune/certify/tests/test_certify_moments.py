@@ -19,6 +19,7 @@ PLAUSIBLE, SEEN, SAME, WHOLE = (
     "basis unchanged",
     "moment files whole",
 )
+LOGGED, AS_LOGGED = "data displacement, logged", "data displacement as logged"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_run_that_keeps_its_data_budget_passes_and_the_worst_case_is_shown_bes
     seen = found[DATA, SEEN]
     assert seen.value == pytest.approx(EPSILON, rel=1e-3)
     assert 0 <= seen.margin < 1e-4 * EPSILON + 1e-6
-    assert {found[DATA, name].verdict for name in (PLAUSIBLE, SAME, WHOLE)} == {"pass"}
+    assert {found[DATA, name].verdict for name in (PLAUSIBLE, SAME, WHOLE, LOGGED, AS_LOGGED)} == {"pass"}
     worst = found[DATA, "displacement, stored"]
     assert (worst.verdict, worst.value > seen.value) == ("not promised", True)
     assert found[STILL, SAME].verdict == found[STILL, "displacement, stored"].verdict == "pass"
@@ -62,7 +63,29 @@ def test_a_state_beyond_epsilon_fails(run):
     change_state(run, DATA, 2, gate_logits=lambda gates: gates + 3)
     found = failures(run)
     assert "above the bound" in found[DATA, 0, SEEN]
-    assert {key[2] for key in found} == {SEEN, "stored states as logged"}
+    assert {key[2] for key in found} == {SEEN, AS_LOGGED, "stored states as logged"}
+
+
+@pytest.mark.clause("DATA-3")
+def test_what_was_logged_beyond_epsilon_fails_and_an_earlier_version_that_logged_nothing_does_not(run):
+    def beyond(record):
+        record["spectral"]["data_displacement_max"][0] = EPSILON + 2e-6
+
+    def left_out(record):
+        record["spectral"]["data_displacement_max"][1] = None
+
+    def unknown(record):
+        del record["spectral"]["data_displacement_max"]
+
+    edit_record(run, DATA, 2, beyond)
+    assert set(failures(run)) == {(DATA, 0, LOGGED)}
+    edit_record(run, DATA, 2, left_out)
+    assert "or none where there is" in failures(run)[DATA, 0, "records as training writes them"]
+    for phase in range(3):
+        edit_record(run, DATA, phase, unknown)
+    assert failures(run) == {}
+    edit_record(run, STILL, 1, lambda record: record["spectral"].update(data_displacement_max=[0.001] * 2))
+    assert "where there is no data budget" in failures(run)[STILL, 0, "records as training writes them"]
 
 
 @pytest.mark.clause("DATA-4")

@@ -42,7 +42,7 @@ from backends.finetune.tasks.encoding import Batch
 from backends.finetune.tasks.job import Job
 from backends.jax import CRMAAdapter
 from backends.jax.certificates import certificate, limit_displacement
-from backends.jax.data_displacement import StreamMoments, limit_data_displacement, moments_of
+from backends.jax.data_displacement import StreamMoments, data_displacement, limit_data_displacement, moments_of
 from backends.jax.decoder import load_decoder
 from backends.jax.decoder.weights import read_layers
 from backends.jax.lora import Lora, init_lora, load_lora, save_lora, target_projections
@@ -150,8 +150,10 @@ class JaxEngine:
         if not self.crma:
             return None
         with divergence(self.phase):
-            bounds = certificate(self._stack(), self.anchor)
-        return SpectralReport.of(bounds, bounds.displacement)
+            bounds, seen = certificate(self._stack(), self.anchor), None
+            if self.anchor is not None and self.moments is not None:
+                seen = data_displacement(self.anchor, self._stack(), self.moments)
+        return SpectralReport.of(bounds, bounds.displacement, seen)
 
     def finish_phase(self, phase: int, examples: Iterable[Batch]) -> None:
         if self.condition.data_budget is None:  # no method runs here

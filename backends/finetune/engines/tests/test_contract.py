@@ -180,14 +180,22 @@ def test_what_earlier_tasks_saw_stays_within_the_data_budget(subject):
         assert found == count
         if phase == 2:
             continue
+        values = []
         for layer, pair in enumerate(zip(states[0], states[phase + 1], strict=True)):
             assert pair[0].basis.tobytes() == pair[1].basis.tobytes()
             moment = StreamMoment(totals[layer], found)
             seen = data_displacement(*pair, moment)
             assert 0.001 < seen <= 0.003 + 1e-6
             assert seen < displacement(*pair)
+            values.append(seen)
             flat = pair[0].basis.reshape(-1, pair[0].basis.shape[-1])
             assert 0 < np.trace(totals[layer]) <= found * np.linalg.norm(flat, 2) ** 2 * (1 + 1e-6)
+        logged = records[phase + 1]["spectral"]["data_displacement_max"]
+        assert logged[-1] == pytest.approx(max(values), abs=1e-6)
+        assert max(logged) <= 0.003 + 1e-6
+    assert set(records[0]["spectral"]["data_displacement_max"]) == {None}
+    of_another = phases(subject.finished, "modular")[2]["spectral"]
+    assert set(of_another["data_displacement_max"]) == {None}
     assert max(each.max() for each in moved(subject.finished, name)) > 0.003
     # The moment of the first task is taken of the state as it is after its phase, which one more condition has, too.
     assert folder.crma(0, name, 0).read_bytes() == folder.crma(0, "modular@still-0.02", 0).read_bytes()

@@ -241,8 +241,11 @@ class TorchEngine:
         with divergence(self.phase):
             if self.condition.crma == "unconstrained":
                 return SpectralReport.of(certificate_of_unconstrained(self.backbone), None)
-            moved = None if self.anchor is None else self.backbone.displacement(self.anchor)
-            return SpectralReport.of(self.backbone.certificate(), moved)
+            moved = seen = None
+            if self.anchor is not None:
+                moved = self.backbone.displacement(self.anchor)
+                seen = self.moments and self.backbone.data_displacement(self.anchor, self.moments)
+            return SpectralReport.of(self.backbone.certificate(), moved, seen)
 
     # Answers --------------------------------------------------------------------------------------------------------
 

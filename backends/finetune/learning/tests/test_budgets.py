@@ -126,6 +126,8 @@ def test_certify_measures_what_earlier_tasks_see(taught, tmp_path, capsys):
     checks = {check["name"]: check for check in json.loads((tmp_path / "c.json").read_text())["checks"]}
     assert checks["data displacement, stored"]["value"] == pytest.approx(TIGHT, abs=1e-6)
     assert {"moment files whole", "moments plausible", "basis unchanged"} <= checks.keys()
+    assert checks["data displacement, logged"]["value"] <= TIGHT + 1e-6
+    assert checks["data displacement as logged"]["value"] < 1e-6
     forged = tmp_path / "forged"
     shutil.copytree(taught, forged)
     path = AssistantFolder(forged).files(0).moments

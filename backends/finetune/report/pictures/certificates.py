@@ -18,6 +18,7 @@ from backends.finetune.runs.results import RunResults
 
 Log = tuple[str, Array, SpectralLog]
 SMALLEST = (0, (3, 1))  # the line of the smallest over the layers
+SEEN = (0, (5, 1, 1, 1))  # and of the largest data displacement
 UNBOUNDED, STILL = "modular-unconstrained", "modular-still"
 
 
@@ -61,7 +62,7 @@ def _norms(axes: Axes, logs: list[Log]) -> None:
     for name, positions, log in logs:
         mark = style.mark_of(name)
         for norms in filter(None, (log.norm_max, log.norm_min)):
-            deviation = (np.array(norms) - 1) * 1e7
+            deviation = (np.array(norms, dtype=np.float64) - 1) * 1e7
             look: dict[str, Any] = {"color": mark.colour, "markersize": 4, "alpha": 0.5, "markeredgewidth": 0}
             axes.plot(positions, deviation, mark.marker, **look, clip_on=False)
         worst = max(worst, (max(log.norm_max) - 1) * 1e7)
@@ -85,17 +86,19 @@ def displacement_over_steps(results: RunResults) -> Figure | None:
     reached: list[float] = []
     for name, positions, log in moving:
         mark = style.mark_of(name)
-        for values, line in ((log.displacement_max, "-"), (log.displacement_min, SMALLEST)):
-            if not values:
+        lines = ((log.displacement_max, "-"), (log.displacement_min, SMALLEST), (log.data_displacement_max, SEEN))
+        for values, line in lines:
+            if all(value is None for value in values):
                 continue
             distances = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
             axes.plot(positions, distances, color=mark.colour, linewidth=1.6, linestyle=line)
             reached += [float(value) for value in distances if value > 0]
-    budgets = {style.budget_in(results, name) for name, _, _ in moving}
-    known = sorted(budget for budget in budgets if budget is not None and math.isfinite(budget))
-    for budget in known:
+    budgets = {(style.budget_in(results, name), "δ") for name, _, _ in moving}
+    budgets |= {(style.data_budget_in(results, name), "ε") for name, _, log in moving if any(log.data_displacement_max)}
+    known = sorted((budget, sign) for budget, sign in budgets if budget is not None and math.isfinite(budget))
+    for budget, _ in known:
         axes.axhline(budget, color=style.BOUND, linewidth=1.0, linestyle=":", zorder=1.5)
-    reached += known
+    reached += [budget for budget, _ in known]
     if reached and max(reached) > 12 * min(reached):
         axes.set_yscale("log")
         style.logarithmic(axes.yaxis)
@@ -105,7 +108,9 @@ def displacement_over_steps(results: RunResults) -> Figure | None:
     _name_budgets(axes, known)
     axes.set_ylabel("displacement\n(spectral norm, no unit)")
     style.phase_axis(axes, results)
-    kinds = _kinds() if any(log.displacement_min for _, _, log in moving) else []
+    kinds = _kinds() if any(any(log.displacement_min) for _, _, log in moving) else []
+    if any(any(log.data_displacement_max) for _, _, log in moving):
+        kinds.append(Line2D([], [], color=style.INK, linewidth=1.4, linestyle=SEEN, label="what earlier tasks see"))
     _legend(figure, moving, kinds)
     text = "Displacement of CRMA from its anchor: extremes over the layers"
     text += f" ({readable(STILL)}: none)" if len(moving) < len(logs) else ""
@@ -118,15 +123,16 @@ DISPLACEMENT = style.Picture(
     displacement_over_steps,
     "The spectral norm of the difference between the adapter now and its anchor, in the layers "
     "that moved furthest and least: no hidden vector there has changed by more than this times its length. No line: "
-    "no anchor yet. Dotted: the budgets.",
+    "no anchor yet. With a data budget also the largest root mean square of what earlier tasks' tokens see. Dotted: "
+    "the budgets.",
 )
 
 
-def _name_budgets(axes: Axes, budgets: list[float]) -> None:
+def _name_budgets(axes: Axes, budgets: list[tuple[float, str]]) -> None:
     """On their lines, in the first phase, which has no anchor yet; neighbours side by side."""
-    for place, budget in enumerate(budgets):
+    for place, (budget, sign) in enumerate(budgets):
         at = (0.01 + 0.09 * (place % 2), budget)
-        style.note(axes, f"δ = {budget:g}", at, (0, 1), va="bottom", color=style.BOUND, fontsize=8.5)
+        style.note(axes, f"{sign} = {budget:g}", at, (0, 1), va="bottom", color=style.BOUND, fontsize=8.5)
 
 
 def _kinds() -> list[Line2D]:
@@ -155,5 +161,5 @@ def _joined(records: list[PhaseRecord]) -> tuple[Array, SpectralLog]:
         assert record.spectral is not None
         places += [record.phase + step / max(1, len(record.losses)) for step in record.spectral.steps]
         for name, values in fields.items():
-            values += getattr(record.spectral, name)
+            values += getattr(record.spectral, name) or [None] * len(record.spectral.steps)  # of an earlier version
     return np.array(places), SpectralLog.model_construct(**fields)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from backends.finetune.methods.conditions import KNOWN, PAPER, parse_condition
-from backends.finetune.methods.method import Mark
+from backends.finetune.methods.method import Condition, Mark
 from backends.finetune.report.labels import label, readable
 from backends.finetune.report.pictures.fonts import FAMILY, is_drawn
 from backends.finetune.runs.results import RunResults
@@ -109,14 +109,24 @@ def budget_in(results: RunResults, condition: str) -> float | None:
     """The displacement budget that a condition's CRMA keeps in this run, infinity for none; None where it keeps a data
     budget or does not move on, or the condition is not known.
     """
-    try:
-        known = parse_condition(condition).with_data_budget(results.run.data_budget)
-    except ValueError:
-        return None
-    if known.data_budget is not None:
+    known = _known(results, condition)
+    if known is None or known.data_budget is not None:
         return None
     limit = known.limit(results.run.displacement_budget)
     return None if known.trains_crma != "always" else math.inf if limit is None else limit
+
+
+def data_budget_in(results: RunResults, condition: str) -> float | None:
+    """The data budget that a condition's CRMA keeps in this run, if any."""
+    known = _known(results, condition)
+    return None if known is None else known.data_budget
+
+
+def _known(results: RunResults, condition: str) -> Condition | None:
+    try:
+        return parse_condition(condition).with_data_budget(results.run.data_budget)
+    except ValueError:
+        return None
 
 
 def handle_of(condition: str, marker: bool = False) -> Line2D:

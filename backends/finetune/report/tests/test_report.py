@@ -95,6 +95,8 @@ def write_results(
         if smallest:  # an earlier version logged the largest alone
             least = [value and value / 3 for value in spectral["displacement_max"]]
             spectral |= {"norm_min": [1 - 1e-8] * 3, "displacement_min": least}
+            if "@data" in condition:
+                spectral["data_displacement_max"] = [value and value / 10 for value in spectral["displacement_max"]]
         record = {"kind": "phase", "condition": condition, "seed": seed, "phase": phase, "task": tasks[phase]}
         record |= {"losses": rng.uniform(1, 4, 10), "holdout": seen, "seconds": 2.0, "tokens": 5000}
         record |= {"parameters": {"lora": 2442240} | ({"crma": 276480} if "modular" in condition else {})}
@@ -167,6 +169,23 @@ def test_displacement_shows_both_extremes_and_leaves_out_what_cannot_move(made):
         np.testing.assert_allclose(least[3:], largest[3:] / 3)
     assert min(axes.get_ylim()) > 1e-4
     assert readable("modular-still") in figure.get_suptitle()
+
+
+def test_displacement_shows_what_earlier_tasks_see_beside_the_data_budget(made):
+    results = made(conditions=("modular@data-0.002",))
+    key = ("modular@data-0.002", 0, 1)  # a phase of a version that logged less
+    log = results.phases[key].spectral.model_copy(update={"data_displacement_max": [], "norm_min": []})
+    earlier = replace(results, phases=results.phases | {key: results.phases[key].model_copy(update={"spectral": log})})
+    for given, missing in ((results, 3), (earlier, 6)):
+        figure = displacement_over_steps(given)
+        assert figure is not None
+        (axes,) = figure.axes
+        largest, _, seen = (np.asarray(line.get_ydata(), float) for line in axes.get_lines()[:3])
+        assert np.isnan(seen).sum() == missing
+        np.testing.assert_allclose(seen[missing:], largest[missing:] / 10)
+        assert {text.get_text() for text in axes.texts} == {"ε = 0.002"}
+        assert "what earlier tasks see" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "spectral_norm.png" in draw_pictures(earlier)
 
 
 def test_pictures_of_the_same_results_are_the_same_bytes_and_leave_matplotlib_as_it_was(made):
