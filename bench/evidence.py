@@ -228,6 +228,12 @@ def forgetting_tried_table() -> Rows:
         yield [f"{entry['config']['lora']['learning_rate']:g}", *(f"{loss:.3f}" for loss in losses), mean]
 
 
+def forgetting_baselines_table() -> Rows:
+    """bench/README.md: the values of the baselines that were tried for `forgetting`."""
+    (reported,) = program.read_stored(FORGETTING)
+    return forgetting.baselines(reported, program.read_stored(RESULTS / "forgetting_baselines_tried.json"))
+
+
 def _of_forgetting(rows: Callable[[RunResults], Rows]) -> Callable[[], Rows]:
     """A table of the stored runs of `forgetting`, which are one entry."""
 
@@ -246,6 +252,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "forgetting by seed": (_OF_BENCH, _of_forgetting(forgetting.by_seed)),
     "forgetting, toggle": (_OF_BENCH, _of_forgetting(forgetting.toggles)),
     "forgetting tried": (_OF_BENCH, forgetting_tried_table),
+    "forgetting, baselines tried": (_OF_BENCH, forgetting_baselines_table),
     "quickstart": (_OF_BENCH, quickstart_table),
     "quickstart tried": (_OF_BENCH, tried_table),
     "conformance suite": (_OF_BENCH, suite_table),

@@ -3,9 +3,11 @@
 Clauses: CL-2..CL-4, CL-9, CL-13.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import reference
+from backends.finetune.methods.method import section_name
 from backends.finetune.report.intervals import interval, noise_floor
 from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.pictures.answers import WAYS
@@ -13,6 +15,7 @@ from backends.finetune.report.rows import NOISE, panel_rows
 from backends.finetune.runs.results import SNAPSHOTS, RunResults
 
 Rows = Iterator[list[str]]
+Entry = dict[str, Any]  # of a stored file
 RESAMPLES = 10_000
 INHERIT = "naive" + SNAPSHOTS  # the same losses as frozen-inherit, without a run
 #: with CRMA, and the same without it
@@ -103,6 +106,35 @@ def toggles(results: RunResults) -> Rows:
             cells.append(f"{sum(counts)} of {questions} ({100 * low:.0f} to {100 * high:.0f}%)")
         tested = [f"{gained} / {lost}", f"{reference.mcnemar_exact(gained, lost):.2g}"]
         yield [readable(name), str(len(rows)), *cells[:2], *tested, *cells[2:]]
+
+
+#: what was varied of a baseline, with {field}s of its section of the protocol
+VARIED = {
+    "replay": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
+    "a-gem": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
+    "ewc": "λ = {strength:g}",
+    "lwf": "λ = {strength:g}",
+    "o-lora": "λ₁ = {strength:g}",
+}
+
+
+def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
+    """bench/README.md: each baseline at the values that were tried, at a seed that is not reported; lowest loss first.
+
+    ``reported``: the entry of the runs that the tables show, whose settings are marked.
+    """
+    yield ["condition", "value", "drift", "final holdout, nats"]
+    found = [(entry["config"], row) for entry in tried for row in entry["rows"]]
+    order = [*dict.fromkeys(row["condition"] for _, row in found if row["condition"] not in VARIED), *VARIED]
+    found.sort(key=lambda pair: (order.index(pair[1]["condition"]), pair[1]["final_holdout"]))
+    for config, row in found:
+        name, value = row["condition"], ""
+        if name in VARIED:
+            settings = config[section_name(name)]
+            value = VARIED[name].format(**settings)
+            value += " (reported)" if settings == reported["config"][section_name(name)] else ""
+        drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
+        yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]
 
 
 def cells(results: RunResults, name: str) -> list[str]:
