@@ -132,7 +132,9 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
         if name in VARIED:
             settings = config[section_name(name)]
             value = VARIED[name].format(**settings)
-            value += " (reported)" if settings == reported["config"][section_name(name)] else ""
+            is_reported = any(shown["condition"] == name for shown in reported["rows"])
+            is_reported &= settings == reported["config"][section_name(name)]
+            value += " (reported)" if is_reported else ""
         drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
         yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]
 
