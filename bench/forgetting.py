@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import reference
+from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.methods.method import section_name
 from backends.finetune.report.intervals import interval, noise_floor
 from backends.finetune.report.labels import percent, readable
@@ -108,8 +109,9 @@ def toggles(results: RunResults) -> Rows:
         yield [readable(name), str(len(rows)), *cells[:2], *tested, *cells[2:]]
 
 
-#: what was varied of a baseline, with {field}s of its section of the protocol
+#: what was varied of a condition, with {field}s of its section of the protocol, or of LoRA's
 VARIED = {
+    "frozen-inherit": "LoRA's rate × {later_rate_factor:g} after the first task",
     "replay": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
     "a-gem": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
     "ewc": "λ = {strength:g}",
@@ -130,10 +132,10 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
     for config, row in found:
         name, value = row["condition"], ""
         if name in VARIED:
-            settings = config[section_name(name)]
-            value = VARIED[name].format(**settings)
+            section = section_name(name) if name in SECTIONS else "lora"
+            value = VARIED[name].format(**config[section])
             is_reported = any(shown["condition"] == name for shown in reported["rows"])
-            is_reported &= settings == reported["config"][section_name(name)]
+            is_reported &= config[section] == reported["config"][section]
             value += " (reported)" if is_reported else ""
         drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
         yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]
