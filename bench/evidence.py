@@ -13,6 +13,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from backends.atomic import atomic_write
+from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.paper import paper_rows
 from backends.finetune.report.pictures import draw_pictures
@@ -293,12 +295,21 @@ def stale() -> list[str]:
     ]
 
 
+def _shown_of(path: Path) -> RunResults:
+    """What the pictures of a file show: of `forgetting` README's recommended conditions and the baselines."""
+    results = the_one(path)
+    if path != FORGETTING:
+        return results
+    kept = tuple(name for name in results.conditions if (name in SHOWN and name != "modular") or name in SECTIONS)
+    return replace(results, conditions=kept)
+
+
 def write() -> None:
     """Write every table and picture from what is stored."""
     for name, (path, rows) in TABLES.items():
         text = replaced(path.read_text(encoding="utf-8"), name, program.markdown(rows()))
         atomic_write(path, text.encode())
-    drawn = {path: draw_pictures(the_one(path)) for path, _ in PICTURES.values()}
+    drawn = {path: draw_pictures(_shown_of(path)) for path, _ in PICTURES.values()}
     for name, (path, source) in PICTURES.items():
         note, buffer = PngInfo(), io.BytesIO()
         note.add_text(_DRAWN_FROM, hashlib.sha256(path.read_bytes()).hexdigest())

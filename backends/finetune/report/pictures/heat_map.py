@@ -134,7 +134,7 @@ def draw_heat(axes: Axes, results: RunResults, condition: str, norm: Normalize, 
     names = style.task_labels(results, 14)
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
-    axes.set_title(f"{label(readable(condition), 24)}, {text}", color=style.mark_of(condition).colour)
+    axes.set_title(f"{label(readable(condition), 24)}\n{text}", color=style.mark_of(condition).colour)
     for row in range(count):
         for column in range(row + 1):
             if np.isfinite(losses[row, column]):

@@ -12,7 +12,8 @@ MOST_BARS = 9
 
 def overview(results: RunResults) -> Figure | None:
     """For a README: the heat maps of MODULAR and NAIVE, and the bars of drift and advantage."""
-    present = [name for name in ("modular", "naive") if holdout_change(results, name)]
+    modular = [name for name in results.conditions if name.partition("@")[0] == "modular"][:1]
+    present = [name for name in (*modular, "naive") if holdout_change(results, name)]
     shown = present or [name for name in results.conditions if holdout_change(results, name)][:2]
     if not shown:
         return None

@@ -96,7 +96,7 @@ def mark_of(condition: str) -> Mark:
         return _spare_mark(condition)
     budget = known.data_budget or known.budget or math.inf
     place = 1.0 if math.isinf(budget) else float(np.clip((math.log10(budget) + 4) / 4, 0, 1))
-    colours = "OrRd" if known.data_budget else "YlGn" if known.basis == "always" else "PuBu"
+    colours = "RdPu" if known.data_budget else "YlGn" if known.basis == "always" else "PuBu"
     marker = "d" if known.start == "fresh" else known.mark.marker
     return Mark(to_hex(colormaps[colours](0.42 + 0.5 * place)), (0, (2 + 4 * place, 1)), marker)
 
