@@ -71,10 +71,12 @@ class LoraSlot:
         """The base model answers without LoRA inside the block. PEFT leaves every factor trainable behind it, and this
         as it was."""
         trainable = {name: value.requires_grad for name, value in self.parameters().items()}
-        with self.model.disable_adapter():
-            yield
-        for name, value in self.parameters().items():
-            value.requires_grad_(trainable[name])
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for name, value in self.parameters().items():
+                value.requires_grad_(trainable[name])
 
     def save(self, folder: Path) -> None:
         """What PeftModel.save_pretrained writes, file by file: atomic, and on the disk when this returns."""
