@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import reference
-from backends.finetune.methods.conditions import SECTIONS
 from backends.finetune.methods.method import section_name
 from backends.finetune.report.intervals import interval, noise_floor
 from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.pictures.answers import WAYS
 from backends.finetune.report.rows import NOISE, panel_rows
 from backends.finetune.runs.results import SNAPSHOTS, RunResults
+from backends.finetune.runs.run_folder import differences
 
 Rows = Iterator[list[str]]
 Entry = dict[str, Any]  # of a stored file
@@ -109,15 +109,20 @@ def toggles(results: RunResults) -> Rows:
         yield [readable(name), str(len(rows)), *cells[:2], *tested, *cells[2:]]
 
 
-#: what was varied of a condition, with {field}s of its section of the protocol, or of LoRA's
+#: what was varied of a condition, with {field}s of a section of the protocol
 VARIED = {
     "frozen-inherit": "LoRA's rate × {later_rate_factor:g} after the first task",
+    "modular@data-0.003": "n = {streams}, r = {rank}, γ = {gate_logit:g} at the start; rate of the basis "
+    "{basis[learning_rate]:g}, of mixing and gate {mixing[learning_rate]:g}",
     "replay": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
     "a-gem": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
     "ewc": "λ = {strength:g}",
     "lwf": "λ = {strength:g}",
     "o-lora": "λ₁ = {strength:g}",
 }
+
+
+OF_SECTION = {"frozen-inherit": "lora", "modular@data-0.003": "crma"}  # the others have one of their own
 
 
 def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
@@ -132,10 +137,10 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
     for config, row in found:
         name, value = row["condition"], ""
         if name in VARIED:
-            section = section_name(name) if name in SECTIONS else "lora"
+            section = OF_SECTION.get(name) or section_name(name)
             value = VARIED[name].format(**config[section])
             is_reported = any(shown["condition"] == name for shown in reported["rows"])
-            is_reported &= config[section] == reported["config"][section]
+            is_reported &= not any(differences(config[section], reported["config"][section]))
             value += " (reported)" if is_reported else ""
         drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
         yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]
