@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 import reference
-from backends.finetune.methods.conditions import SECTIONS, in_order
-from backends.finetune.methods.method import section_name
+from backends.finetune.methods.conditions import KNOWN, in_order, parse_condition
 from backends.finetune.runs.results import RunResults
 from backends.finetune.runs.run_folder import checked_results, differences
 from bench import program
@@ -33,7 +32,7 @@ Entry = dict[str, Any]
 #: part of an entry -> what tells its records apart
 PARTS = {"base": ("seed",), "panels": ("condition", "seed"), "rows": ("condition", "seed")}
 #: of the configurations of runs that are joined; a method's section may, where one of them alone has the method
-MAY_DIFFER = {"seeds", "conditions", "description", *(section_name(name) for name in SECTIONS)}
+MAY_DIFFER = {"seeds", "conditions", "description", *(condition.settings_section for condition in KNOWN.values())}
 
 
 def collect(results: RunResults) -> Entry:
@@ -93,8 +92,8 @@ def joined(entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     sections: Entry = {}  # settings of a method, where it was run: those of an entry without it say nothing
     for entry in entries:
-        names = {section_name(name) for name in entry["config"]["conditions"] if name in SECTIONS}
-        mine = {name: entry["config"].get(name) for name in names}
+        of_conditions = (parse_condition(name).settings_section for name in entry["config"]["conditions"])
+        mine = {name: entry["config"].get(name) for name in of_conditions if name is not None}
         kept = [
             *((f"config.{key}", first["config"].get(key), value) for key, value in entry["config"].items()),
             *((key, first.get(key), entry.get(key)) for key in ("model", "random_weights", "backend", "machine")),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import reference
-from backends.finetune.methods.method import section_name
+from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.report.intervals import interval, noise_floor
 from backends.finetune.report.labels import percent, readable
 from backends.finetune.report.pictures.answers import WAYS
@@ -137,7 +137,7 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
     for config, row in found:
         name, value = row["condition"], ""
         if name in VARIED:
-            section = OF_SECTION.get(name) or section_name(name)
+            section = OF_SECTION.get(name) or str(KNOWN[name].settings_section)
             value = VARIED[name].format(**config[section])
             is_reported = any(shown["condition"] == name for shown in reported["rows"])
             is_reported &= not any(differences(config[section], reported["config"][section]))

@@ -19,6 +19,8 @@ KNOWN = {condition.name: condition for condition in sorted(_ALL, key=lambda cond
 SECTIONS: dict[str, type[Section]] = {
     name: condition.method.section for name, condition in KNOWN.items() if condition.method.section
 }
+#: sections that a later version added: null where a protocol has none, so that what an earlier version began goes on
+ADDED_LATER = ("distilled",)
 
 
 def parse_condition(name: str) -> Condition:
@@ -28,7 +30,7 @@ def parse_condition(name: str) -> Condition:
     0.002
     """
     base, at, budget = name.partition("@")
-    found = modular.with_budget(base, budget) if at else KNOWN.get(name)
+    found = modular.with_budget(KNOWN.get(base), budget) if at else KNOWN.get(name)
     if found is None:
         raise ValueError(
             f"allowed are {', '.join(KNOWN)}, and {BUDGET_FORMS}, where NAME is {' or '.join(modular.BUDGETED)} and "

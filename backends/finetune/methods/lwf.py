@@ -6,6 +6,11 @@ the loss of the new task plus ``lambda_o = 1`` times the distillation loss at te
 Left to us: a language model has one output for all tasks, so "old task" is the next-token distribution of the model as
 it was when the phase began, at each answer token of the new task, and there is no new head to warm up first. Recorded
 are logits, or the old model that computes them again: the same thing, as it is fixed.
+
+In the conditions *distilled*, which are ours, a task keeps the LoRA that it was trained with. A new one starts from the
+last and is held near its answers, so that it learns the new task without leaving what the old one knew; no LoRA of an
+earlier task changes. With a shared CRMA the old LoRA is asked with the CRMA as it is now: what is distilled is LoRA's
+part.
 """
 
 from __future__ import annotations
@@ -106,8 +111,17 @@ def distillation_loss(logits: Tensor, old_logits: Tensor, temperature: float = 2
     return nn.functional.cross_entropy(new / temperature, (old / temperature).softmax(-1), reduction="sum")
 
 
+DISTILLED: dict[str, Any] = {"start": "last", "method": LearningWithoutForgetting, "section": "distilled"}
 CONDITIONS = (
     Condition(
         "lwf", "LwF", Mark("#8C510A", (0, (3, 1, 1, 1, 1, 1)), ">"), trains="shared", method=LearningWithoutForgetting
+    ),
+    Condition("frozen-distilled", "FROZEN, distilled", Mark("#D8A35D", (0, (5, 1, 1, 1)), "8"), **DISTILLED),
+    Condition(
+        "modular-distilled",
+        "MODULAR, distilled",
+        Mark("#A6761D", (0, (7, 1)), "8"),
+        crma="doubly-stochastic",
+        **DISTILLED,
     ),
 )

@@ -147,6 +147,7 @@ class Condition:
         epochs: how many times the protocol's passes over each task's texts are made.
         draw: which of the draws of LoRA's start a phase takes; conditions with the same one compare.
         method: the published method that is added.
+        section: of a protocol, in which the method's settings are, where it is not named as the condition is.
     """
 
     name: str
@@ -166,6 +167,12 @@ class Condition:
     epochs: int = 1
     draw: int = 0
     method: type[Method] = Method
+    section: str = ""
+
+    @property
+    def settings_section(self) -> str | None:
+        """The section of a protocol that the method's settings are in; None if it has none."""
+        return (self.section or section_name(self.name)) if self.method.section else None
 
     @property
     def never_drifts(self) -> bool:
@@ -204,8 +211,9 @@ class Condition:
         return replace(self, basis="first-task", data_budget=epsilon)
 
     def settings(self, protocol: Any) -> Any:
-        """The method's section of a protocol; None if it has none."""
-        return getattr(protocol, section_name(self.name)) if self.method.section else None
+        """The method's section of a protocol, its defaults where that leaves it out; None if it has none."""
+        name, kind = self.settings_section, self.method.section
+        return None if name is None or kind is None else getattr(protocol, name) or kind()
 
 
 def section_name(condition: str) -> str:

@@ -62,22 +62,21 @@ CONDITIONS = (
 )
 
 
-BUDGETED = {condition.name: condition for condition in CONDITIONS if condition.name in ("modular", "modular-inherit")}
+BUDGETED = ("modular", "modular-inherit", "modular-distilled")
 
 
-def with_budget(name: str, budget: str) -> Condition | None:
-    """The condition ``name`` of ``BUDGETED`` with a budget: "DELTA", for its displacement, or "none"; "still-DELTA",
+def with_budget(base: Condition | None, budget: str) -> Condition | None:
+    """A condition of ``BUDGETED`` with a budget: "DELTA", for its displacement, or "none"; "still-DELTA",
     the same with a basis that stays after the first task; or "data-EPSILON", for what earlier tasks' tokens see, with
     such a basis. Each a number > 0 in its shortest form; None for anything else.
 
     One spelling for one budget: the name is a folder's and a row's.
     """
-    base = BUDGETED.get(name)
     kind = next((kind for kind in ("still-", "data-") if budget.startswith(kind)), "")
     number = budget.removeprefix(kind)
-    if base is None:
+    if base is None or base.name not in BUDGETED:
         return None
-    full, label = f"{name}@{budget}", base.label
+    full, label = f"{base.name}@{budget}", base.label
     if budget == "none":
         return replace(base, name=full, label=f"{label}, no budget", budget=math.inf)
     try:

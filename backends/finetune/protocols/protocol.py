@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from backends.files import TEXT_LIMIT, parse_toml
-from backends.finetune.methods.conditions import PAPER, SECTIONS, parse_condition
-from backends.finetune.methods.method import Condition, section_name
+from backends.finetune.methods.conditions import ADDED_LATER, KNOWN, PAPER, SECTIONS, parse_condition
+from backends.finetune.methods.method import Condition
 from backends.finetune.methods.section import Count, Factor, Positive, Rate, Rows, Section
 from backends.finetune.protocols.text_file import read_text
 from reference.errors import ProtocolError
@@ -116,7 +116,12 @@ class CrmaSection(Section):
 _OF_METHODS: Any = create_model(
     "_OfMethods",
     __base__=Section,
-    **{section_name(name): (kind, kind()) for name, kind in SECTIONS.items()},  # type: ignore[call-overload]
+    **{
+        str(KNOWN[name].settings_section): (kind | None, None)
+        if KNOWN[name].settings_section in ADDED_LATER
+        else (kind, kind())
+        for name, kind in SECTIONS.items()
+    },  # type: ignore[call-overload]
 )
 
 

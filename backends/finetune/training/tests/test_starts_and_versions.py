@@ -216,3 +216,35 @@ def test_an_earlier_part_is_answered_with_the_newest_lora_of_its_domain(tiny_mod
     answering = run_adapters(tmp_path / "seed-3", condition="frozen-newest").tasks
     assert answering["Fictional-Law I"].lora == answering["Fictional-Law II"].lora
     assert certify_run(tmp_path / "seed-3").passed
+
+
+def test_what_is_distilled_into_a_tasks_lora_is_the_last_tasks(tmp_path, tiny_command, monkeypatch):
+    """Without CRMA the LoRAs are those of LwF, kept of each task; and a phase that was killed ends with the same bits."""
+    from backends.finetune.cli import main
+    from backends.finetune.training.phase import PhaseTraining
+
+    names = ("frozen-inherit", "lwf", "frozen-distilled", "modular-distilled@data-0.003")
+    given = ["--set", "lwf.strength=0.5", "--set", "distilled={strength = 0.5}", "--set", "checkpoint_every=1"]
+    given += ["--conditions", *names]
+    assert main(tiny_command(tmp_path / "whole", *given)) == 0
+    results = read_results(tmp_path / "whole")
+    inherit, lwf, distilled = (results.holdout_matrix(name, 0) for name in names[:3])
+    assert np.diag(lwf).tolist() == np.diag(distilled).tolist() != np.diag(inherit).tolist()
+    for name in names[2:]:
+        assert [record.start for record in results.phases_of(name, 0)] == [None, "alpha", "beta"]
+    assert (metrics := results.metrics("frozen-distilled", 0)) is not None
+    assert metrics.drift == 0
+    step = PhaseTraining._step
+
+    def killed(self, task, index, *others):
+        if (self.name, task, index) == (names[3], 1, 2):
+            raise KeyboardInterrupt
+        return step(self, task, index, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PhaseTraining, "_step", killed)
+        assert main(tiny_command(tmp_path / "killed", *given)) != 0
+    assert len(read_results(tmp_path / "killed").phases_of(names[3], 0)) == 1
+    assert main(tiny_command(tmp_path / "killed", *given)) == 0
+    assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
+    assert {check.verdict for check in certify_run(tmp_path / "whole").checks} <= {"pass", "not promised"}
