@@ -118,6 +118,7 @@ VARIED = {
     "a-gem": "{memory_per_task} of 96 texts a task kept, {batch_size} a step",
     "ewc": "λ = {strength:g}",
     "lwf": "λ = {strength:g}",
+    "frozen-distilled": "λ = {strength:g}",
     "o-lora": "λ₁ = {strength:g}",
 }
 
@@ -132,6 +133,10 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
     """
     yield ["condition", "value", "drift", "final holdout, nats"]
     found = [(entry["config"], row) for entry in tried for row in entry["rows"]]
+    for config, row in [(config, row) for config, row in found if row["condition"] == "lwf"]:
+        kept = {"condition": "frozen-distilled", "drift": 0.0}  # LwF's LoRA as it was after each task
+        kept["final_holdout"] = sum(losses[-1] for losses in row["holdout"]) / len(row["holdout"])
+        found.append((config | {"distilled": config["lwf"]}, kept))
     order = [*dict.fromkeys(row["condition"] for _, row in found if row["condition"] not in VARIED), *VARIED]
     found.sort(key=lambda pair: (order.index(pair[1]["condition"]), pair[1]["final_holdout"]))
     for config, row in found:
@@ -140,7 +145,7 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
             section = OF_SECTION.get(name) or str(KNOWN[name].settings_section)
             value = VARIED[name].format(**config[section])
             is_reported = any(shown["condition"] == name for shown in reported["rows"])
-            is_reported &= not any(differences(config[section], reported["config"][section]))
+            is_reported &= not any(differences(config[section], reported["config"].get(section)))
             value += " (reported)" if is_reported else ""
         drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
         yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]

@@ -219,7 +219,7 @@ def test_an_earlier_part_is_answered_with_the_newest_lora_of_its_domain(tiny_mod
 
 
 def test_what_is_distilled_into_a_tasks_lora_is_the_last_tasks(tmp_path, tiny_command, monkeypatch):
-    """Without CRMA the LoRAs are those of LwF, kept of each task; and a phase that was killed ends with the same bits."""
+    """Without CRMA the LoRAs are those of LwF, kept of each task; and a killed phase ends with the same bits."""
     from backends.finetune.cli import main
     from backends.finetune.training.phase import PhaseTraining
 
