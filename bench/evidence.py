@@ -95,8 +95,8 @@ SHOWN = {
     "frozen": "FROZEN: a fresh LoRA per task",
     "modular": "MODULAR: the same, and the shared CRMA, with a displacement budget",
     "modular@data-0.003": "MODULAR with a data budget, the default of `crma learn`",
-    INHERIT: "FROZEN, inherit: each LoRA starts from the last task's; no CRMA",
-    "modular-inherit@data-0.003": "MODULAR, inherit: the same, and the shared CRMA with a data budget",
+    "frozen-distilled": "FROZEN, distilled: each LoRA starts from the last one and is held near its answers; no CRMA",
+    "modular-distilled@data-0.003": "MODULAR, distilled: the same, and the shared CRMA with a data budget",
 }
 
 

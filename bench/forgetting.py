@@ -28,6 +28,7 @@ SHARES = {
     "modular-inherit@still-0.005": INHERIT,
     "modular-inherit@data-0.003": INHERIT,
     "modular-inherit@data-0.01": INHERIT,
+    "modular-distilled@data-0.003": "frozen-distilled",
 }
 BUDGETS = (
     ("modular@data-0.003", "modular"),
@@ -35,7 +36,7 @@ BUDGETS = (
     ("modular-inherit@data-0.003", "modular-inherit@still-0.005"),
 )
 #: those of which bench/README.md shows each seed
-BY_SEED = ("modular", "modular@data-0.003", "modular-inherit@data-0.003")
+BY_SEED = ("modular", "modular@data-0.003", "modular-distilled@data-0.003")
 
 
 def every_condition(results: RunResults) -> Rows:
@@ -74,14 +75,17 @@ def budgets(results: RunResults) -> Rows:
 
 
 def by_seed(results: RunResults) -> Rows:
-    """bench/README.md: drift of NAIVE and MODULAR and CRMA's share, seed by seed, each with its interval over texts."""
-    yield ["seed", "NAIVE drift", *(f"{readable(name)} {what}" for name in BY_SEED for what in ("drift", "share"))]
+    """bench/README.md: drift of NAIVE and MODULAR and CRMA's share, seed by seed, each with its interval over texts;
+    and of the last one the advantage over FROZEN.
+    """
+    heads = [f"{readable(name)} {what}" for name in BY_SEED for what in ("drift", "share")]
+    yield ["seed", "NAIVE drift", *heads, "its advantage over FROZEN"]
     for seed in results.seeds:
         cells = [_shown(interval(results, "drift", "naive", [seed], resamples=RESAMPLES))]
         for name in BY_SEED:
             share = interval(results, "advantage", name, [seed], against=SHARES[name], resamples=RESAMPLES)
             cells += [_shown(interval(results, "drift", name, [seed], resamples=RESAMPLES)), _shown(share)]
-        yield [str(seed), *cells]
+        yield [str(seed), *cells, _shown(interval(results, "advantage", BY_SEED[-1], [seed], resamples=RESAMPLES))]
 
 
 def toggles(results: RunResults) -> Rows:
