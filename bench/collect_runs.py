@@ -94,8 +94,9 @@ def joined(entries: Sequence[Entry]) -> Entry:
     for entry in entries:
         of_conditions = (parse_condition(name).settings_section for name in entry["config"]["conditions"])
         mine = {name: entry["config"].get(name) for name in of_conditions if name is not None}
+        fields = {**first["config"], **entry["config"]}
         kept = [
-            *((f"config.{key}", first["config"].get(key), value) for key, value in entry["config"].items()),
+            *((f"config.{key}", first["config"].get(key), entry["config"].get(key)) for key in fields),
             *((key, first.get(key), entry.get(key)) for key in ("model", "random_weights", "backend", "machine")),
             *((key, value, entry["versions"].get(key)) for key, value in first["versions"].items() if key != "commit"),
         ]

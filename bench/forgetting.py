@@ -125,8 +125,6 @@ VARIED = {
     "frozen-distilled": "λ = {strength:g}",
     "o-lora": "λ₁ = {strength:g}",
 }
-
-
 OF_SECTION = {"frozen-inherit": "lora", "modular@data-0.003": "crma"}  # the others have one of their own
 
 

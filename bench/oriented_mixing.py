@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+import reference
 from backends.finetune import finetune
 from backends.finetune.engines.torch import engine
 from backends.finetune.runs.results import RunResults
@@ -133,7 +134,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             assert metrics is not None
             assert frozen is not None
             row = {"condition": name, "seed": seed, "drift": metrics.drift, "final_holdout": metrics.final_holdout}
-            row["advantage"] = 1 - metrics.final_holdout / frozen.final_holdout
+            row["advantage"] = reference.advantage(frozen.final_holdout, metrics.final_holdout)
             figures["rows"].append(row)
         figures["rows"][-1]["turned"] = OrientedEngine.turned  # the largest ||R_ij - I||_2 after the last task
         if options.out:

@@ -73,8 +73,9 @@ def test_settings_of_a_method_are_those_of_the_entry_that_has_it(tmp_path):
     with pytest.raises(ConfigError, match=r"differ in config\.ewc; allowed"):
         collect_runs.joined([ours, theirs, other])
     other["config"] |= {"ewc": {"strength": 300.0}, "packing": True}
-    with pytest.raises(ConfigError, match=r"differ in config\.packing; allowed"):
-        collect_runs.joined([ours, theirs, other])
+    for order in ([ours, theirs, other], [other, theirs, ours]):  # also where the first alone has it
+        with pytest.raises(ConfigError, match=r"differ in config\.packing; allowed"):
+            collect_runs.joined(order)
 
 
 def test_rows_of_numbers_stay_on_a_line_and_words_as_they_are(tmp_path):

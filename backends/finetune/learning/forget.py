@@ -46,7 +46,7 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
         )
         assistant_folder.tidy()
     left = "The shared CRMA was trained on it, too, and keeps what it learned there"
-    if any(name.startswith("moments-") for name in found.files):
-        left += "; the moments of the data budget keep sums over its tokens, of which no text can be read"
     left += f"; so do the LoRAs of {', '.join(heirs)}, which started from its own." if heirs else "."
+    if any(name.startswith("moments-") for name in found.files):
+        left += " The moments of the data budget keep sums over its tokens, of which no text can be read."
     return f"forgotten: {task}; its LoRA and texts are removed. {left}"

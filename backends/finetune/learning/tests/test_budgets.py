@@ -110,7 +110,7 @@ def test_what_is_forgotten_stays_in_the_moments_and_that_is_said(taught, teach, 
     from backends.finetune.cli import main
 
     moments = {path.name: path.read_bytes() for path in taught.glob("moments-*")}
-    assert "the moments of the data budget keep sums over its tokens" in forget(taught, "b")
+    assert "The moments of the data budget keep sums over its tokens" in forget(taught, "b")
     assert moments == {path.name: path.read_bytes() for path in taught.glob("moments-*")}
     teach("c")
     assert main(["certify", str(taught)]) == 0
