@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,14 +41,22 @@ gate_logit = 0.0
 DRAWN = ("cli", "report", "runs")  # rooms whose tests look at what a run draws
 
 
-def pytest_collection_finish() -> None:
-    """What was imported by now stays, and the collections that a run makes need not look at it again."""
-    gc.collect()
+@pytest.fixture(scope="module", autouse=True)
+def frozen_garbage() -> Iterator[None]:
+    """What was there before a module stays, and the collections that its runs make need not look at it.
+
+    Of these modules alone: the conformance suite counts what is frozen, and that takes longer the more there is.
+    """
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # extensions look for leaks as the interpreter ends
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which any test, of any worker, finds the programs that another one has compiled."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
 
 
 @pytest.fixture(scope="module", autouse=True)

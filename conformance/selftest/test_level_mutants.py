@@ -7,6 +7,7 @@ import pytest
 from conformance.selftest.mutant_runs import BATCH, assert_caught, try_mutants
 from conformance.selftest.mutants import MUTANTS
 
+pytestmark = pytest.mark.slow
 LEVELS = tuple(mutant for mutant in MUTANTS if mutant.layouts)
 
 

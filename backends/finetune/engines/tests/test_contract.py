@@ -60,7 +60,7 @@ Run = Callable[..., Ended]
 
 @pytest.fixture(scope="module", params=SUBJECTS)
 def subject(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_command: Arguments
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_command: Arguments, compiled: Path
 ) -> Iterator[Subject]:
     backend, distributed = SUBJECTS[request.param]
     if request.param == "jax":
@@ -72,7 +72,7 @@ def subject(
         return tiny_command(out, "--backend", backend, *SETTINGS, *more, "--conditions", *conditions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRMA_CACHE", str(tmp_path_factory.mktemp("cache")))  # what one run compiles, the next finds
+        patch.setenv("CRMA_CACHE", str(compiled))
         if distributed:
             ended = torchrun(arguments(folder))
             assert ended.code == 0, ended.error

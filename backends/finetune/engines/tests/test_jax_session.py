@@ -18,15 +18,14 @@ JAX = ("--backend", "jax-cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """What one process compiles, the next one finds."""
+def cache(compiled):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRMA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CRMA_CACHE", str(compiled))
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_command, compiled):
+def finished(tmp_path_factory, tiny_command, cache):
     """A run on one device, which the tests compare others with."""
     from backends.finetune.cli import main
 

@@ -232,9 +232,10 @@ def test_memory_follows_the_machine_and_the_protocol():
     folder = random_model_folder("mistral-7b-v0.3", size="full")
     protocol = protocol_of(conditions=["frozen", "modular", "full"], precision="bfloat16", max_tokens=512)
     work = most_work(protocol)
+    one = protocol.model_copy(update={"conditions": ["frozen"]})  # each further one is traced anew
     alone = make_plan(folder, protocol, work, Machine("cuda"))
-    shared = make_plan(folder, protocol, work, Machine("cuda", devices=3, shard=True, peak=1e15))
-    every = make_plan(folder, protocol, work, Machine("cuda", every_logit=True)).conditions["frozen"].memory
+    shared = make_plan(folder, one, work, Machine("cuda", devices=3, shard=True, peak=1e15))
+    every = make_plan(folder, one, work, Machine("cuda", every_logit=True)).conditions["frozen"].memory
     frozen, modular, full = (alone.conditions[name] for name in ("frozen", "modular", "full"))
     assert frozen.memory["weights"] == 2 * alone.counts.base
     assert frozen.memory["optimizer"] == 8 * alone.counts.lora
@@ -260,14 +261,15 @@ def test_memory_follows_the_machine_and_the_protocol():
     weights = weight_bytes(alone.counts, four_bits, full=False, shard=False)
     assert weights == pytest.approx(FOUR_BITS * alone.counts.linear + 2 * (alone.counts.base - alone.counts.linear))
     assert 3.5e9 < weights < 4.5e9
-    mixed = make_plan(folder, protocol.model_copy(update={"precision": "mixed"}), work, Machine("cuda"))
+    in_mixed = {"precision": "mixed", "conditions": ["frozen", "full"]}
+    mixed = make_plan(folder, protocol.model_copy(update=in_mixed), work, Machine("cuda"))
     part = mixed.conditions["frozen"].memory
     head = 32768 * 4096
     assert mixed.counts.head == head
     assert part["weights"] == 4 * alone.counts.base - 2 * (alone.counts.linear + head)
     assert mixed.conditions["frozen"].peak == pytest.approx(4 * alone.counts.base)  # as it is loaded
     assert mixed.conditions["full"].memory["more, while loaded"] == 0
-    both = four_bits.model_copy(update={"precision": "mixed"})
+    both = four_bits.model_copy(update=in_mixed | {"conditions": ["frozen"]})
     assert make_plan(folder, both, work, Machine("cuda")).conditions["frozen"].memory["more, while loaded"] == 0
     small = protocol.model_copy(update={"batch_size": 1, "max_tokens": 64, "conditions": ["frozen"], "holdout": 99})
     shallow = random_model_folder("mistral-7b-v0.3", size="full", layers=4)

@@ -1,6 +1,7 @@
 """The kernels under what every port is asked: numbers, gradients, refusals, what is not finite. In a fresh process.
 
-It takes a minute; the whole suite, ``pytest conformance/ --backend=torch-triton``, takes many in Triton's interpreter.
+They take a minute in the full profile. The whole suite, ``pytest conformance/ --backend=torch-triton``, takes many in
+Triton's interpreter.
 """
 
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 FILES = ("test_golden_vectors.py", "test_corners.py", "test_refusals.py", "test_non_finite_inputs.py")
 
 
-def test_the_kernels_pass_a_part_of_the_suite() -> None:
+@pytest.mark.parametrize("profile", ["quick", pytest.param("full", marks=pytest.mark.slow)])
+def test_the_kernels_pass_a_part_of_the_suite(profile: str) -> None:
     pytest.importorskip("triton")
     suite = Path(__file__).parents[4] / "conformance"
-    command = [sys.executable, "-m", "pytest", "-q", "--backend=torch-triton", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", "-q", "--backend=torch-triton", "--profile", profile, "-m", "not slow"]
     command += [str(suite / file) for file in FILES]
     done = subprocess.run(command, cwd=suite.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
