@@ -46,7 +46,8 @@ def learn(
         option(metavar="auto|none|FILE", help="chat template, of the first task (default: auto, the model's own)"),
     ] = None,
     start: Annotated[
-        Literal["fresh", "last", "nearest"], option(help="where the task's LoRA starts (default: fresh)")
+        Literal["fresh", "last", "nearest", "distilled"],
+        option(help="where the task's LoRA starts; distilled: from the last, held near its answers (default: fresh)"),
     ] = "fresh",
     check: Annotated[
         Literal["all", "recent", "none"],

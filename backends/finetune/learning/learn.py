@@ -6,7 +6,6 @@ import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,9 @@ def learn(
             what must not be parted. split: of a dataset with several.
         settings: FIELD=VALUE of a protocol, as in `crma finetune --set`; what is not given follows the amount of data.
         template: the chat template: "auto", the model's own, "none", or a file; fixed by the first task.
-        start: where the task's LoRA starts: "fresh", from the "last" task's, or from the "nearest" (that of the task
-            which gives the new texts the lowest loss).
+        start: where the task's LoRA starts: "fresh", from the "last" task's, from the "nearest" (that of the task
+            which gives the new texts the lowest loss), or "distilled": from the last task's, and held near its answers
+            on the new texts (`distilled.strength`).
         check: which earlier tasks are measured after the phase, and may move to the new shared CRMA: "all", the
             "recent" 8, or "none". A task that is not measured goes on answering exactly as before.
         promise: percent: where a task would lose more on its reported texts than that, since its own phase, the phase
@@ -147,7 +147,7 @@ def learn(
         protocol = _protocol(lesson, splits, path, assistant)
         chosen = settings if assistant is None else [f"precision={assistant.protocol.precision}"]
         protocol, slow = on_this_processor(protocol, backend, chosen)
-        condition = replace(protocol.condition("modular-ratchet"), start=lesson.start)
+        condition = lesson.condition(protocol, assistant)
         check_supported(protocol, [condition], backend, shard=False, random_weights="full" if is_random(path) else None)
         check_fits(path, protocol)
         task = Task(lesson.task, splits.train, splits.reported, decision=splits.decision)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from backends.finetune.methods.lwf import DISTILLED
+from backends.finetune.methods.method import Condition
+from backends.finetune.protocols.protocol import Protocol
 from backends.finetune.runs.assistant_folder import Assistant, Taught
 from reference.errors import ConfigError, TaskDataError
 
 RECENT = 8  # earlier tasks that --check recent measures
 Checks = Literal["all", "recent", "none"]
-Start = Literal["fresh", "last", "nearest"]
+Start = Literal["fresh", "last", "nearest", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Lesson:
         data: a file, a folder or OWNER/NAME of a dataset. name: of the task; by default from the data's.
         holdout: a file of its own for what is reported. columns, split: see
             :func:`backends.finetune.learning.data.read_examples`. settings: FIELD=VALUE of a protocol.
-        template: the chat template, "auto", "none" or a file. start: where its LoRA starts. check: which earlier tasks
+        template: the chat template, "auto", "none" or a file. start: where its LoRA starts; "distilled" is
+            "last", held near the answers of the last task's LoRA on the new texts. check: which earlier tasks
             are measured and may move. promise: the most, in percent, that any of them may lose. discard: whether a
             phase that was interrupted is given up.
     """
@@ -51,12 +55,19 @@ class Lesson:
         chosen = {"all": names, "recent": names[-RECENT:], "none": []}[self.check]
         return {name: assistant.tasks[name] for name in chosen}
 
+    def condition(self, protocol: Protocol, assistant: Assistant | None) -> Condition:
+        """How it is trained. Of what there is nothing yet to start from it is a fresh LoRA that is trained."""
+        ratchet = protocol.condition("modular-ratchet")
+        if assistant is None or not assistant.tasks:
+            return ratchet
+        return replace(ratchet, **DISTILLED) if self.start == "distilled" else replace(ratchet, start=self.start)
+
 
 def check_lesson(lesson: Lesson, answers: int) -> None:
     """Raises: ConfigError, TaskDataError."""
     for option, value, allowed in (
-        ("start", lesson.start, ("fresh", "last", "nearest")),
-        ("check", lesson.check, ("all", "recent", "none")),
+        ("start", lesson.start, get_args(Start)),
+        ("check", lesson.check, get_args(Checks)),
     ):
         if value not in allowed:
             raise ConfigError(f"--{option}", got=repr(value), allowed=", ".join(allowed), remedy="choose one of these")

@@ -10,6 +10,7 @@ from backends.finetune.learning.measure import batches_of, measured
 from backends.finetune.models.memory_errors import memory_errors
 from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder, Taught
 from backends.finetune.runs.assistant_records import Check
+from backends.finetune.runs.run_folder import PhaseFiles
 from backends.finetune.training.encoded_tasks import EncodedTasks
 from backends.finetune.training.phase import PhaseTraining, new_record
 from backends.finetune.training.progress import Progress
@@ -39,6 +40,8 @@ class LessonPhase:
         """Train and measure. Raises: PromiseBrokenError, after the folder has become what it was before."""
         folder, name, files = self.folder, self.lesson.task, self.folder.files(self.phase)
         self.progress.start_branch(name, self.taught.training_tokens(0))
+        if self.lesson.start == "distilled" and self.assistant.tasks:  # whose answers it is held near
+            self.engine.start_from(self._lora_of(next(reversed(self.assistant.tasks))))
         training = PhaseTraining(self.engine, self.taught, self.progress, NO_LOG, name)
         record = training.run(self.phase, folder.checkpoint, self._begin, index=0)
         if self.protocol.crma.data_budget is not None:
@@ -81,12 +84,15 @@ class LessonPhase:
         if self.lesson.start == "nearest":
             sample = self.taught.sample(0)
             losses = {}
-            for name, task in tasks.items():
-                self.engine.start_from(self.folder.files(task.record.phase))
+            for name in tasks:
+                self.engine.start_from(self._lora_of(name))
                 losses[name] = sample.loss(self.engine)
             chosen = min(losses, key=lambda name: losses[name])
-        self.engine.start_from(self.folder.files(tasks[chosen].record.phase))
+        self.engine.start_from(self._lora_of(chosen))
         return chosen
+
+    def _lora_of(self, name: str) -> PhaseFiles:
+        return self.folder.files(self.assistant.tasks[name].record.phase)
 
     def _turn_ratchet(self) -> tuple[dict[str, Check], dict[str, int]]:
         """Measure the earlier tasks, and the version that each answers with from now on. Clause: CL-11."""

@@ -18,7 +18,7 @@ FIXED = (
 #: what of a protocol one task has; the other fields speak of a run of several tasks, or have options of their own
 SETTABLE = (
     "precision", "quantization", "epochs", "batch_size", "accumulation", "packing", "gradient_checkpointing",
-    "template", "max_tokens", "warmup_steps", "checkpoint_every", "lora", "crma",
+    "template", "max_tokens", "warmup_steps", "checkpoint_every", "lora", "crma", "distilled",
 )  # fmt: skip
 LONGEST = 1024  # tokens, of an example that is not cut where no setting says otherwise
 

@@ -10,14 +10,15 @@ are logits, or the old model that computes them again: the same thing, as it is 
 In the conditions *distilled*, which are ours, a task keeps the LoRA that it was trained with. A new one starts from the
 last and is held near its answers, so that it learns the new task without leaving what the old one knew; no LoRA of an
 earlier task changes. With a shared CRMA the old LoRA is asked with the CRMA as it is now: what is distilled is LoRA's
-part.
+part. Their control is a fresh LoRA that is held near the answers of the base model: it has softer targets, and nothing
+of an earlier task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.finetune.methods.method import Condition, Mark, Method, Training
 from backends.finetune.methods.section import Factor, Positive, Section
@@ -35,9 +36,14 @@ class LwfSection(Section):
 
 
 class LearningWithoutForgetting(Method):
-    """What the model answered before this phase, on this phase's texts, is to be kept."""
+    """What the model answered before this phase, on this phase's texts, is to be kept.
+
+    Attributes:
+        of_base: whether that is what the base model answers, in place of what the LoRA before did.
+    """
 
     section = LwfSection
+    of_base: ClassVar[bool] = False
 
     def __init__(self, settings: LwfSection, training: Training) -> None:
         super().__init__(settings, training)
@@ -52,8 +58,11 @@ class LearningWithoutForgetting(Method):
         return lora + 2 * answered  # the LoRA before the phase; its logits and their probabilities
 
     def begin_phase(self, phase: int) -> None:
+        import torch
+
         if phase > 0:
-            self.teacher = {name: value.detach().clone() for name, value in self.slot.parameters().items()}
+            keep = torch.zeros_like if self.of_base else torch.clone  # a LoRA of zeros adds nothing
+            self.teacher = {name: keep(value.detach()) for name, value in self.slot.parameters().items()}
 
     def prepare(self, batch: Any) -> Tensor | None:
         import torch
@@ -67,6 +76,12 @@ class LearningWithoutForgetting(Method):
         if prepared is None:
             return None
         return self.settings.strength * distillation_loss(logits, prepared, self.settings.temperature)
+
+
+class NearBase(LearningWithoutForgetting):
+    """What the base model answers, on the texts of every phase but the first, is to be kept."""
+
+    of_base = True
 
 
 @contextmanager
@@ -117,6 +132,13 @@ CONDITIONS = (
         "lwf", "LwF", Mark("#8C510A", (0, (3, 1, 1, 1, 1, 1)), ">"), trains="shared", method=LearningWithoutForgetting
     ),
     Condition("frozen-distilled", "FROZEN, distilled", Mark("#D8A35D", (0, (5, 1, 1, 1)), "8"), **DISTILLED),
+    Condition(
+        "frozen-near-base",
+        "FROZEN, near the base model",
+        Mark("#E3C394", (0, (2, 1)), "8"),
+        method=NearBase,
+        section="distilled",
+    ),
     Condition(
         "modular-distilled",
         "MODULAR, distilled",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from backends.finetune.methods.lwf import LearningWithoutForgetting
 from backends.finetune.methods.method import Condition, Method
 from backends.finetune.protocols.protocol import Protocol
 from reference.errors import BackendError, ConfigError, ProtocolError
@@ -84,7 +85,8 @@ def _check_random(protocol: Protocol, backend: str, size: str) -> None:
 
 def _check_jax(protocol: Protocol, conditions: Iterable[Condition]) -> None:
     for condition in conditions:
-        plain = condition.trains in ("per-task", "shared") and condition.method is Method
+        known = condition.method is Method or issubclass(condition.method, LearningWithoutForgetting)
+        plain = condition.trains in ("per-task", "shared") and known
         if not plain or condition.crma == "unconstrained":
             raise _only_torch("conditions", condition.name)
     for field in ("accumulation", "packing", "quantization"):
@@ -96,7 +98,7 @@ def _only_torch(field: str, got: str) -> ProtocolError:
     return ProtocolError(
         field,
         got=f"{got}, with a JAX backend",
-        allowed="naive, frozen and modular with their controls other than modular-unconstrained; one unpacked batch a "
-        "step; whole weights",
+        allowed="naive, frozen and modular with their controls other than modular-unconstrained, and lwf; one unpacked "
+        "batch a step; whole weights",
         remedy="choose --backend torch-cpu or torch-cuda",
     )

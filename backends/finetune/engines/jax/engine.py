@@ -33,6 +33,7 @@ from backends.finetune.engines.optimizer import (
 )
 from backends.finetune.engines.world import SINGLE
 from backends.finetune.methods.frozen import raised_rank
+from backends.finetune.methods.lwf import LearningWithoutForgetting
 from backends.finetune.models.check_fits import check_fits
 from backends.finetune.models.folder import load_config
 from backends.finetune.runs.checkpoint_file import damaged_phase, phase_state, read_checkpoint
@@ -78,6 +79,7 @@ class JaxEngine:
             self._set_stack(self._start_stack())
         self.anchor: CRMAAdapter | None = None
         self.moments: StreamMoments | None = None  # of the tasks so far, where the condition has a data budget
+        self.teacher: Lora | None = None  # where a step is held near the answers of another LoRA
         self.phase = -1
         self._set_compute(0)
 
@@ -99,6 +101,9 @@ class JaxEngine:
         if self.condition.trains_crma == "each-anew":
             self._set_stack(self._start_stack())
         self.phase = phase
+        method = self.condition.method
+        if phase > 0 and issubclass(method, LearningWithoutForgetting):
+            self.teacher = jax.tree.map(jnp.zeros_like, self.lora) if method.of_base else self.lora
         if phase == 0 or self.condition.trains == "per-task":
             self.lora = self._fresh_lora(phase)
         self._set_compute(phase)
@@ -110,6 +115,7 @@ class JaxEngine:
 
     def _set_compute(self, phase: int) -> None:
         self.settings = group_settings(self.protocol, self.condition, phase)
+        settings = self.condition.settings(self.protocol)
         self.compute = Compute(
             self.config,
             self.protocol.crma.iterations,
@@ -118,6 +124,7 @@ class JaxEngine:
             tuple((name, group.clip) for name, group in self.settings.items()),
             self.placement.whole,
             self.protocol.gradient_checkpointing,
+            None if self.teacher is None else (settings.strength, settings.temperature),
         )
 
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
@@ -125,7 +132,7 @@ class JaxEngine:
         factor = rate_factor(index, self.steps, self.protocol.warmup_steps)
         # as arrays, so that another rate compiles nothing
         rates = {name: jnp.float32(group.learning_rate * factor) for name, group in self.settings.items()}
-        given = self.state, self._on_device(batch), self.placement.replicated(rates)
+        given = self.teacher, self.state, self._on_device(batch), self.placement.replicated(rates)
         result = train_step(self.compute, self.params, self._trainables(), self._still(), *given)
         norms = {name: float(result.norms[name]) for name in self.settings}
         report = StepReport(float(result.loss), norms)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from jax import Array
@@ -31,7 +32,8 @@ class Compute:
     """What a compiled step depends on besides arrays.
 
     ``clips``: (group, norm) for each group of parameters. ``whole``: on a mesh, how a tree lies that every device has.
-    ``remat``: whether the backward pass computes the inside of each layer again.
+    ``remat``: whether the backward pass computes the inside of each layer again. ``distillation``: strength and
+    temperature, where a step is held near the answers of a teacher's LoRA (methods/lwf.py).
     """
 
     config: DecoderConfig
@@ -41,6 +43,7 @@ class Compute:
     clips: tuple[tuple[str, float], ...]
     whole: NamedSharding | None = None
     remat: bool = False
+    distillation: tuple[float, float] | None = None
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -69,28 +72,45 @@ def train_step(
     params: Any,
     trainables: Trainables,
     still: Trainables,
+    teacher: Any,
     state: Any,
     batch: dict[str, Array],
     rates: dict[str, Array],
 ) -> Step:
     """One step on the mean loss per answer token; ``rates`` are the learning rates of the groups now, ``still`` the
-    groups that take part and are not trained."""
+    groups that take part and are not trained, ``teacher`` the LoRA whose answers a step with distillation is held near.
+    """
 
-    def mean_loss(trainables: Trainables) -> Array:
-        total, counted = _answer_loss(compute, params, trainables | still, batch)
-        return total / counted
+    def mean_loss(trainables: Trainables) -> tuple[Array, Array]:
+        answering = trainables | still
+        scores = _logits(compute, params, answering, batch)
+        losses, counted = token_losses(scores, batch["labels"])
+        total, tokens = losses.sum(), counted.sum().astype(losses.dtype)
+        held = jnp.zeros_like(total)
+        if compute.distillation is not None:
+            strength, temperature = compute.distillation
+            old = _logits(compute, params, jax.lax.stop_gradient(answering) | {"lora": teacher}, batch)
+            softened = distillation_losses(scores[:, :-1], old[:, :-1], temperature)
+            held = strength * jnp.where(counted, softened, 0).sum()
+        return (total + held) / tokens, total / tokens
 
     def whole(tree: Any) -> Any:
         # XLA would leave some leaves split over devices: more exchanges, and another program for the next step.
         return tree if compute.whole is None else jax.lax.with_sharding_constraint(tree, compute.whole)
 
-    loss, gradients = jax.value_and_grad(mean_loss)(trainables)
+    (_, loss), gradients = jax.value_and_grad(mean_loss, has_aux=True)(trainables)
     gradients = whole(gradients)
     norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to its integer count of steps
         updates, state = compute.optimizer.update(gradients, state)
     scaled = {name: jax.tree.map(lambda u, rate=rates[name]: -rate * u, update) for name, update in updates.items()}
     return Step(whole(optax.apply_updates(trainables, scaled)), whole(state), loss, norms)
+
+
+def distillation_losses(logits: Array, old_logits: Array, temperature: float) -> Array:
+    """Of each row, as :func:`backends.finetune.methods.lwf.distillation_loss` sums them; in float32."""
+    new, old = (each.astype(jnp.float32) / temperature for each in (logits, jax.lax.stop_gradient(old_logits)))
+    return optax.softmax_cross_entropy(new, jax.nn.softmax(old))
 
 
 class Scores(NamedTuple):
@@ -123,11 +143,6 @@ def stream_totals(compute: Compute, params: Any, trainables: Trainables, batch: 
         lora=decoder_lora(trainables["lora"], compute.lora_scale),
         matmul_dtype=compute.matmul_dtype,
     )
-
-
-def _answer_loss(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> tuple[Array, Array]:
-    losses, counted = token_losses(_logits(compute, params, trainables, batch), batch["labels"])
-    return losses.sum(), counted.sum().astype(losses.dtype)
 
 
 def _logits(compute: Compute, params: Any, trainables: Trainables, batch: dict[str, Array]) -> Array:

@@ -39,7 +39,7 @@ def finished(tmp_path_factory, tiny_command, cache):
     [
         *(
             (("--conditions", "naive", condition), f"conditions: got {condition}, with a JAX backend")
-            for condition in ("replay", "a-gem", "ewc", "lwf", "o-lora", "full", "modular-unconstrained")
+            for condition in ("replay", "a-gem", "ewc", "o-lora", "full", "modular-unconstrained")
         ),
         (("--set", "packing=true"), "packing: got True, with a JAX backend"),
         (("--set", "accumulation=2"), "accumulation: got 2, with a JAX backend"),

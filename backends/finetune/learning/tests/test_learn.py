@@ -111,12 +111,14 @@ def test_an_assistant_keeps_the_precision_of_its_first_task(tmp_path, tiny_model
     assert "precision=mixed may take ten times as long" in " ".join(capfd.readouterr().out.split())
 
 
-def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_model, monkeypatch):
+@pytest.mark.parametrize("start", ["fresh", "distilled"])
+def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_model, monkeypatch, start):
     from backends.finetune.engines.torch.engine import TorchEngine
 
+    options: dict[str, Any] = {"settings": SETTINGS, "start": start, "threads": 1, "answers": 0, "quiet": True}
+
     def again(folder):
-        data = write_jsonl(tmp_path / "d.jsonl", rows("d"))
-        return learn(data, folder, model=tiny_model, settings=SETTINGS, threads=1, answers=0, quiet=True)
+        return learn(write_jsonl(tmp_path / "d.jsonl", rows("d")), folder, **options)
 
     for name in ("whole", "interrupted"):
         shutil.copytree(taught, tmp_path / name)
@@ -144,7 +146,7 @@ def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_mod
     monkeypatch.undo()
     data = write_jsonl(tmp_path / "e.jsonl", rows("d"))
     with pytest.raises(RunFolderError, match="interrupted phase of the task 'd', with other task"):
-        learn(data, tmp_path / "interrupted", settings=SETTINGS, threads=1, answers=0, quiet=True)
+        learn(data, tmp_path / "interrupted", **options)
     again(tmp_path / "interrupted")
     one, other = (content(tmp_path / name) for name in ("whole", "interrupted"))
     assert one.keys() == other.keys()
@@ -152,6 +154,24 @@ def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_mod
     records = [AssistantFolder(tmp_path / name).read().learned[-1] for name in ("whole", "interrupted")]
     clocks = {"seconds", "time", "memory_bytes"}
     assert records[0].model_dump(exclude=clocks) == records[1].model_dump(exclude=clocks)
+
+
+def test_a_distilled_start_is_the_last_one_held_near_its_answers(taught, tmp_path, teach):
+    """With no strength it is the last task's to the bit; for a first task there is nothing to be held near."""
+    files, records = {}, {}
+    for name, start, strength in (("last", "last", 1), ("none", "distilled", 0), ("held", "distilled", 30)):
+        shutil.copytree(taught, tmp_path / name)
+        found = teach("d", name, settings=(f"distilled.strength={strength}",), start=start)
+        files[name], records[name] = found.folder / "task-3" / "adapter_model.safetensors", found.learned[-1]
+    last, none, held = (files[name].read_bytes() for name in files)
+    assert none == last != held
+    assert records["none"].start == records["held"].start == "c"
+    assert records["held"].losses[0] == records["last"].losses[0]  # of the same LoRA, before its first step
+    assert records["held"].own.loss > records["last"].own.loss  # it stays near another task's answers
+    for start in ("fresh", "distilled"):
+        teach("a", f"first-{start}", start=start)
+    one, other = (content(tmp_path / f"first-{start}") for start in ("fresh", "distilled"))
+    assert [name for name in one if one[name] != other[name]] == ["history.jsonl"]
 
 
 def test_a_broken_promise_leaves_the_folder_as_it_was(taught, tmp_path, tiny_model, monkeypatch, capsys):

@@ -218,14 +218,18 @@ def test_an_earlier_part_is_answered_with_the_newest_lora_of_its_domain(tiny_mod
     assert certify_run(tmp_path / "seed-3").passed
 
 
-def test_what_is_distilled_into_a_tasks_lora_is_the_last_tasks(tmp_path, tiny_command, monkeypatch):
+@pytest.mark.parametrize("backend", ["torch-cpu", "jax-cpu"])
+def test_what_is_distilled_into_a_tasks_lora_is_the_last_tasks(tmp_path, tiny_command, monkeypatch, compiled, backend):
     """Without CRMA the LoRAs are those of LwF, kept of each task; and a killed phase ends with the same bits."""
     from backends.finetune.cli import main
     from backends.finetune.training.phase import PhaseTraining
 
     names = ("frozen-inherit", "lwf", "frozen-distilled", "modular-distilled@data-0.003")
     given = ["--set", "lwf.strength=0.5", "--set", "distilled={strength = 0.5}", "--set", "checkpoint_every=1"]
-    given += ["--conditions", *names]
+    given += ["--conditions", *names, "--backend", backend]
+    if backend == "jax-cpu":
+        pytest.importorskip("optax", reason="pip install 'crma[jax]'")
+        monkeypatch.setenv("CRMA_CACHE", str(compiled))
     assert main(tiny_command(tmp_path / "whole", *given)) == 0
     results = read_results(tmp_path / "whole")
     inherit, lwf, distilled = (results.holdout_matrix(name, 0) for name in names[:3])
@@ -248,3 +252,27 @@ def test_what_is_distilled_into_a_tasks_lora_is_the_last_tasks(tmp_path, tiny_co
     assert main(tiny_command(tmp_path / "killed", *given)) == 0
     assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
     assert {check.verdict for check in certify_run(tmp_path / "whole").checks} <= {"pass", "not promised"}
+
+
+def test_what_is_held_near_the_base_model_stays_there(tmp_path, tiny_command):
+    """From the second task on; the first is trained as FROZEN's."""
+    from backends.finetune.cli import main
+
+    given = (
+        "--set",
+        "transfer=true",
+        "--set",
+        "distilled={strength = 1000}",
+        "--conditions",
+        "frozen",
+        "frozen-near-base",
+    )
+    assert main(tiny_command(tmp_path / "run", *given)) == 0
+    results = read_results(tmp_path / "run")
+    bare, (frozen, near) = results.base[0].holdout, (results.phases_of(name, 0) for name in given[-2:])
+    assert (frozen[0].losses, frozen[0].holdout) == (near[0].losses, near[0].holdout)
+    assert frozen[1].losses[0] == near[1].losses[0]
+    for phase in (1, 2):
+        task = frozen[phase].task
+        assert near[phase].holdout[task] == pytest.approx(bare[task], rel=0.01)
+        assert frozen[phase].holdout[task] < 0.9 * bare[task]
