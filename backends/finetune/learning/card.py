@@ -99,7 +99,8 @@ def _bounds(found: Assistant, version: int) -> str:
 def _made(found: Assistant, task: str) -> str:
     record = found.tasks[task].record
     lora = found.protocol.lora
-    start = f" It started from the LoRA of {record.start}." if record.start else ""
+    held = ", and was held near its answers" if record.distilled else ""
+    start = f" It started from the LoRA of {record.start}{held}." if record.start else ""
     return (
         f"Trained on {record.texts['train'].texts} texts of {record.data['name']} (SHA-256 of their digests "
         f"{record.data['sha256'][:16]}…), {len(record.losses)} steps, LoRA of rank {lora.rank}, alpha {lora.alpha:g}, "

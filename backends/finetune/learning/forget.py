@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backends.finetune.runs.assistant_folder import AssistantFolder
+from backends.finetune.runs.assistant_folder import Assistant, AssistantFolder
 from backends.finetune.runs.results import append_record
 from reference.errors import ConfigError
 
@@ -30,7 +30,7 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
             raise ConfigError(
                 "--task", got=repr(task), allowed=", ".join(found.tasks) or "no task yet", remedy="name one of these"
             )
-        heirs = [name for name, other in found.tasks.items() if other.record.start == task]
+        heirs = _heirs(found, task)
         if heirs and not even_so:
             raise ConfigError(
                 "--task",
@@ -50,3 +50,14 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
     if any(name.startswith("moments-") for name in found.files):
         left += " The moments of the data budget keep sums over its tokens, of which no text can be read."
     return f"forgotten: {task}; its LoRA and texts are removed. {left}"
+
+
+def _heirs(found: Assistant, task: str) -> list[str]:
+    """The tasks whose LoRA started from that of ``task``, or from one that did, be it forgotten by now."""
+    latest: dict[str, int] = {}  # a name may be learned again once it is forgotten
+    descended = {found.tasks[task].record.phase}
+    for record in found.learned:
+        if record.start is not None and latest.get(record.start) in descended:
+            descended.add(record.phase)
+        latest[record.task] = record.phase
+    return [name for name, other in found.tasks.items() if name != task and other.record.phase in descended]

@@ -68,11 +68,13 @@ class LessonPhase:
         self.progress.describe(f"{self.lesson.task}, the bare model")
         with self.engine.without_crma():
             bare = measured(self.engine, self.taught.holdout[0].batches, f"the bare model on {self.lesson.task}")
+        start = self._start()
         return new_record(self.engine) | {
             "phase": self.phase,
             "task": self.lesson.task,
             "bare": bare.model_dump(),
-            "start": self._start(),
+            "start": start,
+            "distilled": start is not None and self.lesson.start == "distilled",
         }
 
     def _start(self) -> str | None:

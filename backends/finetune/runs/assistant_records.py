@@ -47,8 +47,9 @@ class Check(BaseModel):
 class LearnedRecord(BaseModel):
     """One task that was learned, in phase ``phase`` of the folder, counted from 0 and never used twice.
 
-    ``data``: name and SHA-256 of what was read. ``start``: the task whose LoRA it started from. ``bare``: the base
-    model on its reported texts, and ``own``: after this phase. ``checked``: the earlier tasks that were measured; those
+    ``data``: name and SHA-256 of what was read. ``start``: the task whose LoRA it started from, and ``distilled``:
+    whether it was held near its answers. ``bare``: the base model on its reported texts, and ``own``: after this phase.
+    ``checked``: the earlier tasks that were measured; those
     that were not stay with their CRMA. ``versions``: the phase whose CRMA each task answers with from now on.
     ``promise``: the most that a task was allowed to lose, as a fraction, if one was asked for (CL-12). ``files``:
     SHA-256 of what the phase has written. The rest as in a run's record of a phase.
@@ -58,6 +59,7 @@ class LearnedRecord(BaseModel):
     task: str
     data: Annotated[dict[str, str], _with("name", "sha256")]
     start: str | None = None
+    distilled: bool = False
     bare: Measure
     own: Measure
     checked: dict[str, Check] = {}

@@ -165,7 +165,7 @@ def test_a_distilled_start_is_the_last_one_held_near_its_answers(taught, tmp_pat
         files[name], records[name] = found.folder / "task-3" / "adapter_model.safetensors", found.learned[-1]
     last, none, held = (files[name].read_bytes() for name in files)
     assert none == last != held
-    assert records["none"].start == records["held"].start == "c"
+    assert [(each.start, each.distilled) for each in records.values()] == [("c", False), ("c", True), ("c", True)]
     assert records["held"].losses[0] == records["last"].losses[0]  # of the same LoRA, before its first step
     assert records["held"].own.loss > records["last"].own.loss  # it stays near another task's answers
     for start in ("fresh", "distilled"):
@@ -224,6 +224,11 @@ def test_forgetting_removes_a_task_and_leaves_the_others_as_they_were(taught, tm
     before = AssistantFolder(tmp_path / "assistant").read()
     with pytest.raises(ConfigError, match="'c', from whose LoRA d started"):
         forget(tmp_path / "assistant", "c")
+    shutil.copytree(tmp_path / "assistant", tmp_path / "heirs")
+    learn(write_jsonl(tmp_path / "e.jsonl", rows("e")), tmp_path / "heirs", start="distilled", **options)
+    assert "so do the LoRAs of e, which started from its own" in forget(tmp_path / "heirs", "d", even_so=True)
+    with pytest.raises(ConfigError, match="'c', from whose LoRA e started"):  # by way of d, which is forgotten
+        forget(tmp_path / "heirs", "c")
     said = forget(tmp_path / "assistant", "b")
     assert "The shared CRMA was trained on it" in said
     found = AssistantFolder(tmp_path / "assistant").read()
