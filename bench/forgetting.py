@@ -3,7 +3,7 @@
 Clauses: CL-2..CL-4, CL-9, CL-13.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import reference
@@ -30,6 +30,8 @@ SHARES = {
     "modular-inherit@data-0.01": INHERIT,
     "modular-distilled@data-0.003": "frozen-distilled",
 }
+#: what softer targets give by themselves, and what the last LoRA gives beyond them
+DISTILLATION = {"frozen-near-base": "frozen", "frozen-distilled": "frozen-near-base"}
 BUDGETS = (
     ("modular@data-0.003", "modular"),
     ("modular-inherit@data-0.003", "modular-inherit"),
@@ -49,8 +51,17 @@ def every_condition(results: RunResults) -> Rows:
 
 def shares(results: RunResults) -> Rows:
     """bench/README.md: what CRMA itself contributes, against the same condition without it."""
-    yield ["with CRMA", "without", "seeds", "difference in final holdout", "p, paired t", "p, sign flips"]
-    for name, against in SHARES.items():
+    return _pairs(results, SHARES, "with CRMA", "without")
+
+
+def distillation(results: RunResults) -> Rows:
+    """bench/README.md: what a LoRA gains that is held near the answers of another."""
+    return _pairs(results, DISTILLATION, "condition", "against")
+
+
+def _pairs(results: RunResults, pairs: Mapping[str, str], *heads: str) -> Rows:
+    yield [*heads, "seeds", "difference in final holdout", "p, paired t", "p, sign flips"]
+    for name, against in pairs.items():
         seeds = [seed for seed in results.complete_seeds(name) if seed in results.complete_seeds(against)]
         found = interval(results, "advantage", name, seeds, against=against, resamples=RESAMPLES)
         ours, theirs = ([_final(results, condition, seed) for seed in seeds] for condition in (name, against))
@@ -123,6 +134,7 @@ VARIED = {
     "ewc": "λ = {strength:g}",
     "lwf": "λ = {strength:g}",
     "frozen-distilled": "λ = {strength:g}",
+    "frozen-near-base": "λ = {strength:g}",
     "o-lora": "λ₁ = {strength:g}",
 }
 OF_SECTION = {"frozen-inherit": "lora", "modular@data-0.003": "crma"}  # the others have one of their own
@@ -151,6 +163,16 @@ def baselines(reported: Entry, tried: Sequence[Entry]) -> Rows:
             value += " (reported)" if is_reported else ""
         drift = percent(100 * row["drift"]) + ("%" if row["drift"] else "")
         yield [readable(name), value, drift, f"{row['final_holdout']:.3f}"]
+
+
+def recurring(runs: Sequence[RunResults]) -> Rows:
+    """bench/README.md: the protocol `recurring`, seed by seed, since each has an order of its own."""
+    yield ["seed", "condition", "drift", "final holdout, nats", "advantage over FROZEN", "over FROZEN, nearest"]
+    for results in runs:
+        for name in results.conditions:
+            nearest = interval(results, "advantage", name, results.seeds, against="frozen-nearest", resamples=RESAMPLES)
+            compared = _shown(nearest) if name != "frozen-nearest" else ""
+            yield [str(results.seeds[0]), readable(name), *cells(results, name)[:3], compared]
 
 
 def cells(results: RunResults, name: str) -> list[str]:
