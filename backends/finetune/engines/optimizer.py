@@ -8,6 +8,7 @@ from typing import NamedTuple
 from backends.finetune.engines.engine import StepReport
 from backends.finetune.methods.full import FullSection
 from backends.finetune.methods.method import Condition
+from backends.finetune.models.memory_errors import ANEW
 from backends.finetune.protocols.protocol import LoraSection, Protocol
 from reference.errors import NonFiniteError, TrainingDivergedError
 
@@ -67,7 +68,7 @@ def check_step(report: StepReport, phase: int, index: int) -> None:
             f"phase {phase}, step {index + 1}",
             got=f"loss {report.loss}, gradient norms {report.gradient_norms}",
             allowed="finite values",
-            remedy="lower the learning rate of the group that is not finite, in a new --out",
+            remedy=f"lower the learning rate of the group that is not finite; {ANEW}",
         )
 
 
@@ -78,7 +79,7 @@ def check_scores(losses: Iterable[float], phase: int) -> None:
             f"loss of held-out texts, phase {phase}",
             got=total,
             allowed="a finite value",
-            remedy="lower the learning rates, in a new --out",
+            remedy=f"lower the learning rates; {ANEW}",
         )
 
 

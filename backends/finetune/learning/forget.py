@@ -19,7 +19,8 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
     Args:
         even_so: forget it also where other tasks' LoRAs started from its own.
 
-    Raises: RunFolderError; ConfigError for an unknown task, and for one that others started from.
+    Raises: RunFolderError; ConfigError for an unknown task, for one that others started from, and while a phase is
+        interrupted that started from an earlier task's LoRA.
     """
     assistant_folder = AssistantFolder(folder)
     if not assistant_folder.exists:
@@ -29,6 +30,13 @@ def forget(folder: Path | str, task: str, *, even_so: bool = False) -> str:
         if task not in found.tasks:
             raise ConfigError(
                 "--task", got=repr(task), allowed=", ".join(found.tasks) or "no task yet", remedy="name one of these"
+            )
+        if assistant_folder.is_inheriting:
+            raise ConfigError(
+                "--task",
+                got=f"{task!r}, while a phase is interrupted that started from the LoRA of an earlier task",
+                allowed="to forget before such a phase or after it: what it starts from is not to change on the way",
+                remedy="repeat the command that was interrupted, or give its work up with --discard",
             )
         heirs = _heirs(found, task)
         if heirs and not even_so:

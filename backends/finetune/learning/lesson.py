@@ -83,6 +83,13 @@ def check_lesson(lesson: Lesson, answers: int) -> None:
         raise ConfigError(
             "settings", got=repr(settings)[:200], allowed="a list of texts FIELD=VALUE", remedy='write ["epochs=4"]'
         )
+    if lesson.start != "distilled" and (idle := [each for each in settings if each.strip().startswith("distilled")]):
+        raise ConfigError(
+            f"--set {idle[0]}"[:200],
+            got=f"a setting that does nothing with --start {lesson.start}",
+            allowed="distilled.strength and distilled.temperature with --start distilled",
+            remedy="add --start distilled, or leave the setting out",
+        )
     if not isinstance(lesson.columns, (Mapping, type(None))):
         raise ConfigError(
             "columns", got=repr(lesson.columns)[:200], allowed="a dictionary, or None", remedy='{"prompt": "question"}'

@@ -7,6 +7,8 @@ from reference.errors import OutOfMemoryError
 
 #: of JAX on every device, of PyTorch on a GPU, and of PyTorch on a CPU
 SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+#: how settings are changed on which a run or a lesson has begun
+ANEW = "begin anew, in a new --out, or with `crma learn --discard`"
 
 
 @contextmanager
@@ -21,6 +23,6 @@ def memory_errors(what: str) -> Iterator[None]:
             what,
             got=(str(error).splitlines() or [type(error).__name__])[0][:200],
             allowed="a step that fits into the memory that is free",
-            remedy='lower batch_size or max_tokens, or take precision = "bfloat16", in a protocol of your own and a '
-            "new --out; on JAX, --mesh spreads the weights over devices, in the same --out",
+            remedy='lower batch_size or max_tokens, or take precision = "bfloat16", with --set; '
+            f"{ANEW}. On JAX, --mesh spreads the weights over devices, in the same --out",
         ) from error

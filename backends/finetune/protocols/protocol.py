@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import factorial
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
@@ -303,5 +303,6 @@ def _fields(section: Sequence[int | str]) -> list[str]:
     """The names of the fields of a section."""
     model: type[BaseModel] = Protocol
     for name in section:
-        model = model.model_fields[str(name)].annotation  # type: ignore[assignment]
+        annotation = model.model_fields[str(name)].annotation
+        model = next(part for part in (annotation, *get_args(annotation)) if hasattr(part, "model_fields"))
     return list(model.model_fields)

@@ -276,6 +276,17 @@ class AssistantFolder(LockedFolder):
         files = self.files(phase)
         return files.lora, files.crma, files.moments, self.texts(phase)
 
+    @property
+    def is_inheriting(self) -> bool:
+        """Whether what is under way has begun, from the LoRA of an earlier task."""
+        if not (self.underway.exists() and self.checkpoint.exists()):
+            return False
+        try:
+            about: Any = read_json(self.underway)
+            return bool(about["start"] != "fresh")
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+
     def _is_behind(self, learned: int) -> bool:
         """Whether what is under way has been written into the history: a process was killed between the two."""
         try:

@@ -79,7 +79,8 @@ class JaxEngine:
             self._set_stack(self._start_stack())
         self.anchor: CRMAAdapter | None = None
         self.moments: StreamMoments | None = None  # of the tasks so far, where the condition has a data budget
-        self.teacher: Lora | None = None  # where a step is held near the answers of another LoRA
+        self.teacher: Lora | None = None  # where a step is held near the answers of another LoRA,
+        self.distillation: tuple[float, float] | None = None  # its strength and temperature
         self.phase = -1
         self._set_compute(0)
 
@@ -104,6 +105,8 @@ class JaxEngine:
         method = self.condition.method
         if phase > 0 and issubclass(method, LearningWithoutForgetting):
             self.teacher = jax.tree.map(jnp.zeros_like, self.lora) if method.of_base else self.lora
+            settings = self.condition.settings(self.protocol)
+            self.distillation = settings.strength, settings.temperature
         if phase == 0 or self.condition.trains == "per-task":
             self.lora = self._fresh_lora(phase)
         self._set_compute(phase)
@@ -115,7 +118,6 @@ class JaxEngine:
 
     def _set_compute(self, phase: int) -> None:
         self.settings = group_settings(self.protocol, self.condition, phase)
-        settings = self.condition.settings(self.protocol)
         self.compute = Compute(
             self.config,
             self.protocol.crma.iterations,
@@ -124,7 +126,6 @@ class JaxEngine:
             tuple((name, group.clip) for name, group in self.settings.items()),
             self.placement.whole,
             self.protocol.gradient_checkpointing,
-            None if self.teacher is None else (settings.strength, settings.temperature),
         )
 
     def step(self, batches: Sequence[Batch], index: int, memory: Batch | None = None) -> StepReport:
@@ -133,7 +134,8 @@ class JaxEngine:
         # as arrays, so that another rate compiles nothing
         rates = {name: jnp.float32(group.learning_rate * factor) for name, group in self.settings.items()}
         given = self.teacher, self.state, self._on_device(batch), self.placement.replicated(rates)
-        result = train_step(self.compute, self.params, self._trainables(), self._still(), *given)
+        taking_part = self._trainables(), self._still()
+        result = train_step(self.compute, self.distillation, self.params, *taking_part, *given)
         norms = {name: float(result.norms[name]) for name in self.settings}
         report = StepReport(float(result.loss), norms)
         check_step(report, self.phase, index)

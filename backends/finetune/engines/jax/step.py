@@ -32,8 +32,7 @@ class Compute:
     """What a compiled step depends on besides arrays.
 
     ``clips``: (group, norm) for each group of parameters. ``whole``: on a mesh, how a tree lies that every device has.
-    ``remat``: whether the backward pass computes the inside of each layer again. ``distillation``: strength and
-    temperature, where a step is held near the answers of a teacher's LoRA (methods/lwf.py).
+    ``remat``: whether the backward pass computes the inside of each layer again.
     """
 
     config: DecoderConfig
@@ -43,7 +42,6 @@ class Compute:
     clips: tuple[tuple[str, float], ...]
     whole: NamedSharding | None = None
     remat: bool = False
-    distillation: tuple[float, float] | None = None
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -66,9 +64,10 @@ def stack_of(trainables: Trainables, iterations: int) -> CRMAAdapter:
     return CRMAAdapter(trainables["mixing"], trainables["gate"], trainables["basis"], iterations)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def train_step(
     compute: Compute,
+    distillation: tuple[float, float] | None,
     params: Any,
     trainables: Trainables,
     still: Trainables,
@@ -78,7 +77,8 @@ def train_step(
     rates: dict[str, Array],
 ) -> Step:
     """One step on the mean loss per answer token; ``rates`` are the learning rates of the groups now, ``still`` the
-    groups that take part and are not trained, ``teacher`` the LoRA whose answers a step with distillation is held near.
+    groups that take part and are not trained. ``distillation``: strength and temperature, where the step is held near
+    the answers of the LoRA ``teacher`` (methods/lwf.py).
     """
 
     def mean_loss(trainables: Trainables) -> tuple[Array, Array]:
@@ -87,8 +87,8 @@ def train_step(
         losses, counted = token_losses(scores, batch["labels"])
         total, tokens = losses.sum(), counted.sum().astype(losses.dtype)
         held = jnp.zeros_like(total)
-        if compute.distillation is not None:
-            strength, temperature = compute.distillation
+        if distillation is not None:
+            strength, temperature = distillation
             old = _logits(compute, params, jax.lax.stop_gradient(answering) | {"lora": teacher}, batch)
             softened = distillation_losses(scores[:, :-1], old[:, :-1], temperature)
             held = strength * jnp.where(counted, softened, 0).sum()

@@ -159,9 +159,10 @@ def test_interrupted_and_repeated_gives_the_same_bits(taught, tmp_path, tiny_mod
 def test_a_distilled_start_is_the_last_one_held_near_its_answers(taught, tmp_path, teach):
     """With no strength it is the last task's to the bit; for a first task there is nothing to be held near."""
     files, records = {}, {}
-    for name, start, strength in (("last", "last", 1), ("none", "distilled", 0), ("held", "distilled", 30)):
+    for name, start, strength in (("last", "last", 0), ("none", "distilled", 0), ("held", "distilled", 30)):
         shutil.copytree(taught, tmp_path / name)
-        found = teach("d", name, settings=(f"distilled.strength={strength}",), start=start)
+        settings = (f"distilled.strength={strength}",) if start == "distilled" else ()
+        found = teach("d", name, settings=settings, start=start)
         files[name], records[name] = found.folder / "task-3" / "adapter_model.safetensors", found.learned[-1]
     last, none, held = (files[name].read_bytes() for name in files)
     assert none == last != held
@@ -314,6 +315,8 @@ def test_what_cannot_be_taught_is_refused_and_changes_nothing(taught, tmp_path, 
         teach("x", model=other)
     with pytest.raises(ConfigError, match="--promise: got -1"):
         teach("x", promise=-1)
+    with pytest.raises(ConfigError, match=r"--set distilled\.strength=5: got a setting that does nothing"):
+        teach("x", settings=("distilled.strength=5",), start="last")
     with pytest.raises(TaskDataError, match=r"HF_HUB_OFFLINE|no package"):
         teach("x", data="acme/tickets")
     assert content(tmp_path / "assistant") == before
@@ -506,6 +509,32 @@ def test_a_phase_does_not_go_on_with_texts_of_another_spelling(tmp_path, teach, 
     shouted = [{**row, "response": row["response"].upper()} for row in rows("b")]
     with pytest.raises(RunFolderError, match="'b', with other data"):
         teach("b", data=write_jsonl(tmp_path / "b.jsonl", shouted))
+
+
+@pytest.mark.parametrize("start", ["last", "distilled"])
+def test_nothing_is_forgotten_under_a_phase_that_started_from_a_task(taught, tmp_path, teach, monkeypatch, start):
+    """What it starts from, and is held near, would be another task in the middle of it."""
+    from backends.finetune.engines.torch.engine import TorchEngine
+
+    shutil.copytree(taught, tmp_path / "assistant")
+    step, calls = TorchEngine.step, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            teach("d", start=start)
+    before = content(tmp_path / "assistant")
+    for task in "abc":
+        with pytest.raises(ConfigError, match="while a phase is interrupted that started from the LoRA"):
+            forget(tmp_path / "assistant", task, even_so=True)
+    assert content(tmp_path / "assistant") == before
+    assert teach("d", start=start).learned[-1].start == "c"
 
 
 def test_a_task_is_forgotten_while_a_phase_is_interrupted(taught, tmp_path, tiny_model, monkeypatch):

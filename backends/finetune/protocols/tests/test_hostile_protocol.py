@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.protocols.protocol import MOST_ORDERED, LoraSection, Protocol, load_protocol, protocols_folder
 from backends.finetune.training.threads import set_up_framework
 from reference.errors import ConfigError, ProtocolError
@@ -115,6 +116,16 @@ def test_what_cannot_be_meant_is_refused_by_name(setting):
     with pytest.raises(ProtocolError) as refused:
         load_protocol("quickstart", [setting])
     assert setting.partition("=")[0].partition(".")[0] in str(refused.value)
+
+
+OF_METHODS = {name for condition in KNOWN.values() if (name := condition.settings_section)}
+
+
+@pytest.mark.parametrize("section", ["lora", "crma", "crma.basis", *sorted(OF_METHODS)])
+def test_a_misspelt_field_is_told_those_that_there_are(section):
+    """Of every section, one that a protocol may leave out included."""
+    with pytest.raises(ProtocolError, match=rf"{section}\.strenght: got 1; allowed: the fields \w+"):
+        load_protocol("quickstart", [f"{section}.strenght=1"])
 
 
 def test_every_order_of_many_tasks_is_refused():
