@@ -255,12 +255,13 @@ def _protocol(lesson: Lesson, splits: Splits, path: Path, assistant: Assistant |
     """The task's protocol, in which the lengths of its texts are known. Raises: TaskDataError, ProtocolError."""
     settings = [*lesson.settings, *([f"template={lesson.template}"] if lesson.template is not None else [])]
     fixed = assistant.protocol if assistant else None
-    roomy = task_protocol(lesson.task, len(splits.train), [], settings, fixed)
+    given, distilled = (lesson.task, len(splits.train)), lesson.start == "distilled"
+    roomy = task_protocol(*given, [], settings, fixed, distilled=distilled)
     positions = limits_of(load_config(path)).positions or 2**24
     encoder = Encoder(load_tokenizer(path), roomy.model_copy(update={"max_tokens": 2**24}))
     encoded = encoder.encode([*splits.train, *splits.decision, *splits.reported], lesson.task)
     lengths = [len(example.ids) for example in encoded]
-    return task_protocol(lesson.task, len(splits.train), lengths, settings, fixed, positions)
+    return task_protocol(*given, lengths, settings, fixed, positions, distilled=distilled)
 
 
 def _begin(

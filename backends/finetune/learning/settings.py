@@ -21,6 +21,8 @@ SETTABLE = (
     "template", "max_tokens", "warmup_steps", "checkpoint_every", "lora", "crma", "distilled",
 )  # fmt: skip
 LONGEST = 1024  # tokens, of an example that is not cut where no setting says otherwise
+#: strength of a distilled start: of what was tried in `forgetting` at seed 0 the best (bench/README.md)
+DISTILLED = 0.3
 
 
 class Amount(NamedTuple):
@@ -43,19 +45,23 @@ def task_protocol(
     settings: Sequence[str],
     folder: Protocol | None,
     positions: int = LONGEST,
+    *,
+    distilled: bool = False,
 ) -> Protocol:
     """The protocol of one task.
 
     Args:
         texts: how many are trained on. lengths: of all its examples, in tokens; none are known before the model is.
         settings: FIELD=VALUE as the user gave them. folder: the settings that the folder's tasks share.
-        positions: the most tokens that the model reads.
+        positions: the most tokens that the model reads. distilled: whether its start is.
 
     Raises: ProtocolError, also for a setting that would part the task from the others of the folder.
     """
     given = {setting.partition("=")[0].strip() for setting in settings}
     amount = next(amount for amount in AMOUNTS if texts <= amount.texts)
     chosen = {"epochs": amount.epochs, "lora.learning_rate": amount.rate}
+    if distilled and not any(field.startswith("distilled") for field in given):
+        chosen["distilled.strength"] = DISTILLED
     if lengths:
         longest = sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1]
         chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST, positions)
