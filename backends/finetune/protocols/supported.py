@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from backends.finetune.methods.conditions import KNOWN
 from backends.finetune.methods.lwf import LearningWithoutForgetting
 from backends.finetune.methods.method import Condition, Method
 from backends.finetune.protocols.protocol import Protocol
@@ -102,3 +103,13 @@ def _only_torch(field: str, got: str) -> ProtocolError:
         "batch a step; whole weights",
         remedy="choose --backend torch-cpu or torch-cuda",
     )
+
+
+def idle_settings(protocol: Protocol, settings: Iterable[str]) -> list[str]:
+    """Those of the FIELD=VALUE in ``settings`` that belong to sections which no condition of the protocol reads."""
+    conditions = [protocol.condition(name) for name in protocol.conditions]
+    read = {condition.settings_section for condition in conditions}
+    read |= {"crma"} if any(condition.crma != "none" for condition in conditions) else set()
+    read |= {"lora"} if any(condition.trains != "full" for condition in conditions) else set()
+    sections = {condition.settings_section for condition in KNOWN.values()} | {"crma", "lora"}
+    return [each for each in settings if each.partition("=")[0].partition(".")[0].strip() in sections - read]

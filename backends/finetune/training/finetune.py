@@ -18,7 +18,7 @@ from backends.finetune.models.marker import random_size
 from backends.finetune.models.random_weights import Size, random_model_folder
 from backends.finetune.models.resolve import resolve_model
 from backends.finetune.protocols.protocol import Protocol, load_protocol
-from backends.finetune.protocols.supported import check_supported
+from backends.finetune.protocols.supported import check_supported, idle_settings
 from backends.finetune.report.page import write_report
 from backends.finetune.report.summary import orders_table, summary_table
 from backends.finetune.report.terminal import Terminal
@@ -98,8 +98,9 @@ def finetune(
     loaded, said = on_this_processor(loaded, backend, settings)
     make_engine, world = engine_factory(backend, mesh, shard=shard)
     with world.joined():
-        if said:
-            Terminal(quiet=quiet or world.rank > 0).print(said, soft_wrap=True, markup=False, highlight=False)
+        idle = (f"{each} does nothing here: no condition reads it." for each in idle_settings(loaded, settings))
+        for note in filter(None, (said, *idle)):
+            Terminal(quiet=quiet or world.rank > 0).print(note, soft_wrap=True, markup=False, highlight=False)
         if random_weights is not None:
             path = random_model_folder(loaded.model, size=random_weights).resolve()
         else:

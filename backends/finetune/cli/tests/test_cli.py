@@ -145,6 +145,14 @@ def test_an_option_that_would_be_ignored_or_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_setting_that_no_condition_reads_is_said(crma, finetune_command, tmp_path):
+    idle, read = ["ewc.strength=2", "crma.log_every=1", "distilled={strength=1}"], ["lora.alpha=4", "lwf.strength=2"]
+    given = [part for setting in [*idle, *read] for part in ("--set", setting)]
+    _, out, _ = crma(finetune_command(tmp_path / "run", *given, "--conditions", "frozen", "lwf"))
+    said = [line.partition(" does nothing here")[0] for line in out.splitlines() if "does nothing here" in line]
+    assert said == idle
+
+
 def test_a_holdout_text_of_one_task_in_the_training_of_another_is_refused(
     refused, finetune_command, tiny_tasks, tmp_path
 ):
