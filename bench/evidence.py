@@ -28,7 +28,7 @@ from backends.finetune.report.pictures import draw_pictures
 from backends.finetune.report.rows import FORMS, spread, values_of
 from backends.finetune.runs.records import BaseRecord, PanelRecord, PhaseRecord, RunRecord
 from backends.finetune.runs.results import RunResults
-from bench import forgetting, program
+from bench import forgetting, learn_starts, program
 from bench.forgetting import INHERIT
 from reference.errors import ConfigError
 
@@ -95,6 +95,7 @@ SHOWN = {
     "frozen": "FROZEN: a fresh LoRA per task",
     "modular": "MODULAR: the same, and the shared CRMA, with a displacement budget",
     "modular@data-0.003": "MODULAR with a data budget, the default of `crma learn`",
+    "frozen-near-base": "FROZEN, near the base model: a fresh LoRA, held near the answers of the base model; no CRMA",
     "frozen-distilled": "FROZEN, distilled: each LoRA starts from the last one and is held near its answers; no CRMA",
     "modular-distilled@data-0.003": "MODULAR, distilled: the same, and the shared CRMA with a data budget",
 }
@@ -236,6 +237,20 @@ def forgetting_baselines_table() -> Rows:
     return forgetting.baselines(reported, program.read_stored(RESULTS / "forgetting_baselines_tried.json"))
 
 
+def learn_starts_table() -> Rows:
+    """bench/README.md: where the LoRA of an assistant's task starts; fewer texts of the longer, real ones."""
+    heads, *invented = learn_starts.rows(
+        program.read_stored(RESULTS / "learn_starts-invented.json", "bench.learn_starts")
+    )
+    _, *real = learn_starts.rows(program.read_stored(RESULTS / "learn_starts-real.json", "bench.learn_starts"))
+    yield from (heads, *invented, *real)
+
+
+def recurring_table() -> Rows:
+    """bench/README.md: the protocol `recurring`."""
+    return forgetting.recurring([stored_results(entry) for entry in program.read_stored(RESULTS / "recurring.json")])
+
+
 def _of_forgetting(rows: Callable[[RunResults], Rows]) -> Callable[[], Rows]:
     """A table of the stored runs of `forgetting`, which are one entry."""
 
@@ -250,11 +265,14 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "baselines tried": (_OF_BENCH, baselines_table),
     "forgetting": (_OF_BENCH, _of_forgetting(forgetting.every_condition)),
     "forgetting, CRMA's share": (_OF_BENCH, _of_forgetting(forgetting.shares)),
+    "forgetting, distillation": (_OF_BENCH, _of_forgetting(forgetting.distillation)),
     "forgetting, budgets": (_OF_BENCH, _of_forgetting(forgetting.budgets)),
     "forgetting by seed": (_OF_BENCH, _of_forgetting(forgetting.by_seed)),
     "forgetting, toggle": (_OF_BENCH, _of_forgetting(forgetting.toggles)),
     "forgetting tried": (_OF_BENCH, forgetting_tried_table),
     "forgetting, baselines tried": (_OF_BENCH, forgetting_baselines_table),
+    "recurring": (_OF_BENCH, recurring_table),
+    "learn starts": (_OF_BENCH, learn_starts_table),
     "quickstart": (_OF_BENCH, quickstart_table),
     "quickstart tried": (_OF_BENCH, tried_table),
     "conformance suite": (_OF_BENCH, suite_table),

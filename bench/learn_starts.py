@@ -13,13 +13,16 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from backends.finetune.report.labels import percent
 from bench import program
 from bench.machine import machine_kind, versions
+from reference import advantage
 
 SEQUENCES = {
     "invented": ("Fictional-Medicine", "Fictional-Company", "Fictional-Law"),
@@ -38,26 +41,21 @@ STARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Teach every sequence from every start. Raises: SystemExit for a wrong option."""
     options = _parser().parse_args(arguments)
-    return program.measure("learn_starts", options, lambda: _taught(options), table)
+    return program.measure(
+        "learn_starts", options, lambda: _taught(options), lambda figures: program.markdown(rows(figures))
+    )
 
 
-def table(figures: Mapping[str, Any]) -> str:
-    """The loss of each start against that of a fresh LoRA, per sequence: mean over its later tasks and seeds."""
-    rows = [["start", *(f"{name}: loss, nats" for name in SEQUENCES), *(f"{name}: below fresh" for name in SEQUENCES)]]
-    for start in dict.fromkeys(entry["start"] for entry in figures["taught"]):
-        means = [_mean(figures, sequence, start) for sequence in SEQUENCES]
-        gains = [
-            None if mean is None or fresh is None else 100 * (1 - mean / fresh)
-            for mean, fresh in zip(means, (_mean(figures, name, "fresh") for name in SEQUENCES), strict=True)
-        ]
-        losses = ["–" if mean is None else f"{mean:.3f}" for mean in means]
-        rows.append([start, *losses, *("–" if gain is None else f"{gain:+.2f}%" for gain in gains)])
-    return program.markdown(rows)
-
-
-def _mean(figures: Mapping[str, Any], sequence: str, start: str) -> float | None:
-    found = [e["loss"] for e in figures["taught"] if (e["sequence"], e["start"]) == (sequence, start)]
-    return sum(found) / len(found) if found else None
+def rows(figures: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Of each sequence and start the mean loss over later tasks and seeds, and how far it is below a fresh LoRA's."""
+    yield ["tasks", "examples a task", "start", "later tasks", "mean loss, nats", "below fresh"]
+    losses: dict[tuple[str, str], list[float]] = {}
+    for entry in figures["taught"]:
+        losses.setdefault((entry["sequence"], entry["start"]), []).append(entry["loss"])
+    for (sequence, start), found in losses.items():
+        mean, fresh = fmean(found), losses.get((sequence, "fresh"))
+        gain = "" if start == "fresh" or fresh is None else f"{percent(100 * advantage(fmean(fresh), mean))}%"
+        yield [sequence, str(figures["rows"]), start, str(len(found)), f"{mean:.3f}", gain]
 
 
 def _taught(options: argparse.Namespace) -> dict[str, Any]:
