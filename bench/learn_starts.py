@@ -47,15 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def rows(figures: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Of each sequence and start the mean loss over later tasks and seeds, and how far it is below a fresh LoRA's."""
-    yield ["tasks", "examples a task", "start", "later tasks", "mean loss, nats", "below fresh"]
+    """Of each later task and start the mean loss over seeds, and how far it is below a fresh LoRA's."""
+    yield ["task", "examples", "start", "loss, nats", "below fresh"]
     losses: dict[tuple[str, str], list[float]] = {}
     for entry in figures["taught"]:
-        losses.setdefault((entry["sequence"], entry["start"]), []).append(entry["loss"])
-    for (sequence, start), found in losses.items():
-        mean, fresh = fmean(found), losses.get((sequence, "fresh"))
+        losses.setdefault((entry["task"], entry["start"]), []).append(entry["loss"])
+    for (task, start), found in losses.items():
+        mean, fresh = fmean(found), losses.get((task, "fresh"))
         gain = "" if start == "fresh" or fresh is None else f"{percent(100 * advantage(fmean(fresh), mean))}%"
-        yield [sequence, str(figures["rows"]), start, str(len(found)), f"{mean:.3f}", gain]
+        yield [task, str(figures["rows"]), start, f"{mean:.3f}", gain]
 
 
 def _taught(options: argparse.Namespace) -> dict[str, Any]:

@@ -21,8 +21,8 @@ SETTABLE = (
     "template", "max_tokens", "warmup_steps", "checkpoint_every", "lora", "crma", "distilled",
 )  # fmt: skip
 LONGEST = 1024  # tokens, of an example that is not cut where no setting says otherwise
-#: strength of a distilled start: of what was tried in `forgetting` at seed 0 the best (bench/README.md)
-DISTILLED = 0.3
+#: of a distilled start: of what was tried in `forgetting` at seed 0 the best (bench/README.md)
+DISTILLED_STRENGTH = 0.3
 
 
 class Amount(NamedTuple):
@@ -61,7 +61,7 @@ def task_protocol(
     amount = next(amount for amount in AMOUNTS if texts <= amount.texts)
     chosen = {"epochs": amount.epochs, "lora.learning_rate": amount.rate}
     if distilled and not any(field.startswith("distilled") for field in given):
-        chosen["distilled.strength"] = DISTILLED
+        chosen["distilled.strength"] = DISTILLED_STRENGTH
     if lengths:
         longest = sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1]
         chosen["max_tokens"] = min(max(64, -(-longest // 32) * 32), LONGEST, positions)

@@ -258,18 +258,10 @@ def test_what_is_held_near_the_base_model_stays_there(tmp_path, tiny_command):
     """From the second task on; the first is trained as FROZEN's."""
     from backends.finetune.cli import main
 
-    given = (
-        "--set",
-        "transfer=true",
-        "--set",
-        "distilled={strength = 1000}",
-        "--conditions",
-        "frozen",
-        "frozen-near-base",
-    )
-    assert main(tiny_command(tmp_path / "run", *given)) == 0
+    given, names = ("--set", "transfer=true", "--set", "distilled={strength = 1000}"), ("frozen", "frozen-near-base")
+    assert main(tiny_command(tmp_path / "run", *given, "--conditions", *names)) == 0
     results = read_results(tmp_path / "run")
-    bare, (frozen, near) = results.base[0].holdout, (results.phases_of(name, 0) for name in given[-2:])
+    bare, (frozen, near) = results.base[0].holdout, (results.phases_of(name, 0) for name in names)
     assert (frozen[0].losses, frozen[0].holdout) == (near[0].losses, near[0].holdout)
     assert frozen[1].losses[0] == near[1].losses[0]
     for phase in (1, 2):
